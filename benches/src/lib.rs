@@ -1,0 +1,1 @@
+//! Micro-benchmarks, peers and rigs.

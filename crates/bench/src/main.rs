@@ -1,0 +1,3 @@
+//! Simulated devices, ceilings and audits for IoT gateways.
+
+fn main() {}

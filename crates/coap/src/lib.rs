@@ -1,0 +1,1 @@
+//! CoAP server protocol, sans-IO.

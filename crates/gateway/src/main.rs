@@ -1,0 +1,3 @@
+//! The Tidegate gateway.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The session table: one entry a device.

@@ -1,0 +1,1 @@
+//! The durable log, its recovery, and the cursors of its sinks.

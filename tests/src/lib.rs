@@ -1,0 +1,1 @@
+//! End-to-end, foreign-client, fault and simulation tests.
