@@ -1,3 +1,39 @@
-//! What developers and CI run.
+//! What developers and CI run: `cargo xtask setup`, `cargo xtask test`.
+//!
+//! Every task finds the repository and the target directory by itself, so it may be started from anywhere within the
+//! checkout, and leaves nothing outside of the target directory but the Debian packages it says it installs.
 
-fn main() {}
+mod place;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Tasks of the Tidegate repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install the foreign clients that the tests drive (Debian packages, Python packages); quick when they are there.
+    Setup,
+    /// Install what the tests need, build the binaries and run every test of the workspace.
+    Test(test::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Setup => setup::run().map(|()| ExitCode::SUCCESS),
+        Task::Test(args) => test::run(&args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,125 @@
+//! Installs the foreign clients that the tests drive.
+//!
+//! - **Debian packages**, through `apt-get` as root or with a `sudo` that asks nothing, and only for programs that are not
+//!   on `PATH`.
+//! - **Python packages** at the versions in `tests/clients/requirements.txt`, into a virtual environment under the target
+//!   directory.
+//! - **Prometheus**, which the tests of `deploy/` run: the Debian package is downloaded and unpacked under the target
+//!   directory instead of installed, because installing it would start a service.
+//!
+//! A second run looks at a few files and does nothing.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::place::{self, has, quietly};
+
+/// A program that the tests start, and the Debian package that brings it.
+const PROGRAMS: [(&str, &str); 6] = [
+    ("cc", "gcc"),
+    ("coap-client-notls", "libcoap3-bin"),
+    ("mosquitto_pub", "mosquitto-clients"),
+    ("python3", "python3"),
+    ("systemd-analyze", "systemd"),
+    ("unshare", "util-linux"),
+];
+
+/// Installs whatever is missing.
+pub(crate) fn run() -> Result<()> {
+    let mut missing: Vec<&str> =
+        PROGRAMS.iter().filter(|(program, _)| !has(program)).map(|&(_, package)| package).collect();
+    if !venv_works() {
+        missing.extend(["python3", "python3-venv"]);
+    }
+    missing.sort_unstable();
+    missing.dedup();
+    if !missing.is_empty() {
+        apt_install(&missing)?;
+    }
+    python_packages()?;
+    prometheus()
+}
+
+/// Whether `python3 -m venv` can make an environment with pip in it: Debian keeps that in a package of its own.
+fn venv_works() -> bool {
+    Command::new("python3").args(["-c", "import venv, ensurepip"]).output().is_ok_and(|output| output.status.success())
+}
+
+/// `apt-get`, with `sudo` in front where that is needed and possible.
+fn apt_get(packages: &[&str]) -> Result<Command> {
+    let wanted = packages.join(" ");
+    if !has("apt-get") {
+        bail!("the tests need these Debian packages, and there is no apt-get here: {wanted}");
+    }
+    let root = fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0);
+    let mut command = if root {
+        Command::new("apt-get")
+    } else if Command::new("sudo").args(["-n", "true"]).output().is_ok_and(|output| output.status.success()) {
+        let mut sudo = Command::new("sudo");
+        sudo.args(["-n", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+        sudo
+    } else {
+        bail!("the tests need packages that only root can install; run: sudo apt-get install {wanted}");
+    };
+    command.env("DEBIAN_FRONTEND", "noninteractive").arg("-qq");
+    Ok(command)
+}
+
+fn apt_install(packages: &[&str]) -> Result<()> {
+    eprintln!("xtask: installing {}", packages.join(" "));
+    // The lists of a fresh machine are empty and those of an old one name versions that are gone.
+    quietly(apt_get(packages)?.arg("update"))?;
+    quietly(apt_get(packages)?.args(["install", "--yes", "--no-install-recommends"]).args(packages))
+}
+
+/// Makes the virtual environment, unless it holds the wanted versions already.
+fn python_packages() -> Result<()> {
+    let requirements = place::root().join("tests/clients/requirements.txt");
+    let wanted =
+        fs::read_to_string(&requirements).with_context(|| format!("cannot read {}", requirements.display()))?;
+    let venv = place::test_env()?.join("venv");
+    let stamp = venv.join("installed.txt");
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    eprintln!("xtask: installing Python packages into {}", venv.display());
+    quietly(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
+    quietly(
+        Command::new(venv.join("bin/pip"))
+            .args(["install", "--quiet", "--disable-pip-version-check", "--no-input", "--requirement"])
+            .arg(&requirements),
+    )
+    .context("the tests need these packages from the Python package index")?;
+    // Last, so that an installation cut short is done again.
+    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
+}
+
+fn prometheus() -> Result<()> {
+    let tools = place::test_env()?.join("tools");
+    if has("prometheus") && has("promtool") || tools.join("usr/bin/promtool").is_file() {
+        return Ok(());
+    }
+    if !has("apt-get") {
+        bail!("the tests need prometheus and promtool on PATH, and there is no apt-get here to fetch them");
+    }
+    let downloads = tools.join("downloads");
+    fs::create_dir_all(&downloads).with_context(|| format!("cannot make {}", downloads.display()))?;
+    eprintln!("xtask: unpacking prometheus into {}", tools.display());
+    if download(&downloads).is_err() {
+        quietly(apt_get(&["prometheus"])?.arg("update"))?;
+        download(&downloads).context("the tests need the Debian package prometheus")?;
+    }
+    for entry in fs::read_dir(&downloads)? {
+        quietly(Command::new("dpkg-deb").arg("--extract").arg(entry?.path()).arg(&tools))?;
+    }
+    fs::remove_dir_all(&downloads)?;
+    Ok(())
+}
+
+fn download(into: &Path) -> Result<()> {
+    quietly(Command::new("apt-get").args(["-qq", "download", "prometheus"]).current_dir(into))
+}
