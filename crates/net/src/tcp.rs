@@ -1,0 +1,46 @@
+//! Listening stream sockets.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// How [`tcp_listener`] sets a socket up.
+#[derive(Debug, Clone)]
+pub struct TcpOptions {
+    /// Several listeners share the address and the kernel spreads connections over them (`SO_REUSEPORT`).
+    pub reuse_port: bool,
+    /// Connections that wait to be accepted. The kernel caps it at `net.core.somaxconn`.
+    pub backlog: i32,
+    /// An IPv6 listener refuses IPv4 peers.
+    pub v6_only: bool,
+}
+
+impl Default for TcpOptions {
+    fn default() -> TcpOptions {
+        // 4,096 is the kernel's own cap (`net.core.somaxconn`) since Linux 5.4. A fleet that reconnects at once waits there
+        // and not in retransmitted SYNs, which take a second each.
+        TcpOptions { reuse_port: false, backlog: 4_096, v6_only: false }
+    }
+}
+
+/// A bound, listening, non-blocking socket. `SO_REUSEADDR` is on, so a restarted server need not wait for the connections of
+/// the one before it to leave TIME-WAIT (RFC 9293 §3.6.1).
+///
+/// # Errors
+///
+/// What the system says: the address is in use or not of this host, or a limit is reached.
+pub fn tcp_listener(addr: SocketAddr, options: &TcpOptions) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    if options.reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    if addr.is_ipv6() {
+        socket.set_only_v6(options.v6_only)?;
+    }
+    socket.bind(&addr.into())?;
+    socket.listen(options.backlog)?;
+    Ok(socket.into())
+}
