@@ -1,1 +1,30 @@
-//! End-to-end, foreign-client, fault and simulation tests.
+//! What the end-to-end tests share: the real gateway in a process of its own, raw clients for the edges, foreign clients
+//! for everything else, and faults.
+//!
+//! - [`Gateway`] starts the binary on free ports with a data directory of its own, and kills, stops and restarts it.
+//! - [`coap`] and [`mqtt`] speak the protocols byte by byte. They share no code with the gateway, so that a misreading of an
+//!   RFC cannot hide in both ends.
+//! - [`foreign`] runs libcoap's, mosquitto's, aiocoap's, paho's and DuckDB's own programs.
+//! - [`Shim`] makes the disk slow or faulty, [`SmallDisk`] makes it full.
+//! - [`Load`] is many devices at once, and a ledger of what was acknowledged to them.
+//!
+//! Nothing here sleeps for a while and hopes: [`until`] waits for a condition, and fails with its name at a deadline. That
+//! something does *not* happen is shown by an order: what would have come first did not, and what was sent later came.
+
+pub mod coap;
+mod disk;
+pub mod foreign;
+mod gateway;
+mod load;
+mod metrics;
+pub mod mqtt;
+pub mod repo;
+mod stored;
+mod wait;
+
+pub use disk::{Shim, SmallDisk};
+pub use gateway::{Exited, Gateway, Setup, tidegate};
+pub use load::{Ledger, Load};
+pub use metrics::Metrics;
+pub use stored::Stored;
+pub use wait::{DEADLINE, until};
