@@ -1,0 +1,342 @@
+//! The one table of configuration keys: name, type, default, bounds and the sentences that explain it.
+//!
+//! Each `section!` below becomes a struct (which derives nothing that reads its fields, so that the compiler reports a key
+//! that does nothing) and a [`Section`] of
+//! [`Key`]s. Defaults, the reading of file, environment and `--set`, error texts and `config/tidegate.toml` all follow from
+//! it. A default is written as it would be after `--set`; its type puts the quotes around it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::filter::RecordFilter;
+use super::kind::{
+    Choice, Directory, Filters, Flag, GIB, Given, Integer, KIB, Kind, Listen, MIB, Name, Size, Span, TIB, days, hours,
+    millis, minutes, seconds,
+};
+
+/// Keys that share a table of the file.
+pub struct Section {
+    /// The dotted name of the table; empty for the top level.
+    pub path: &'static str,
+    /// What it is about, line by line.
+    pub about: &'static [&'static str],
+    /// Its keys, in the order of the committed file.
+    pub keys: &'static [Key],
+}
+
+/// One key.
+pub struct Key {
+    /// The dotted name of its table; empty for the top level.
+    pub section: &'static str,
+    /// Its name within the table.
+    pub name: &'static str,
+    /// What it does, line by line.
+    pub doc: &'static [&'static str],
+    /// Its default, as it would stand after `--set`.
+    pub default: &'static str,
+    /// What it accepts.
+    pub kind: &'static dyn Kind,
+    /// Reads a value and puts it in its field.
+    pub assign: fn(&mut Config, &Given) -> Result<(), String>,
+}
+
+impl Key {
+    /// The dotted name that `--set` takes.
+    #[must_use]
+    pub fn path(&self) -> String {
+        if self.section.is_empty() { self.name.to_owned() } else { format!("{}.{}", self.section, self.name) }
+    }
+
+    /// The environment variable that sets it.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        format!("{}{}", super::source::ENV_PREFIX, self.path().replace('.', "__").to_uppercase())
+    }
+}
+
+/// Every key, in the order of the committed file.
+pub fn all() -> impl Iterator<Item = &'static Key> {
+    SECTIONS.iter().flat_map(|section| section.keys)
+}
+
+/// Every section that has keys, in the order of the committed file.
+pub static SECTIONS: &[&Section] = &[
+    &Config::SECTION,
+    &Coap::SECTION,
+    &Mqtt::SECTION,
+    &Http::SECTION,
+    &Ingest::SECTION,
+    &Auth::SECTION,
+    &Log::SECTION,
+    &Parquet::SECTION,
+    &Limits::SECTION,
+    &Logging::SECTION,
+    &Shutdown::SECTION,
+];
+
+macro_rules! section {
+    (
+        $(#[doc = $about:literal])+
+        $name:ident $path:literal |$config:ident| $at:expr,
+        { $($(#[doc = $doc:literal])+ $field:ident: $ty:ty = $default:literal, $kind:expr;)+ }
+        $({ $($(#[doc = $sub_doc:literal])+ $sub:ident: $sub_ty:ty;)+ })?
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Debug, Clone)]
+        pub struct $name {
+            $($(#[doc = $doc])+ pub $field: $ty,)+
+            $($($(#[doc = $sub_doc])+ pub $sub: $sub_ty,)+)?
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self {
+                    $($field: $kind.read(&Given::Word($default.into())).expect("the table's default is within its bounds"),)+
+                    $($($sub: <$sub_ty>::default(),)+)?
+                }
+            }
+        }
+
+        impl $name {
+            const SECTION: Section = Section {
+                path: $path,
+                about: &[$($about),+],
+                keys: &[$(Key {
+                    section: $path,
+                    name: stringify!($field),
+                    doc: &[$($doc),+],
+                    default: $default,
+                    kind: &$kind,
+                    assign: |$config, given| {
+                        ($at).$field = $kind.read(given)?;
+                        Ok(())
+                    },
+                }),+],
+            };
+        }
+    };
+}
+
+section! {
+    /// Everything that can be configured. Addresses are `host:port` (port 0 takes a free one; "off" turns a listener off),
+    /// sizes are bytes or "256 MiB", times are "500 ms", "60 s", "10 min", "1 h" or "7 d".
+    Config "" |c| c, {
+        /// The name of this gateway, unique among those that feed the same store. It is part of file names.
+        node: String = "tidegate", Name { max: 32 };
+        /// Where the log, the cursors and (unless named otherwise) the Parquet files are.
+        data_dir: PathBuf = "./data", Directory { empty: None };
+        /// Threads that serve devices; 0 is one for each core.
+        workers: usize = "0", Integer { min: 0, max: 1024 };
+    }
+    {
+        /// CoAP over UDP.
+        coap: Coap;
+        /// MQTT over TCP.
+        mqtt: Mqtt;
+        /// HTTP for operators.
+        http: Http;
+        /// What is recorded.
+        ingest: Ingest;
+        /// Who may speak.
+        auth: Auth;
+        /// The durable log.
+        log: Log;
+        /// Where readings go after the log.
+        sinks: Sinks;
+        /// Bounds across protocols.
+        limits: Limits;
+        /// The gateway's own messages.
+        logging: Logging;
+        /// How it stops.
+        shutdown: Shutdown;
+    }
+}
+
+section! {
+    /// CoAP over UDP (RFC 7252).
+    Coap "coap" |c| c.coap, {
+        /// Where to listen.
+        listen: Option<SocketAddr> = "127.0.0.1:5683", Listen;
+        /// Longest payload; a longer one is answered 4.13 with Size1. RFC 7252 §4.6 has senders assume 1,024 bytes; 1,280
+        /// is the MTU that every IPv6 link has (RFC 8200 §5), so that what came in one unfragmented datagram over any
+        /// link is accepted and little else is.
+        max_payload_bytes: usize = "1280", Size { min: 16, max: 65_000 };
+        /// Message IDs remembered for each device, to recognise a retransmission. A device has one exchange outstanding
+        /// (RFC 7252 §4.7, NSTART) and gives it up before it begins the next, so that a few are plenty.
+        dedup_entries: usize = "16", Integer { min: 1, max: 255 };
+        /// A reading that is not yet durable after this time is acknowledged by an empty message and answered by a
+        /// separate response (RFC 7252 §5.2.2). Devices send again after 2 s (ACK_TIMEOUT), so it stays below that.
+        ack_delay: Duration = "1 s", Span { min: millis(10), max: millis(1_900) };
+        /// Receive buffer of each socket, which holds what arrives while a worker is busy. The kernel caps it at
+        /// net.core.rmem_max.
+        receive_buffer_bytes: usize = "4 MiB", Size { min: 64 * KIB, max: GIB };
+    }
+}
+
+section! {
+    /// MQTT 3.1.1 and 5.0 over TCP.
+    Mqtt "mqtt" |c| c.mqtt, {
+        /// Where to listen.
+        listen: Option<SocketAddr> = "127.0.0.1:1883", Listen;
+        /// Connections at a time; one more is closed at once. Each takes a file descriptor.
+        max_connections: usize = "1000000", Integer { min: 1, max: 16_000_000 };
+        /// Longest packet; a longer one ends the connection (MQTT 5.0 §3.1.2.11.4: reason 0x95).
+        max_packet_bytes: usize = "256 KiB", Size { min: KIB, max: 16 * MIB };
+        /// Unacknowledged QoS 1 and 2 messages in each direction of a connection (MQTT 5.0 §3.2.2.3.3, Receive Maximum).
+        max_inflight: u16 = "64", Integer { min: 1, max: 65_535 };
+        /// Bytes that wait to be sent to a client that reads slowly, before messages to it are dropped (QoS 0) or kept
+        /// in its session (QoS 1 and 2).
+        max_outgoing_bytes: usize = "1 MiB", Size { min: 4 * KIB, max: GIB };
+        /// Topic aliases that a client may use (MQTT 5.0 §3.2.2.3.8); 0 forbids them.
+        topic_alias_max: u16 = "16", Integer { min: 0, max: 65_535 };
+        /// Time from the TCP connection to a complete CONNECT.
+        connect_timeout: Duration = "10 s", Span { min: seconds(1), max: minutes(10) };
+        /// Longest keep-alive, told to MQTT 5 clients that ask for more or for none (§3.2.2.3.14); "0 s" leaves it to
+        /// the client.
+        server_keep_alive: Duration = "0 s", Span { min: seconds(0), max: seconds(65_535) };
+        /// Longest time that a session outlives its connection (MQTT 5.0 §3.2.2.3.2). A 3.1.1 session without clean
+        /// session lives this long.
+        session_expiry_max: Duration = "7 d", Span { min: seconds(0), max: days(3_650) };
+    }
+}
+
+section! {
+    /// HTTP for operators: /metrics, /healthz, /readyz.
+    Http "http" |c| c.http, {
+        /// Where to listen.
+        listen: Option<SocketAddr> = "127.0.0.1:8680", Listen;
+    }
+}
+
+section! {
+    /// What is recorded of all that is published.
+    Ingest "ingest" |c| c.ingest, {
+        /// Topic filters (MQTT 5.0 §4.7). A topic is recorded if a filter matches it and none with `!` before it does.
+        filters: RecordFilter = "#, !cmd/#, !$SYS/#", Filters { max: 1024 };
+    }
+}
+
+section! {
+    /// Who may speak.
+    Auth "auth" |c| c.auth, {
+        /// "open": everybody, under the name they give.
+        mode: AuthMode = "open", Choice(&[("open", AuthMode::Open)]);
+        /// Allows mode "open" on addresses that are not loopback.
+        allow_open_on_public: bool = "false", Flag;
+    }
+}
+
+section! {
+    /// The durable log: what is acknowledged is here first.
+    Log "log" |c| c.log, {
+        /// Size of a segment file, allocated in advance.
+        segment_bytes: u64 = "256 MiB", Size { min: MIB, max: 4 * GIB - 1 };
+        /// Most bytes in one commit.
+        commit_bytes: usize = "1 MiB", Size { min: 64 * KIB, max: 64 * MIB };
+        /// Most records in one commit.
+        commit_records: u32 = "8192", Integer { min: 1, max: 1_000_000 };
+        /// Bytes that may wait for a commit before readings are refused.
+        pending_bytes: usize = "64 MiB", Size { min: MIB, max: 4 * GIB };
+        /// Free disk space below which readings are refused; they are accepted again by themselves.
+        low_water_bytes: u64 = "512 MiB", Size { min: 0, max: TIB };
+        /// Most bytes in all segments. When sinks lag so far behind that it is reached, readings are refused.
+        max_bytes: u64 = "16 GiB", Size { min: 4 * MIB, max: 64 * TIB };
+        /// How long a segment stays after its last write, even if every sink has passed it. Retransmissions are
+        /// recognised after a restart from what is here, so it is no shorter than the 247 s of RFC 7252 §4.8.2
+        /// (EXCHANGE_LIFETIME).
+        retain_seconds: Duration = "3600", Span { min: seconds(247), max: days(365) };
+    }
+}
+
+/// Where readings go after the log.
+#[derive(Debug, Clone, Default)]
+pub struct Sinks {
+    /// Parquet files.
+    pub parquet: Parquet,
+}
+
+section! {
+    /// Parquet files, for DuckDB, Spark and their like.
+    Parquet "sinks.parquet" |c| c.sinks.parquet, {
+        /// Whether to write them. Without any sink, the log keeps readings for `log.retain_seconds` only.
+        enabled: bool = "true", Flag;
+        /// Where they are; "" is `parquet` in `data_dir`.
+        dir: Option<PathBuf> = "", Directory { empty: Some("`parquet` in `data_dir`") };
+        /// A file is finished when this many bytes of readings are in it,
+        roll_bytes: usize = "64 MiB", Size { min: 64 * KIB, max: 4 * GIB };
+        /// or when its first reading is this old.
+        roll_seconds: Duration = "60", Span { min: seconds(1), max: days(1) };
+    }
+}
+
+section! {
+    /// Bounds across protocols.
+    Limits "limits" |c| c.limits, {
+        /// Devices known at a time, whichever protocol they use; a further one is refused until another expires.
+        sessions: usize = "2000000", Integer { min: 1, max: 100_000_000 };
+        /// A device that was silent for so long is forgotten. The default keeps those that report once a day. It is no
+        /// shorter than the 247 s for which a retransmission can arrive (RFC 7252 §4.8.2).
+        session_idle_seconds: Duration = "172800", Span { min: seconds(247), max: days(365) };
+        /// Requests without a valid device name that are answered, in a second, to each address; the others are dropped.
+        /// 0 answers all.
+        unauthenticated_per_second: u32 = "100", Integer { min: 0, max: 1_000_000 };
+    }
+}
+
+section! {
+    /// The gateway's own messages, on standard error.
+    Logging "logging" |c| c.logging, {
+        /// "text" for people or "json" for machines.
+        format: LogFormat = "text", Choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)]);
+        /// "error", "warn", "info", "debug" or "trace". The variable TIDEGATE_LOG overrides it, also for single modules
+        /// ("info,tidegate_writer=debug").
+        level: LogLevel = "info", Choice(&[
+            ("error", LogLevel::Error),
+            ("warn", LogLevel::Warn),
+            ("info", LogLevel::Info),
+            ("debug", LogLevel::Debug),
+            ("trace", LogLevel::Trace),
+        ]);
+    }
+}
+
+section! {
+    /// How it stops.
+    Shutdown "shutdown" |c| c.shutdown, {
+        /// Time from SIGTERM to the end, in which what was received is stored and acknowledged. What is left then is
+        /// abandoned, said so, and shown by the exit code.
+        deadline: Duration = "10 s", Span { min: millis(100), max: hours(1) };
+    }
+}
+
+/// Who may speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthMode {
+    /// Everybody, under the name they give.
+    Open,
+}
+
+/// The form of the gateway's own messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How much the gateway says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    /// What needs somebody.
+    Error,
+    /// What might.
+    Warn,
+    /// What happened.
+    Info,
+    /// How.
+    Debug,
+    /// Everything.
+    Trace,
+}

@@ -1,0 +1,151 @@
+//! Relations between keys.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::{AuthMode, Config, Mistake, Origin};
+
+/// A relation that must hold between keys.
+struct Relation {
+    /// The keys, the one to blame first.
+    keys: &'static [&'static str],
+    /// What is wrong, if it does not hold.
+    broken: fn(&Config) -> Option<String>,
+    /// What is allowed.
+    allowed: &'static str,
+}
+
+/// `Some` of what the closure says if `broken`.
+fn when(broken: bool, say: impl FnOnce() -> String) -> Option<String> {
+    broken.then(say)
+}
+
+fn open_on_public(config: &Config, listen: Option<SocketAddr>) -> Option<String> {
+    let public = listen.filter(|address| !address.ip().to_canonical().is_loopback())?;
+    when(config.auth.mode == AuthMode::Open && !config.auth.allow_open_on_public, || {
+        format!("with auth.mode = \"open\" anybody who reaches {public} could send")
+    })
+}
+
+const LOOPBACK: &str = "allowed: an address of 127.0.0.0/8 or [::1], or auth.allow_open_on_public = true";
+
+const RELATIONS: &[Relation] = &[
+    Relation {
+        keys: &["coap.listen", "auth.mode", "auth.allow_open_on_public"],
+        broken: |c| open_on_public(c, c.coap.listen),
+        allowed: LOOPBACK,
+    },
+    Relation {
+        keys: &["mqtt.listen", "auth.mode", "auth.allow_open_on_public"],
+        broken: |c| open_on_public(c, c.mqtt.listen),
+        allowed: LOOPBACK,
+    },
+    Relation {
+        keys: &["http.listen", "auth.mode", "auth.allow_open_on_public"],
+        broken: |c| open_on_public(c, c.http.listen),
+        allowed: LOOPBACK,
+    },
+    Relation {
+        keys: &["http.listen", "mqtt.listen"],
+        broken: |c| match (c.http.listen, c.mqtt.listen) {
+            (Some(http), Some(mqtt)) => {
+                when(http == mqtt && http.port() != 0, || format!("{http} is also the address of mqtt.listen"))
+            }
+            _ => None,
+        },
+        allowed: "allowed: an address of its own",
+    },
+    // A segment holds whole commits; below four a segment, much of the allocated space stays empty.
+    Relation {
+        keys: &["log.commit_bytes", "log.segment_bytes"],
+        broken: |c| {
+            when(c.log.commit_bytes as u64 > c.log.segment_bytes / 4, || {
+                format!("{} bytes are more than a quarter of log.segment_bytes", c.log.commit_bytes)
+            })
+        },
+        allowed: "allowed: at most log.segment_bytes / 4",
+    },
+    Relation {
+        keys: &["log.pending_bytes", "log.commit_bytes"],
+        broken: |c| {
+            when(c.log.pending_bytes < c.log.commit_bytes, || {
+                format!("{} bytes are less than log.commit_bytes", c.log.pending_bytes)
+            })
+        },
+        allowed: "allowed: at least log.commit_bytes",
+    },
+    // One segment is written while the next is made ready; two more, so that readers have something to read.
+    Relation {
+        keys: &["log.max_bytes", "log.segment_bytes"],
+        broken: |c| {
+            when(c.log.max_bytes / 4 < c.log.segment_bytes, || {
+                format!("{} bytes are fewer than four segments", c.log.max_bytes)
+            })
+        },
+        allowed: "allowed: at least 4 × log.segment_bytes",
+    },
+    // A record is its packet and the names of its device and tenant; half leaves room for those.
+    Relation {
+        keys: &["mqtt.max_packet_bytes", "log.segment_bytes", "log.pending_bytes"],
+        broken: |c| {
+            let most = (c.log.segment_bytes / 2).min(c.log.pending_bytes as u64 / 2);
+            when(c.mqtt.max_packet_bytes as u64 > most, || {
+                format!("a reading of {} bytes would not fit the log", c.mqtt.max_packet_bytes)
+            })
+        },
+        allowed: "allowed: at most half of log.segment_bytes and of log.pending_bytes",
+    },
+    Relation {
+        keys: &["mqtt.max_outgoing_bytes", "mqtt.max_packet_bytes"],
+        broken: |c| {
+            when(c.mqtt.max_outgoing_bytes < c.mqtt.max_packet_bytes, || {
+                format!("{} bytes would not hold a packet of mqtt.max_packet_bytes", c.mqtt.max_outgoing_bytes)
+            })
+        },
+        allowed: "allowed: at least mqtt.max_packet_bytes",
+    },
+    Relation {
+        keys: &["coap.listen", "mqtt.listen"],
+        broken: |c| {
+            when(c.coap.listen.is_none() && c.mqtt.listen.is_none(), || "no device could connect anywhere".into())
+        },
+        allowed: "allowed: at least one of coap.listen and mqtt.listen",
+    },
+];
+
+/// The relations that do not hold. `origins` has the keys that were set, `None` if wrongly: a relation with such a key says
+/// nothing.
+pub(super) fn check(config: &Config, origins: &BTreeMap<String, Option<Origin>>) -> Vec<Mistake> {
+    let mut mistakes = Vec::new();
+    for relation in RELATIONS {
+        if relation.keys.iter().any(|key| origins.get(*key) == Some(&None)) {
+            continue;
+        }
+        let Some(wrong) = (relation.broken)(config) else { continue };
+        let origin = relation.keys.iter().find_map(|key| origins.get(*key).cloned().flatten());
+        mistakes.push(Mistake {
+            origin: origin.unwrap_or(Origin::Default),
+            key: relation.keys[0].into(),
+            wrong,
+            allowed: relation.allowed.into(),
+        });
+    }
+    mistakes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_of_a_relation_is_in_the_table() {
+        for key in RELATIONS.iter().flat_map(|relation| relation.keys) {
+            assert!(super::super::keys::all().any(|k| k.path() == *key), "{key}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_keep_every_relation() {
+        assert_eq!(check(&Config::default(), &BTreeMap::new()), []);
+    }
+}
