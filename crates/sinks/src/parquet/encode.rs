@@ -1,0 +1,259 @@
+//! Sorted rows become the bytes of a file.
+//!
+//! Rows are gathered a row group at a time into one buffer a column, the only pass that jumps about in memory, and each column is
+//! then written on its own, as the format wants it.
+
+use std::io::Write;
+
+use ::parquet::column::writer::ColumnWriterImpl;
+use ::parquet::data_type::{BoolType, ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
+use ::parquet::errors::ParquetError;
+use ::parquet::file::metadata::KeyValue;
+use ::parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
+use bytes::Bytes;
+use tidegate_record::{Protocol, Record, Seq};
+
+use super::hold::{Group, Hold, Row};
+use super::name::FileName;
+use super::schema::{self, Column, ROW_GROUP_ROWS, Shape};
+
+/// Values handed to a column at once: 32 bytes each, so that they stay in the first-level cache.
+const WRITE_BATCH: usize = 1024;
+
+/// Keys of the metadata that a file carries.
+pub(super) mod key {
+    pub(in crate::parquet) const NODE: &str = "tidegate.node";
+    pub(in crate::parquet) const EPOCH: &str = "tidegate.epoch";
+    pub(in crate::parquet) const FIRST: &str = "tidegate.first";
+    pub(in crate::parquet) const LAST: &str = "tidegate.last";
+    pub(in crate::parquet) const COUNT: &str = "tidegate.count";
+    pub(in crate::parquet) const VERSION: &str = "tidegate.version";
+}
+
+/// Writes the file of `group` to `out`.
+pub(super) fn encode<W: Write + Send>(out: W, name: &FileName, hold: &Hold, group: &Group) -> Result<(), ParquetError> {
+    let mut columns = Columns::default();
+    let mut chunks = group.rows.chunks(ROW_GROUP_ROWS);
+    let Some(first) = chunks.next() else {
+        return Err(ParquetError::General("a file without rows".into()));
+    };
+    columns.gather(hold, first);
+    let properties = schema::properties(columns.shape(), metadata(name, group.rows.len()))?;
+    let mut file = SerializedFileWriter::new(out, schema::schema()?, properties.into())?;
+    columns.write(file.next_row_group()?)?;
+    for rows in chunks {
+        columns.gather(hold, rows);
+        columns.write(file.next_row_group()?)?;
+    }
+    file.finish()?;
+    Ok(())
+}
+
+fn metadata(name: &FileName, count: usize) -> Vec<KeyValue> {
+    let pair = |key: &str, value: String| KeyValue::new(key.to_owned(), value);
+    vec![
+        pair(key::NODE, name.node.clone()),
+        pair(key::EPOCH, name.epoch.to_string()),
+        pair(key::FIRST, name.first.to_string()),
+        pair(key::LAST, name.last.to_string()),
+        pair(key::COUNT, count.to_string()),
+        pair(key::VERSION, env!("CARGO_PKG_VERSION").to_owned()),
+    ]
+}
+
+/// The columns of one row group. Optional columns hold the values that are there, and a definition level for every row: 1 if it is.
+#[derive(Default)]
+struct Columns {
+    seq: Vec<i64>,
+    ts: Vec<i64>,
+    device: Texts,
+    tenant: Texts,
+    protocol: Vec<Protocol>,
+    topic: Texts,
+    qos: Vec<i32>,
+    retain: Vec<bool>,
+    content_format: Vec<i32>,
+    content_format_levels: Vec<i16>,
+    content_type: Texts,
+    content_type_levels: Vec<i16>,
+    key_scope: Vec<i64>,
+    key_number: Vec<i64>,
+    key_levels: Vec<i16>,
+    /// How often neighbours differ in `key_scope`.
+    scopes: usize,
+    payload: Texts,
+    batch: Vec<ByteArray>,
+}
+
+impl Columns {
+    fn gather(&mut self, hold: &Hold, rows: &[Row]) {
+        self.clear();
+        for row in rows {
+            let (seq, record) = hold.record(*row);
+            self.push(seq, &record);
+        }
+    }
+
+    fn clear(&mut self) {
+        let Columns { seq, ts, protocol, qos, retain, content_format, key_scope, key_number, .. } = self;
+        for longs in [seq, ts, key_scope, key_number] {
+            longs.clear();
+        }
+        for ints in [qos, content_format] {
+            ints.clear();
+        }
+        protocol.clear();
+        retain.clear();
+        for levels in [&mut self.content_format_levels, &mut self.content_type_levels, &mut self.key_levels] {
+            levels.clear();
+        }
+        for texts in [&mut self.device, &mut self.tenant, &mut self.topic, &mut self.content_type, &mut self.payload] {
+            texts.clear();
+        }
+        self.scopes = 0;
+    }
+
+    fn push(&mut self, seq: Seq, record: &Record<'_>) {
+        self.seq.push(seq.0.cast_signed());
+        self.ts.push(record.received.cast_signed());
+        self.device.push(record.device.as_bytes());
+        self.tenant.push(record.tenant.as_bytes());
+        self.protocol.push(record.protocol);
+        self.topic.push(record.topic.as_bytes());
+        self.qos.push(i32::from(record.qos));
+        self.retain.push(record.retain);
+        self.content_format.extend(record.content_format.map(i32::from));
+        self.content_format_levels.push(i16::from(record.content_format.is_some()));
+        if !record.content_type.is_empty() {
+            self.content_type.push(record.content_type.as_bytes());
+        }
+        self.content_type_levels.push(i16::from(!record.content_type.is_empty()));
+        if let Some(key) = record.key {
+            let scope = key.scope.cast_signed();
+            self.scopes += usize::from(self.key_scope.last() != Some(&scope));
+            self.key_scope.push(scope);
+            self.key_number.push(key.number.cast_signed());
+        }
+        self.key_levels.push(i16::from(record.key.is_some()));
+        self.payload.push(record.payload);
+    }
+
+    fn shape(&self) -> Shape {
+        Shape { rows: self.seq.len(), devices: self.device.runs, topics: self.topic.runs, scopes: self.scopes }
+    }
+
+    fn write<W: Write + Send>(&mut self, mut group: SerializedRowGroupWriter<'_, W>) -> Result<(), ParquetError> {
+        let batch = &mut self.batch;
+        for column in Column::ALL {
+            let Some(mut writer) = group.next_column()? else {
+                return Err(ParquetError::General("the schema has fewer columns than are written".into()));
+            };
+            match column {
+                Column::Seq => plain::<Int64Type>(writer.typed(), &self.seq, None)?,
+                Column::Ts => plain::<Int64Type>(writer.typed(), &self.ts, None)?,
+                Column::Device => self.device.write(writer.typed(), batch, None)?,
+                Column::Tenant => self.tenant.write(writer.typed(), batch, None)?,
+                Column::Protocol => protocols(writer.typed(), batch, &self.protocol)?,
+                Column::Topic => self.topic.write(writer.typed(), batch, None)?,
+                Column::Qos => plain::<Int32Type>(writer.typed(), &self.qos, None)?,
+                Column::Retain => plain::<BoolType>(writer.typed(), &self.retain, None)?,
+                Column::ContentFormat => {
+                    plain::<Int32Type>(writer.typed(), &self.content_format, Some(&self.content_format_levels))?;
+                }
+                Column::ContentType => {
+                    self.content_type.write(writer.typed(), batch, Some(&self.content_type_levels))?;
+                }
+                Column::KeyScope => plain::<Int64Type>(writer.typed(), &self.key_scope, Some(&self.key_levels))?,
+                Column::KeyNumber => plain::<Int64Type>(writer.typed(), &self.key_number, Some(&self.key_levels))?,
+                Column::Payload => self.payload.write(writer.typed(), batch, None)?,
+            }
+            writer.close()?;
+        }
+        group.close()?;
+        Ok(())
+    }
+}
+
+fn plain<T: DataType>(
+    writer: &mut ColumnWriterImpl<'_, T>,
+    values: &[T::T],
+    levels: Option<&[i16]>,
+) -> Result<(), ParquetError> {
+    writer.write_batch(values, levels, None).map(|_| ())
+}
+
+fn protocols(
+    writer: &mut ColumnWriterImpl<'_, ByteArrayType>,
+    batch: &mut Vec<ByteArray>,
+    protocols: &[Protocol],
+) -> Result<(), ParquetError> {
+    for protocols in protocols.chunks(WRITE_BATCH) {
+        batch.clear();
+        batch.extend(protocols.iter().map(|p| ByteArray::from(Bytes::from_static(p.name().as_bytes()))));
+        writer.write_batch(batch, None, None)?;
+    }
+    batch.clear();
+    Ok(())
+}
+
+/// Values of one byte array column, back to back; a value that equals its predecessor shares its bytes.
+#[derive(Default)]
+struct Texts {
+    bytes: Vec<u8>,
+    /// Where each value begins and ends in `bytes`. A row group's bytes are fewer than a roll's, which fit 32 bits.
+    spans: Vec<(u32, u32)>,
+    /// How often neighbours differ.
+    runs: usize,
+}
+
+impl Texts {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.spans.clear();
+        self.runs = 0;
+    }
+
+    fn push(&mut self, value: &[u8]) {
+        if let Some(&(start, end)) = self.spans.last()
+            && &self.bytes[start as usize..end as usize] == value
+        {
+            self.spans.push((start, end));
+            return;
+        }
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        self.spans.push((start as u32, self.bytes.len() as u32));
+        self.runs += 1;
+    }
+
+    fn write(
+        &mut self,
+        writer: &mut ColumnWriterImpl<'_, ByteArrayType>,
+        batch: &mut Vec<ByteArray>,
+        levels: Option<&[i16]>,
+    ) -> Result<(), ParquetError> {
+        let bytes = Bytes::from(std::mem::take(&mut self.bytes));
+        let value = |&(start, end): &(u32, u32)| ByteArray::from(bytes.slice(start as usize..end as usize));
+        match levels {
+            None => {
+                for spans in self.spans.chunks(WRITE_BATCH) {
+                    batch.clear();
+                    batch.extend(spans.iter().map(value));
+                    writer.write_batch(batch, None, None)?;
+                }
+            }
+            Some(levels) => {
+                let mut spans = self.spans.as_slice();
+                for levels in levels.chunks(WRITE_BATCH) {
+                    let (present, rest) = spans.split_at(levels.iter().filter(|level| **level == 1).count());
+                    spans = rest;
+                    batch.clear();
+                    batch.extend(present.iter().map(value));
+                    writer.write_batch(batch, Some(levels), None)?;
+                }
+            }
+        }
+        batch.clear();
+        Ok(())
+    }
+}
