@@ -1,0 +1,191 @@
+//! A message on its way to subscribers: encoded once, shared by all of them.
+//!
+//! # Format
+//!
+//! One allocation holds what every PUBLISH of the message has in common, as it stands on the wire:
+//!
+//! ```text
+//! topic length, topic | properties without alias, expiry and subscription identifiers | payload
+//! ```
+//!
+//! A PUBLISH differs per subscriber only in front of and between those three: flags, packet identifier, remaining expiry,
+//! subscription identifiers, alias. So one form serves both versions, and a fan-out copies bytes but encodes nothing.
+
+use crate::encode;
+use crate::packet::{Publish, QoS, Version, WillRef};
+use crate::property::{Properties, Property, id};
+
+/// Milliseconds in a second.
+const SECOND: u64 = 1000;
+
+/// A message as it was published. Shared in an `Arc` by the queues of its subscribers and the retained store.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Message {
+    /// As in the module's format.
+    bytes: Box<[u8]>,
+    /// Where the properties start; `2 + topic length`.
+    properties_at: u32,
+    /// Where the payload starts.
+    payload_at: u32,
+    /// When it expires, in milliseconds of the driver's clock.
+    expires: Option<u64>,
+    qos: QoS,
+    retain: bool,
+}
+
+impl std::fmt::Debug for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Message")
+            .field("topic", &self.topic())
+            .field("qos", &self.qos)
+            .field("retain", &self.retain)
+            .field("payload_len", &self.payload().len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Message {
+    /// A message without properties, from elsewhere than an MQTT client. `topic` is a valid name ([`crate::topic`]).
+    #[must_use]
+    pub fn new(topic: &str, payload: &[u8], qos: QoS, retain: bool) -> Message {
+        Self::build(topic, Properties::default(), "", payload, qos, retain, None)
+    }
+
+    /// The same with a content type, as CoAP's Content-Format tells it.
+    #[must_use]
+    pub fn with_content_type(topic: &str, content_type: &str, payload: &[u8], qos: QoS, retain: bool) -> Message {
+        Self::build(topic, Properties::default(), content_type, payload, qos, retain, None)
+    }
+
+    /// The message that a client published, received at `now`. What is forwarded is kept as it came, user properties in
+    /// their order ([MQTT-3.3.2-17], [MQTT-3.3.2-18]).
+    #[must_use]
+    pub fn from_publish(publish: &Publish<'_>, now: u64) -> Message {
+        Self::build(
+            &publish.topic,
+            publish.properties,
+            "",
+            publish.payload,
+            publish.qos,
+            publish.retain,
+            publish.expiry.map(|s| now + u64::from(s) * SECOND),
+        )
+    }
+
+    /// A will's message, not yet published: its expiry starts with [`Will::publish`].
+    fn from_will(will: &WillRef<'_>) -> Message {
+        Self::build(will.topic, will.properties, "", will.payload, will.qos, will.retain, None)
+    }
+
+    fn build(
+        topic: &str,
+        properties: Properties<'_>,
+        content_type: &str,
+        payload: &[u8],
+        qos: QoS,
+        retain: bool,
+        expires: Option<u64>,
+    ) -> Message {
+        debug_assert!(topic.len() <= usize::from(u16::MAX));
+        let mut bytes = Vec::with_capacity(2 + topic.len() + content_type.len() + 3 + payload.len());
+        bytes.extend_from_slice(&(topic.len() as u16).to_be_bytes());
+        bytes.extend_from_slice(topic.as_bytes());
+        let properties_at = bytes.len() as u32;
+        if !content_type.is_empty() {
+            bytes.push(id::CONTENT_TYPE);
+            crate::wire::put_binary(&mut bytes, content_type.as_bytes());
+        }
+        for (property, span) in properties.spans() {
+            if !matches!(property, Property::TopicAlias(_) | Property::MessageExpiry(_) | Property::WillDelay(_)) {
+                bytes.extend_from_slice(span);
+            }
+        }
+        let payload_at = bytes.len() as u32;
+        bytes.extend_from_slice(payload);
+        Message { bytes: bytes.into_boxed_slice(), properties_at, payload_at, expires, qos, retain }
+    }
+
+    /// Where it was published.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        std::str::from_utf8(&self.bytes[2..self.properties_at as usize]).unwrap_or_default()
+    }
+
+    /// What was published.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.bytes[self.payload_at as usize..]
+    }
+
+    /// With which QoS it was published.
+    #[must_use]
+    pub fn qos(&self) -> QoS {
+        self.qos
+    }
+
+    /// Whether it was published to be retained.
+    #[must_use]
+    pub fn retain(&self) -> bool {
+        self.retain
+    }
+
+    /// When it expires, in milliseconds of the driver's clock.
+    #[must_use]
+    pub fn expires(&self) -> Option<u64> {
+        self.expires
+    }
+
+    /// Whether it has expired at `now`.
+    #[must_use]
+    pub fn is_expired(&self, now: u64) -> bool {
+        self.expires.is_some_and(|at| at <= now)
+    }
+
+    /// Bytes that it occupies, for the bounds of queues and stores.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        size_of::<Message>() + self.bytes.len()
+    }
+
+    pub(crate) fn topic_field(&self) -> &[u8] {
+        &self.bytes[..self.properties_at as usize]
+    }
+
+    pub(crate) fn properties(&self) -> &[u8] {
+        &self.bytes[self.properties_at as usize..self.payload_at as usize]
+    }
+
+    /// Appends its PUBLISH for one subscriber.
+    pub(crate) fn encode(&self, version: Version, head: encode::Head<'_>, now: u64, out: &mut Vec<u8>) {
+        encode::publish(self, version, head, now, out);
+    }
+}
+
+/// The will of a connection, kept until the connection ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Will {
+    message: Message,
+    /// Seconds to wait after the connection ended.
+    pub delay: u32,
+    expiry: Option<u32>,
+}
+
+impl Will {
+    pub(crate) fn new(will: &WillRef<'_>) -> Will {
+        Will { message: Message::from_will(will), delay: will.delay, expiry: will.expiry }
+    }
+
+    /// Where it is to be published.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        self.message.topic()
+    }
+
+    /// The message to publish at `now`: once [`delay`](Self::delay) seconds have passed since the end of the connection, or
+    /// the session ended, whichever comes first, and the client has not come back (5.0 §3.1.3.2.2).
+    #[must_use]
+    pub fn publish(self, now: u64) -> Message {
+        let expires = self.expiry.map(|s| now + u64::from(s) * SECOND);
+        Message { expires, ..self.message }
+    }
+}

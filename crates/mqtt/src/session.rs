@@ -1,0 +1,221 @@
+//! What outlives a connection (MQTT 5.0 §4.1): QoS 2 identifiers received, messages in flight, messages queued.
+//!
+//! Subscriptions are held by the [`Trie`](crate::trie::Trie) under the subscriber's handle. A client that only publishes
+//! at QoS 0 and 1 never has a `Session`.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::connection::Dropped;
+use crate::limits::Limits;
+use crate::message::Message;
+use crate::packet::QoS;
+
+/// State of a client's session between and during its connections.
+#[derive(Debug, Default)]
+pub struct Session {
+    /// Packet identifiers of QoS 2 publishes received and not yet released, sorted.
+    pub(crate) inbound: Vec<Inbound>,
+    /// Publishes sent and not yet acknowledged, in the order they were first sent ([MQTT-4.6.0-1]).
+    pub(crate) inflight: VecDeque<InFlight>,
+    /// Those at the front of `inflight` that were sent on the present connection. `0 <= sent <= inflight.len()`.
+    pub(crate) sent: usize,
+    /// Publishes that wait for room in flight, in order.
+    queue: VecDeque<Queued>,
+    /// Sum of `Message::size` over `queue`.
+    queued_bytes: usize,
+    /// The packet identifier given last.
+    last_id: u16,
+    /// Packet identifiers given since nothing was in flight.
+    given_since_empty: u16,
+}
+
+/// A QoS 2 publish received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Inbound {
+    pub(crate) packet_id: u16,
+    /// The message is stored; the PUBREC was sent.
+    pub(crate) stored: bool,
+    /// It counts against the receive maximum of the present connection.
+    pub(crate) counted: bool,
+}
+
+/// How one message is to reach one subscriber.
+#[derive(Debug, Clone)]
+pub(crate) struct Queued {
+    pub(crate) message: Arc<Message>,
+    pub(crate) qos: QoS,
+    pub(crate) retain: bool,
+    pub(crate) ids: Ids,
+}
+
+/// A publish in flight to the client.
+#[derive(Debug, Clone)]
+pub(crate) struct InFlight {
+    pub(crate) packet_id: u16,
+    /// QoS 2: the PUBREC came, the message is the client's now ([MQTT-4.3.3-4]).
+    pub(crate) received: bool,
+    pub(crate) publish: Queued,
+}
+
+/// Subscription identifiers to deliver with; mostly none or one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Ids {
+    #[default]
+    None,
+    One([u32; 1]),
+    Many(Box<[u32]>),
+}
+
+impl Ids {
+    pub(crate) fn from_slice(ids: &[u32]) -> Ids {
+        match ids {
+            [] => Ids::None,
+            &[id] => Ids::One([id]),
+            many => Ids::Many(many.into()),
+        }
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u32] {
+        match self {
+            Ids::None => &[],
+            Ids::One(one) => one,
+            Ids::Many(many) => many,
+        }
+    }
+}
+
+impl Session {
+    /// A session without state.
+    #[must_use]
+    pub fn new() -> Session {
+        Session::default()
+    }
+
+    /// Whether there is nothing worth keeping in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.inbound.is_empty() && self.inflight.is_empty() && self.queue.is_empty()
+    }
+
+    /// Messages queued, not counting those in flight.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Bytes of the messages queued.
+    #[must_use]
+    pub fn queued_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
+    /// Messages in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.inflight.len()
+    }
+
+    /// QoS 2 publishes received whose messages are not known to be stored. While there are any, the session must not be
+    /// given to a new connection: a retransmission on it could not be told from a new message's being stored.
+    #[must_use]
+    pub fn unstored(&self) -> usize {
+        self.inbound.iter().filter(|i| !i.stored).count()
+    }
+
+    /// The QoS 2 publish with this identifier is stored, though its connection is gone: the PUBREC goes to the
+    /// retransmission.
+    pub fn stored(&mut self, packet_id: u16) {
+        if let Ok(at) = self.find_inbound(packet_id) {
+            self.inbound[at].stored = true;
+        }
+    }
+
+    /// The QoS 2 publish with this identifier will not be stored: its retransmission is a new message.
+    pub fn refused(&mut self, packet_id: u16) {
+        if let Ok(at) = self.find_inbound(packet_id) {
+            self.inbound.remove(at);
+        }
+    }
+
+    /// Queues a message for a client that is away. QoS 0 is not kept.
+    ///
+    /// Beyond the bounds the oldest queued messages go: a device that wakes after a day wants the last command, not
+    /// the first. Returns how many went.
+    pub fn queue(
+        &mut self,
+        limits: &Limits,
+        message: &Arc<Message>,
+        qos: QoS,
+        retain: bool,
+        ids: &[u32],
+    ) -> Result<usize, Dropped> {
+        let qos = qos.min(message.qos());
+        if qos == QoS::AtMostOnce {
+            return Err(Dropped::Offline);
+        }
+        let size = message.size();
+        if size > limits.max_queued_bytes as usize || limits.max_queued_messages == 0 {
+            return Err(Dropped::QueueFull);
+        }
+        let mut gone = 0;
+        while self.queue.len() >= limits.max_queued_messages as usize
+            || self.queued_bytes + size > limits.max_queued_bytes as usize
+        {
+            if self.pop().is_none() {
+                break;
+            }
+            gone += 1;
+        }
+        self.push(Queued { message: Arc::clone(message), qos, retain, ids: Ids::from_slice(ids) });
+        Ok(gone)
+    }
+
+    /// Drops what expired by `now` from the queue; returns how many.
+    pub fn expire(&mut self, now: u64) -> usize {
+        let before = self.queue.len();
+        self.queue.retain(|q| !q.message.is_expired(now));
+        self.queued_bytes = self.queue.iter().map(|q| q.message.size()).sum();
+        before - self.queue.len()
+    }
+
+    pub(crate) fn has_room(&self, limits: &Limits, size: usize) -> bool {
+        self.queue.len() < limits.max_queued_messages as usize
+            && self.queued_bytes + size <= limits.max_queued_bytes as usize
+    }
+
+    pub(crate) fn push(&mut self, queued: Queued) {
+        self.queued_bytes += queued.message.size();
+        self.queue.push_back(queued);
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Queued> {
+        let queued = self.queue.pop_front()?;
+        self.queued_bytes -= queued.message.size();
+        Some(queued)
+    }
+
+    pub(crate) fn find_inbound(&self, packet_id: u16) -> Result<usize, usize> {
+        self.inbound.binary_search_by_key(&packet_id, |i| i.packet_id)
+    }
+
+    /// Where the message with this identifier stands in flight.
+    pub(crate) fn find_inflight(&self, packet_id: u16) -> Option<usize> {
+        self.inflight.iter().position(|f| f.packet_id == packet_id)
+    }
+
+    /// A packet identifier that is not in use ([MQTT-2.2.1-3]). `inflight.len() < 65535`.
+    pub(crate) fn next_packet_id(&mut self) -> u16 {
+        if self.inflight.is_empty() {
+            self.given_since_empty = 0;
+        }
+        self.given_since_empty = self.given_since_empty.saturating_add(1);
+        loop {
+            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+            // Identifiers are given in sequence: none can be in use before all of them were given once.
+            if self.given_since_empty < u16::MAX || self.find_inflight(self.last_id).is_none() {
+                return self.last_id;
+            }
+        }
+    }
+}
