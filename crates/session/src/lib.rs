@@ -41,12 +41,15 @@ pub struct Config {
 
 /// What the protocols keep of a device between two messages.
 pub trait State: Default {
+    /// What [`tidy`](Self::tidy) needs to know.
+    type Policy;
+
     /// Which of [`Counts`] this device adds to; below [`KINDS`].
     fn kind(&self) -> usize;
 
     /// Called by every sweep: frees what time has made useless, and says whether the entry must stay however long the
     /// device has been silent.
-    fn tidy(&mut self, now: Seconds) -> Keep;
+    fn tidy(&mut self, now: Seconds, policy: &Self::Policy) -> Keep;
 }
 
 /// Whether a sweep may drop a silent device.
@@ -108,26 +111,34 @@ impl<P: State> Table<P> {
         }
     }
 
-    /// Runs `f` on the state of `device`, which is made if it is not there yet; the device counts as seen at `now`.
+    /// Runs `f` on the state of `device`, which is made if it is not there yet; the device counts as seen at `now`. A clone of
+    /// the name that `f` gets allocates nothing.
     ///
     /// `device` must be a valid name ([`DeviceId::check`]); `None` says that it is not. Do not call the table again from
     /// within `f`: the shard is locked.
     pub fn with<R>(&self, device: &str, now: Seconds, f: impl FnOnce(&mut P) -> R) -> Result<Option<R>, TableFull> {
         if let Some(mut entry) = self.map.get_mut(device) {
+            let (id, entry) = entry.pair_mut();
             entry.last_seen = entry.last_seen.max(now);
-            return Ok(Some(f(&mut entry.state)));
+            return Ok(Some(f(id, &mut entry.state)));
         }
         let Ok(device) = DeviceId::new(device) else { return Ok(None) };
         self.with_id(device, now, f).map(Some)
     }
 
     /// [`with`](Self::with) for a name that has been checked.
-    pub fn with_id<R>(&self, device: DeviceId, now: Seconds, f: impl FnOnce(&mut P) -> R) -> Result<R, TableFull> {
+    pub fn with_id<R>(
+        &self,
+        device: DeviceId,
+        now: Seconds,
+        f: impl FnOnce(&DeviceId, &mut P) -> R,
+    ) -> Result<R, TableFull> {
         match self.map.entry(device) {
-            MapEntry::Occupied(mut entry) => {
-                let entry = entry.get_mut();
+            MapEntry::Occupied(entry) => {
+                let mut entry = entry.into_ref();
+                let (id, entry) = entry.pair_mut();
                 entry.last_seen = entry.last_seen.max(now);
-                Ok(f(&mut entry.state))
+                Ok(f(id, &mut entry.state))
             }
             MapEntry::Vacant(vacant) => {
                 if self.len.fetch_add(1, Ordering::Relaxed) >= self.config.max_devices {
@@ -135,7 +146,7 @@ impl<P: State> Table<P> {
                     return Err(TableFull);
                 }
                 let mut state = P::default();
-                let result = f(&mut state);
+                let result = f(vacant.key(), &mut state);
                 vacant.insert(Entry { last_seen: now, state });
                 Ok(result)
             }
@@ -148,11 +159,11 @@ impl<P: State> Table<P> {
     }
 
     /// Drops silent devices and counts the rest; see the [module documentation](self).
-    pub fn sweep(&self, now: Seconds) -> Counts {
+    pub fn sweep(&self, now: Seconds, policy: &P::Policy) -> Counts {
         let mut counts = Counts::default();
         let active_after = now.saturating_sub(self.config.idle / 8);
         self.map.retain(|_, entry| {
-            let keep = entry.state.tidy(now);
+            let keep = entry.state.tidy(now, policy);
             if keep == Keep::WhileSeen && now.saturating_sub(entry.last_seen) >= self.config.idle {
                 counts.dropped += 1;
                 return false;

@@ -12,11 +12,13 @@ struct Probe {
 }
 
 impl State for Probe {
+    type Policy = ();
+
     fn kind(&self) -> usize {
         usize::from(self.pinned)
     }
 
-    fn tidy(&mut self, now: Seconds) -> Keep {
+    fn tidy(&mut self, now: Seconds, (): &()) -> Keep {
         self.tidied = now;
         if self.pinned { Keep::Pinned } else { Keep::WhileSeen }
     }
@@ -30,7 +32,7 @@ fn table(max_devices: usize, idle: Seconds) -> Table<Probe> {
 fn a_device_keeps_its_state_between_messages() {
     let table = table(10, 60);
     for n in 1..=3 {
-        let messages = table.with("a", n, |p| {
+        let messages = table.with("a", n, |_, p| {
             p.messages += 1;
             p.messages
         });
@@ -44,32 +46,32 @@ fn a_device_keeps_its_state_between_messages() {
 #[test]
 fn what_cannot_name_a_device_gets_no_entry() {
     let table = table(10, 60);
-    assert_eq!(table.with("", 1, |_| ()), Ok(None));
-    assert_eq!(table.with("a\nb", 1, |_| ()), Ok(None));
+    assert_eq!(table.with("", 1, |_, _| ()), Ok(None));
+    assert_eq!(table.with("a\nb", 1, |_, _| ()), Ok(None));
     assert!(table.is_empty());
 }
 
 #[test]
 fn a_full_table_turns_away_only_strangers() {
     let table = table(2, 60);
-    table.with("a", 1, |_| ()).unwrap();
-    table.with("b", 1, |_| ()).unwrap();
-    assert_eq!(table.with("c", 1, |_| ()), Err(TableFull));
-    assert_eq!(table.with("a", 100, |p| p.messages), Ok(Some(0)));
+    table.with("a", 1, |_, _| ()).unwrap();
+    table.with("b", 1, |_, _| ()).unwrap();
+    assert_eq!(table.with("c", 1, |_, _| ()), Err(TableFull));
+    assert_eq!(table.with("a", 100, |_, p| p.messages), Ok(Some(0)));
     assert_eq!(table.len(), 2);
-    assert_eq!(table.sweep(100).dropped, 1, "b has been silent");
-    assert_eq!(table.with("c", 100, |_| ()), Ok(Some(())));
+    assert_eq!(table.sweep(100, &()).dropped, 1, "b has been silent");
+    assert_eq!(table.with("c", 100, |_, _| ()), Ok(Some(())));
 }
 
 #[test]
 fn the_sweep_drops_at_the_edge_and_spares_the_pinned() {
     let table = table(10, 80);
-    table.with("silent", 0, |_| ()).unwrap();
-    table.with("pinned", 0, |p| p.pinned = true).unwrap();
-    table.with("recent", 75, |_| ()).unwrap();
-    let counts = table.sweep(79);
+    table.with("silent", 0, |_, _| ()).unwrap();
+    table.with("pinned", 0, |_, p| p.pinned = true).unwrap();
+    table.with("recent", 75, |_, _| ()).unwrap();
+    let counts = table.sweep(79, &());
     assert_eq!(counts, Counts { active: [1, 0, 0, 0], idle: [1, 1, 0, 0], dropped: 0 });
-    let counts = table.sweep(80);
+    let counts = table.sweep(80, &());
     assert_eq!(counts, Counts { active: [1, 0, 0, 0], idle: [0, 1, 0, 0], dropped: 1 });
     assert_eq!(table.peek("pinned", |p| p.tidied), Some(80));
     assert_eq!(table.peek("silent", |_| ()), None);
@@ -78,9 +80,9 @@ fn the_sweep_drops_at_the_edge_and_spares_the_pinned() {
 #[test]
 fn a_late_clock_never_makes_a_device_older() {
     let table = table(10, 80);
-    table.with("a", 100, |_| ()).unwrap();
-    table.with("a", 10, |_| ()).unwrap();
-    assert_eq!(table.sweep(170).dropped, 0);
+    table.with("a", 100, |_, _| ()).unwrap();
+    table.with("a", 10, |_, _| ()).unwrap();
+    assert_eq!(table.sweep(170, &()).dropped, 0);
 }
 
 #[test]
@@ -90,7 +92,7 @@ fn threads_share_one_entry_a_device() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for n in 0..10_000u32 {
-                    table.with(&format!("d{}", n % 100), n, |p| p.messages += 1).unwrap();
+                    table.with(&format!("d{}", n % 100), n, |_, p| p.messages += 1).unwrap();
                 }
             });
         }
@@ -110,12 +112,12 @@ proptest! {
         for (device, wait, sweep) in operations {
             now += wait;
             if sweep {
-                table.sweep(now);
+                table.sweep(now, &());
                 model.retain(|_, (seen, _)| now - *seen < 50);
             } else {
                 let name = format!("d{device}");
                 let full = model.len() >= 8 && !model.contains_key(&name);
-                let got = table.with(&name, now, |p| { p.messages += 1; p.messages });
+                let got = table.with(&name, now, |_, p| { p.messages += 1; p.messages });
                 if full {
                     prop_assert_eq!(got, Err(TableFull));
                 } else {
