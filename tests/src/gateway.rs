@@ -27,7 +27,7 @@ pub fn tidegate() -> Command {
     command
 }
 
-/// How to start a gateway: three listeners on free loopback ports unless told otherwise.
+/// How to start a gateway: three listeners on free loopback ports and a small log unless told otherwise.
 #[derive(Debug, Clone)]
 pub struct Setup {
     data_dir: Option<PathBuf>,
@@ -38,8 +38,11 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Setup {
-        let listeners = ["coap", "mqtt", "http"].map(|name| format!("{name}.listen=127.0.0.1:0"));
-        Setup { data_dir: None, settings: listeners.to_vec(), env: Vec::new() }
+        let mut settings: Vec<String> =
+            ["coap", "mqtt", "http"].map(|name| format!("{name}.listen=127.0.0.1:0")).into();
+        // Small segments start fast and are many; how much room the machine has must not decide a test.
+        settings.extend(["log.segment_bytes=4 MiB".into(), "log.low_water_bytes=0".into()]);
+        Setup { data_dir: None, settings, env: Vec::new() }
     }
 }
 
