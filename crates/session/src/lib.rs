@@ -116,7 +116,12 @@ impl<P: State> Table<P> {
     ///
     /// `device` must be a valid name ([`DeviceId::check`]); `None` says that it is not. Do not call the table again from
     /// within `f`: the shard is locked.
-    pub fn with<R>(&self, device: &str, now: Seconds, f: impl FnOnce(&mut P) -> R) -> Result<Option<R>, TableFull> {
+    pub fn with<R>(
+        &self,
+        device: &str,
+        now: Seconds,
+        f: impl FnOnce(&DeviceId, &mut P) -> R,
+    ) -> Result<Option<R>, TableFull> {
         if let Some(mut entry) = self.map.get_mut(device) {
             let (id, entry) = entry.pair_mut();
             entry.last_seen = entry.last_seen.max(now);
