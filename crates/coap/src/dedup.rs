@@ -50,7 +50,7 @@ impl Policy {
     #[must_use]
     pub fn new(timing: &Timing, capacity: u16) -> Policy {
         let seconds = |d: std::time::Duration| {
-            let up = d.as_secs() + u64::from(d.subsec_nanos() > 0);
+            let up = d.as_secs().saturating_add(u64::from(d.subsec_nanos() > 0));
             u32::try_from(up).unwrap_or(MAX_LIFETIME).min(MAX_LIFETIME)
         };
         Policy {

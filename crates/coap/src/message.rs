@@ -33,7 +33,7 @@ pub struct Message<'a> {
     pub code: Code,
     /// The message ID.
     pub mid: u16,
-    /// The token: at most 8 bytes, or more if its length is extended (RFC 8974).
+    /// The token: at most 8 bytes in RFC 7252, up to 65,804 in RFC 8974.
     pub token: &'a [u8],
     /// The options as they stand, checked.
     options: &'a [u8],
@@ -82,6 +82,17 @@ impl<'a> Message<'a> {
     /// Reads `datagram`.
     #[inline]
     pub fn parse(datagram: &'a [u8]) -> Result<Message<'a>, Malformed> {
+        let (mut message, rest) = Message::parse_head(datagram)?;
+        (message.options, message.payload) = split_payload(rest).map_err(|reason| {
+            let reject = if message.kind == Type::Con { Reject::Reset(message.mid) } else { Reject::Silence };
+            Malformed { reason, reject }
+        })?;
+        Ok(message)
+    }
+
+    /// Reads header and token of `datagram`; returns a message without options and payload, and what follows the token.
+    #[inline]
+    pub(crate) fn parse_head(datagram: &'a [u8]) -> Result<(Message<'a>, &'a [u8]), Malformed> {
         let Some((&[first, code, mid_high, mid_low], rest)) = datagram.split_first_chunk::<HEADER_LEN>() else {
             return Err(Malformed { reason: Reason::Short, reject: Reject::Silence });
         };
@@ -94,14 +105,14 @@ impl<'a> Message<'a> {
         let malformed = |reason| Malformed { reason, reject };
 
         let code = Code(code);
-        if code.0 == 0 {
+        if code == Code::EMPTY {
             if first & 0xF != 0 || !rest.is_empty() {
                 return Err(malformed(Reason::EmptyNotEmpty));
             }
             if kind == Type::Non {
                 return Err(malformed(Reason::EmptyNon));
             }
-            return Ok(Message { kind, code, mid, token: &[], options: &[], payload: &[] });
+            return Ok((Message { kind, code, mid, token: &[], options: &[], payload: &[] }, &[]));
         }
         if code.is_reserved() {
             return Err(malformed(Reason::ReservedClass));
@@ -112,8 +123,7 @@ impl<'a> Message<'a> {
             _ => {}
         }
         let (token, rest) = split_token(first & 0xF, rest).map_err(malformed)?;
-        let (options, payload) = split_payload(rest).map_err(malformed)?;
-        Ok(Message { kind, code, mid, token, options, payload })
+        Ok((Message { kind, code, mid, token, options: &[], payload: &[] }, rest))
     }
 
     /// Its options, in the order of their numbers.
@@ -149,11 +159,12 @@ impl std::fmt::Debug for Message<'_> {
     }
 }
 
-/// Splits the token off what follows the header. TKL 13 and 14 extend the length as RFC 8974 §2.1 says.
+/// Splits the token off what follows the header. TKL 9 to 14 mean what RFC 8974 §2.1 makes of them: up to 12 the length, then
+/// an extension as options have it.
 #[inline]
 fn split_token(tkl: u8, rest: &[u8]) -> Result<(&[u8], &[u8]), Reason> {
     let (len, rest) = match tkl {
-        0..=8 => (usize::from(tkl), rest),
+        0..=12 => (usize::from(tkl), rest),
         13 => {
             let (&[len], rest) = rest.split_first_chunk().ok_or(Reason::TokenCut)?;
             (13 + usize::from(len), rest)

@@ -29,7 +29,7 @@ reasons! {
     Short = "short";
     /// Another version than 1: ignored (RFC 7252 §3).
     Version = "version";
-    /// A token length of 9 to 12 or 15 (RFC 7252 §3, RFC 8974 §2.1).
+    /// A token length of 15 (RFC 8974 §2.1).
     TokenLength = "token_length";
     /// The token is longer than what is there.
     TokenCut = "token_cut";

@@ -33,7 +33,7 @@ use tidegate_record::DeviceId;
 
 use crate::build::{ReplyTo, Response, Written};
 use crate::code::{Code, Method, Type};
-use crate::message::{Message, Opt, Reject};
+use crate::message::{Malformed, Message, Opt, Reject};
 use crate::option::{Block, NoResponse, definition, is_critical, number};
 use crate::reason::Reason;
 use crate::token::Token;
@@ -282,18 +282,12 @@ impl Rules {
     /// far as its token is there.
     pub fn classify_cut<'a>(&self, beginning: &'a [u8]) -> Outcome<'a> {
         // The options may be cut anywhere and the payload is not all there, so neither is looked at.
-        let head = match beginning.split_first_chunk::<4>() {
-            Some((&[first, code, ..], _)) if Code(code).is_request() => match first & 0xF {
-                tkl @ 0..=8 => 4 + usize::from(tkl),
-                _ => 4,
-            },
-            _ => return Outcome::Ignored(Reason::TooLarge),
-        };
-        match beginning.get(..head).map(Message::parse) {
-            Some(Ok(message)) => Outcome::Answer(self.too_large(&message, NoResponse::NONE)),
-            Some(Err(crate::Malformed { reject: Reject::Reset(mid), .. })) => {
-                Outcome::Reset { mid, reason: Reason::TooLarge }
+        match Message::parse_head(beginning) {
+            Ok((message, _)) if message.code.is_request() => {
+                Outcome::Answer(self.too_large(&message, NoResponse::NONE))
             }
+            Ok((Message { kind: Type::Con, mid, .. }, _)) => Outcome::Reset { mid, reason: Reason::TooLarge },
+            Err(Malformed { reject: Reject::Reset(mid), .. }) => Outcome::Reset { mid, reason: Reason::TooLarge },
             _ => Outcome::Ignored(Reason::TooLarge),
         }
     }

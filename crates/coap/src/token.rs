@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// Longest token that a header of RFC 7252 can say.
-pub const MAX_PLAIN_TOKEN: usize = 8;
+/// Longest token whose length the header holds: 8 in RFC 7252, 12 in RFC 8974 §2.1, which updates it.
+pub const MAX_PLAIN_TOKEN: usize = 12;
 
 /// Longest token that an extended length can say (RFC 8974 §2.1): 269 + 65,535.
 pub const MAX_EXTENDED_TOKEN: usize = 269 + u16::MAX as usize;

@@ -158,10 +158,10 @@ mod tests {
             (&[b"a\0"], "path segment 1 has a NUL"),
             (&[b"\xFF"], "path segment 1 is not UTF-8"),
             (&[b"a", b".."], "path segment 2 is '.' or '..'"),
-            (&[&[b'x'; 255]; 5], "the path is longer than 1024 bytes"),
+            (&[&[b'x'; 255][..]; 5], "the path is longer than 1024 bytes"),
         ] {
             assert_eq!(path(segments), Err(text.to_owned()));
         }
-        assert_eq!(path(&[&[b'x'; 255]; 4]).unwrap().1.len(), 4 * 255 + 3);
+        assert_eq!(path(&[&[b'x'; 255][..]; 4]).unwrap().1.len(), 4 * 255 + 3);
     }
 }
