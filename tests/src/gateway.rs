@@ -264,8 +264,8 @@ impl Drop for Gateway {
     }
 }
 
-/// A request over a connection of its own.
-fn http_get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+/// `GET path` over a connection of its own: status and body.
+pub fn http_get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, DEADLINE)?;
     stream.set_read_timeout(Some(DEADLINE))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;

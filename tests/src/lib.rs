@@ -24,7 +24,7 @@ mod stored;
 mod wait;
 
 pub use disk::{Shim, SmallDisk};
-pub use gateway::{Exited, Gateway, Setup, tidegate};
+pub use gateway::{Exited, Gateway, Setup, http_get, tidegate};
 pub use load::{Ledger, Load};
 pub use metrics::Metrics;
 pub use random::Random;

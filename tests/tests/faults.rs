@@ -23,7 +23,8 @@ fn a_failed_sync_is_never_retried() {
     // Both are in the commit that fails or behind it. The next sync would succeed, so a gateway that tries again
     // acknowledges them, although the kernel may have dropped the pages of the first attempt.
     shim.hold();
-    meter.send(&Message::post(Kind::Con, meter.mid(), "t", "meter", b"lost, coap"));
+    let lost = Message::post(Kind::Con, meter.mid(), "t", "meter", b"lost, coap");
+    meter.send(&lost);
     shim.until_held();
     client.publish("t", b"lost, mqtt", 1);
     shim.fail_once();
@@ -144,7 +145,7 @@ fn a_dead_sink_delays_no_acknowledgement_and_catches_up() {
 /// Records that a sink has not delivered.
 const BACKLOG: &str = "tidegate_sink_backlog_records";
 /// Deliveries that failed.
-const SINK_FAILURES: &str = "tidegate_sink_failures_total";
+const SINK_FAILURES: &str = "tidegate_sink_errors_total";
 
 fn parquet_files(dir: &Path) -> usize {
     let Ok(entries) = fs::read_dir(dir) else { return 0 };
