@@ -1,0 +1,571 @@
+//! The devices of one generator thread, and its loop.
+
+use std::mem::size_of;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use tidegate_net::{BATCH, Datagram, Options, Receiver, Sender, UdpSocket};
+
+use super::wire::{Answer, Request, TOKEN_LEN, Template, Type, code_name, empty};
+use super::{Delivery, EXCHANGE_LIFETIME, FIRST_SOURCE, Share, Transmission, Workload};
+use crate::clock::{Clock, SECOND};
+use crate::ledger::{Ledger, MessageId};
+use crate::meter::Meter;
+use crate::payload::{Mark, mix};
+use crate::process;
+use crate::run::{Control, Phase, Plan};
+use crate::timer::{TICK_MILLIS, Wheel};
+
+/// Longest answer that is told from another: header, token, a few options and a diagnostic payload. What is longer is cut, which does no
+/// harm.
+const ANSWER_BYTES: usize = 256;
+
+/// The kernel's queue of answers: a second's worth at 20,000 answers/s (each counts with about 800 B), for when the generator
+/// is not scheduled.
+const RECEIVE_BUFFER: usize = 16 << 20;
+
+/// Batches that are received before anything else gets its turn.
+const RECEIVE_ROUNDS: usize = 16;
+
+/// Messages that are begun before answers get their turn: enough to catch up, few enough that answers do not queue for long.
+const BURST: usize = 256;
+
+/// One simulated device.
+#[derive(Debug, Clone, Copy)]
+struct Device {
+    /// When the current message was due.
+    due_at: u64,
+    /// Messages begun; the current one is `begun - 1`.
+    begun: u32,
+    /// Messages due so far, in open loop: `begun <= due`.
+    due: u32,
+    /// Message ID of the current message.
+    mid: u16,
+    attempts: u8,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum State {
+    /// Nothing is outstanding.
+    Idle,
+    /// Awaits an acknowledgement or an answer.
+    Sent,
+    /// Has an empty acknowledgement, awaits the separate answer.
+    Acknowledged,
+}
+
+/// How the current message ended.
+enum Ending {
+    Acked,
+    Refused(String),
+    TimedOut,
+}
+
+/// What a thread leaves behind.
+pub(crate) struct Part {
+    pub(crate) meter: Meter,
+    pub(crate) ledger: Ledger,
+    pub(crate) dropped_answers: u64,
+    pub(crate) reused_message_ids: bool,
+}
+
+/// The devices of one thread.
+pub(crate) struct Fleet<'a> {
+    workload: &'a Workload,
+    shard: usize,
+    share: Share,
+    /// Index in the run of `devices[0]`.
+    first: u32,
+    devices: Vec<Device>,
+    wheel: Wheel,
+    /// Source addresses that the devices of this thread share in turn; none towards other hosts.
+    sources: Option<u32>,
+    /// Next message ID of each endpoint.
+    mids: Vec<u16>,
+    template: Template,
+    socket: UdpSocket,
+    sender: Sender,
+    ledger: Ledger,
+    meter: Meter,
+    in_flight: usize,
+    /// Messages begun, or due in open loop.
+    started: u64,
+    /// Device whose turn is next, in closed loop.
+    turn: usize,
+    clock: Clock,
+}
+
+impl<'a> Fleet<'a> {
+    /// The socket of a thread.
+    pub(crate) fn socket(target: SocketAddr) -> anyhow::Result<UdpSocket> {
+        let any = match target {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let options = Options { receive_buffer: Some(RECEIVE_BUFFER), ..Options::default() };
+        UdpSocket::bind((any, 0).into(), &options).context("cannot open a UDP socket")
+    }
+
+    /// Devices with the given indices in the run.
+    pub(crate) fn new(
+        workload: &'a Workload,
+        plan: &Plan,
+        socket: UdpSocket,
+        shard: usize,
+        indices: Range<u32>,
+        share: Share,
+    ) -> Fleet<'a> {
+        let devices = indices.len();
+        let sources = workload.has_sources().then(|| workload.sources.clamp(1, devices as u32));
+        let (ty, no_response) = match workload.delivery {
+            Delivery::Confirmable => (Type::Confirmable, false),
+            Delivery::NonConfirmable => (Type::NonConfirmable, false),
+            Delivery::NoResponse => (Type::NonConfirmable, true),
+        };
+        let Workload { method, path, prefix, ep, .. } = workload;
+        Fleet {
+            workload,
+            shard,
+            share,
+            first: indices.start,
+            devices: vec![Device { due_at: 0, begun: 0, due: 0, mid: 0, attempts: 0, state: State::Idle }; devices],
+            wheel: Wheel::new(devices),
+            sources,
+            // Each endpoint starts somewhere else, so that a device that another run had at its address does not repeat its IDs.
+            mids: (0..sources.unwrap_or(1)).map(|endpoint| mix(workload.run ^ u64::from(endpoint)) as u16).collect(),
+            template: Template::new(ty, *method, path, prefix, *ep, no_response),
+            socket,
+            sender: Sender::new(),
+            ledger: Ledger::new(indices.start, devices as u32),
+            meter: Meter::new(plan.measured()),
+            in_flight: 0,
+            started: 0,
+            turn: 0,
+            clock: Clock::start(),
+        }
+    }
+
+    /// Bytes of state a device: itself, its timer, its message ID.
+    pub(crate) fn bytes_per_device() -> f64 {
+        (size_of::<Device>() + Wheel::BYTES_PER_DEVICE + size_of::<u16>()) as f64
+    }
+
+    /// Runs the devices to the end.
+    pub(crate) fn run(mut self, control: &Control) -> anyhow::Result<Part> {
+        self.clock = control.ready();
+        let result = self.drive(control);
+        let now = self.clock.now();
+        control.publish(self.shard, &mut self.meter, self.in_flight, now);
+        // A thread that failed is done as well, or the watching one would wait for it.
+        control.enter(self.shard, Phase::Done);
+        result?;
+        let mids_used = self.started as f64 / self.mids.len() as f64;
+        let lifetimes = (now as f64 / EXCHANGE_LIFETIME as f64).max(1.0);
+        Ok(Part {
+            meter: self.meter,
+            ledger: self.ledger,
+            dropped_answers: process::udp_drops(self.socket.local_addr().port()),
+            reused_message_ids: mids_used / lifetimes > f64::from(u16::MAX),
+        })
+    }
+
+    fn drive(&mut self, control: &Control) -> anyhow::Result<()> {
+        let mut receiver = Receiver::new(&self.socket, BATCH, ANSWER_BYTES);
+        let measured = control.plan.measured();
+        let ramp = control.plan.ramp.as_nanos() as u64;
+        let mut expired = Vec::new();
+        let mut phase = Phase::Sending;
+        let mut give_up_at = u64::MAX;
+        let mut said = false;
+        loop {
+            if !self.workload.handicap.is_zero() {
+                std::thread::sleep(self.workload.handicap);
+            }
+            let received = self.receive(&mut receiver, phase, ramp)?;
+            let now = self.clock.now();
+            self.wheel.advance(now / 1_000_000, &mut expired);
+            for i in expired.drain(..) {
+                self.on_timer(i, now);
+            }
+            let mut started = 0;
+            if phase == Phase::Sending {
+                started = self.start(now, ramp);
+                if self.is_all_started() || now >= measured.end || control.is_stopping() {
+                    phase = Phase::Draining;
+                    give_up_at = now.saturating_add(control.plan.drain.as_nanos() as u64);
+                }
+            }
+            self.flush()?;
+            control.publish(self.shard, &mut self.meter, self.in_flight, now);
+            if phase == Phase::Draining {
+                if !std::mem::replace(&mut said, true) {
+                    // Not before the sums are out: the measured part ends when all threads are here.
+                    control.enter(self.shard, Phase::Draining);
+                }
+                if self.in_flight == 0 || now >= give_up_at || control.is_abandoned() {
+                    break;
+                }
+            }
+            if received == 0 && started < BURST {
+                self.wait(now, phase, &measured, give_up_at)?;
+            }
+        }
+        self.write_off();
+        Ok(())
+    }
+
+    /// Messages that never got an answer count with the time that they waited.
+    fn write_off(&mut self) {
+        let now = self.clock.now();
+        for i in 0..self.devices.len() {
+            let device = self.devices[i];
+            if device.state != State::Idle {
+                self.meter.counts.unanswered += 1;
+                self.meter.answered(device.due_at, now);
+            }
+            for number in device.begun..device.due {
+                self.meter.counts.unsent += 1;
+                self.meter.answered(self.due_at(i, number), now);
+            }
+        }
+    }
+
+    /// Sleeps until an answer arrives or something is due.
+    fn wait(&mut self, now: u64, phase: Phase, measured: &Range<u64>, give_up_at: u64) -> anyhow::Result<()> {
+        let mut until = now + SECOND / 4;
+        if let (Share::Scheduled { schedule, .. }, Phase::Sending) = (self.share, phase) {
+            until = until.min(schedule.due(self.started));
+        }
+        if self.wheel.running() > 0 {
+            until = until.min(now + TICK_MILLIS * 1_000_000);
+        }
+        if phase == Phase::Sending {
+            until = until.min(measured.end);
+            if now < measured.start {
+                // The window may be growing.
+                until = until.min(now + SECOND / 200);
+            }
+        }
+        until = until.min(give_up_at);
+        let wait = Duration::from_nanos(until.saturating_sub(now));
+        let mut events = PollFlags::POLLIN;
+        events.set(PollFlags::POLLOUT, self.sender.pending() > 0);
+        match ppoll(&mut [PollFd::new(self.socket.as_fd(), events)], Some(TimeSpec::from(wait)), None) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(error) => Err(error).context("cannot wait for answers"),
+        }
+    }
+
+    /// Reads what has arrived, and in closed loop replaces what was answered at once.
+    fn receive(&mut self, receiver: &mut Receiver, phase: Phase, ramp: u64) -> anyhow::Result<usize> {
+        let mut received = 0;
+        for _ in 0..RECEIVE_ROUNDS {
+            let n = match receiver.recv(&self.socket) {
+                Ok(n) => n,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error).context("cannot receive answers"),
+            };
+            received += n;
+            let now = self.clock.now();
+            for datagram in receiver.datagrams() {
+                self.on_datagram(&datagram, now);
+            }
+            if phase == Phase::Sending && matches!(self.share, Share::Windowed { .. }) {
+                self.start(now, ramp);
+            }
+            self.flush()?;
+            if n < BATCH {
+                break;
+            }
+        }
+        Ok(received)
+    }
+
+    fn flush(&mut self) -> anyhow::Result<()> {
+        let sent = self.sender.flush(&self.socket).context("cannot send")?;
+        self.meter.counts.send_errors += sent.failed as u64;
+        Ok(())
+    }
+
+    // --- sending
+
+    fn is_all_started(&self) -> bool {
+        let (Share::Scheduled { messages, .. } | Share::Windowed { messages, .. }) = self.share;
+        self.started >= messages
+    }
+
+    /// Begins what is due, up to a burst.
+    fn start(&mut self, now: u64, ramp: u64) -> usize {
+        match self.share {
+            Share::Scheduled { schedule, messages } => {
+                let mut n = 0;
+                while n < BURST && self.started < messages {
+                    let due_at = schedule.due(self.started);
+                    if due_at > now {
+                        break;
+                    }
+                    let i = (self.started % self.devices.len() as u64) as usize;
+                    self.started += 1;
+                    n += 1;
+                    self.devices[i].due += 1;
+                    if self.devices[i].state == State::Idle {
+                        self.meter.departed(due_at, now);
+                        self.begin(i, due_at, now);
+                    }
+                }
+                n
+            }
+            Share::Windowed { window, messages } => {
+                let window = if now < ramp { (window as u64 * now / ramp).max(1) as usize } else { window };
+                let mut n = 0;
+                while n < BURST && self.in_flight < window && self.started < messages {
+                    let Some(i) = self.next_idle() else { break };
+                    self.started += 1;
+                    n += 1;
+                    self.devices[i].due += 1;
+                    self.begin(i, now, now);
+                }
+                n
+            }
+        }
+    }
+
+    /// The idle device whose turn is next, if there is one.
+    fn next_idle(&mut self) -> Option<usize> {
+        if self.in_flight == self.devices.len() {
+            return None;
+        }
+        loop {
+            let i = self.turn;
+            self.turn = if i + 1 == self.devices.len() { 0 } else { i + 1 };
+            if self.devices[i].state == State::Idle {
+                return Some(i);
+            }
+        }
+    }
+
+    /// When message `number` of device `i` is due, in open loop.
+    fn due_at(&self, i: usize, number: u32) -> u64 {
+        match self.share {
+            Share::Scheduled { schedule, .. } => schedule.due(u64::from(number) * self.devices.len() as u64 + i as u64),
+            Share::Windowed { .. } => self.devices[i].due_at,
+        }
+    }
+
+    fn begin(&mut self, i: usize, due_at: u64, now: u64) {
+        let endpoint = self.endpoint(i);
+        let mid = self.mids[endpoint];
+        self.mids[endpoint] = mid.wrapping_add(1);
+        let device = &mut self.devices[i];
+        device.due_at = due_at;
+        device.begun += 1;
+        device.mid = mid;
+        device.attempts = 0;
+        self.meter.counts.messages += 1;
+        self.transmit(i);
+        let Transmission { answer_timeout_millis, .. } = self.workload.transmission;
+        let timeout = match self.workload.delivery {
+            Delivery::Confirmable => self.ack_timeout(i),
+            Delivery::NonConfirmable => answer_timeout_millis,
+            Delivery::NoResponse => {
+                self.meter.counts.unconfirmed += 1;
+                return;
+            }
+        };
+        self.devices[i].state = State::Sent;
+        self.in_flight += 1;
+        self.wheel.set(i as u32, now / 1_000_000 + timeout);
+    }
+
+    /// The time to the next retransmission (RFC 7252 §4.2): the initial one is drawn from ACK_TIMEOUT to ACK_TIMEOUT ×
+    /// ACK_RANDOM_FACTOR, and doubles each time. The draw is a hash of the message, which need not be remembered.
+    fn ack_timeout(&self, i: usize) -> u64 {
+        let Transmission { ack_timeout_millis, ack_random_factor, .. } = self.workload.transmission;
+        let device = &self.devices[i];
+        let draw = mix(self.workload.run ^ (i as u64) << 32 ^ u64::from(device.begun)) as u32;
+        let spread = (ack_random_factor - 1.0) * f64::from(draw) / f64::from(u32::MAX);
+        ((ack_timeout_millis as f64 * (1.0 + spread)) as u64) << device.attempts
+    }
+
+    /// Queues the current message of a device: the same bytes each time.
+    fn transmit(&mut self, i: usize) {
+        let device = &self.devices[i];
+        let index = self.first + i as u32;
+        let number = device.begun - 1;
+        let request = Request {
+            mid: device.mid,
+            token: index << 8 | number & 0xff,
+            payload_len: self.workload.payload,
+            mark: Mark {
+                run: self.workload.run,
+                device: index,
+                number,
+                due_micros: self.clock.wall_micros(device.due_at),
+            },
+        };
+        let source = self.source(i);
+        let template = &self.template;
+        self.sender.push(self.workload.target, source, |out| template.write(&request, out));
+    }
+
+    /// Devices share the thread's endpoints in turn.
+    fn endpoint(&self, i: usize) -> usize {
+        match self.sources {
+            Some(sources) if (sources as usize) < self.devices.len() => i % sources as usize,
+            Some(_) => i,
+            None => 0,
+        }
+    }
+
+    fn source(&self, i: usize) -> Option<IpAddr> {
+        let sources = self.sources?;
+        let first = if sources as usize == self.devices.len() { self.first } else { 0 };
+        let address = u32::from(FIRST_SOURCE) + first + self.endpoint(i) as u32;
+        Some(IpAddr::V4(Ipv4Addr::from(address)))
+    }
+
+    // --- answers
+
+    fn on_datagram(&mut self, datagram: &Datagram<'_>, now: u64) {
+        let Some(answer) = Answer::parse(datagram.bytes) else {
+            self.meter.counts.malformed += 1;
+            return;
+        };
+        if datagram.peer != self.workload.target {
+            self.meter.counts.wrong += 1;
+            return;
+        }
+        if answer.code == 0 {
+            self.on_empty(&answer, datagram.local, now);
+            return;
+        }
+        let Some(i) = self.device_of(answer.token, datagram.local) else {
+            self.meter.counts.wrong += 1;
+            return;
+        };
+        if answer.ty == Type::Confirmable {
+            // A separate answer is acknowledged each time it comes, or the server would go on sending it (RFC 7252 §4.2).
+            let ack = empty(Type::Acknowledgement, answer.mid);
+            let source = self.source(i);
+            self.sender.push(datagram.peer, source, |out| out.extend_from_slice(&ack));
+        }
+        let low = answer.token[TOKEN_LEN - 1];
+        let device = self.devices[i];
+        let Some(current) = device.begun.checked_sub(1) else {
+            self.meter.counts.wrong += 1;
+            return;
+        };
+        if device.state != State::Idle && current as u8 == low {
+            let piggybacked = answer.ty == Type::Acknowledgement;
+            if piggybacked && answer.mid != device.mid {
+                self.meter.counts.wrong += 1;
+                return;
+            }
+            self.meter.counts.separate += u64::from(!piggybacked && self.workload.delivery == Delivery::Confirmable);
+            let ending = if answer.code >> 5 == 2 { Ending::Acked } else { Ending::Refused(code_name(answer.code)) };
+            self.end(i, ending, now);
+            return;
+        }
+        // The latest message before with this low byte.
+        let Some(number) = current.checked_sub((current.wrapping_sub(u32::from(low))) & 0xff) else {
+            self.meter.counts.wrong += 1;
+            return;
+        };
+        let id = MessageId { device: self.first + i as u32, number };
+        if self.ledger.is_acked(id) {
+            self.meter.counts.duplicate += 1;
+        } else {
+            self.meter.counts.late += 1;
+            if answer.code >> 5 == 2 {
+                // The promise stands, even if the device no longer waits for it.
+                self.ledger.ack(id);
+            }
+        }
+    }
+
+    /// An empty acknowledgement or a reset, which only the message ID matches (RFC 7252 §4.2).
+    fn on_empty(&mut self, answer: &Answer<'_>, local: Option<IpAddr>, now: u64) {
+        let Some(i) = self.device_with(answer.mid, local) else {
+            self.meter.counts.wrong += 1;
+            return;
+        };
+        match (answer.ty, self.devices[i].state) {
+            (Type::Acknowledgement, State::Sent) if self.workload.delivery == Delivery::Confirmable => {
+                self.devices[i].state = State::Acknowledged;
+                let timeout = self.workload.transmission.answer_timeout_millis;
+                self.wheel.set(i as u32, now / 1_000_000 + timeout);
+            }
+            (Type::Acknowledgement, State::Acknowledged) => self.meter.counts.duplicate += 1,
+            (Type::Reset, State::Sent) => self.end(i, Ending::Refused("RST".to_owned()), now),
+            _ => self.meter.counts.wrong += 1,
+        }
+    }
+
+    /// The device that a token names, if the answer came to its address.
+    fn device_of(&self, token: &[u8], local: Option<IpAddr>) -> Option<usize> {
+        let token = u32::from_be_bytes(token.try_into().ok()?);
+        let i = (token >> 8).checked_sub(self.first)? as usize;
+        (i < self.devices.len() && (self.sources.is_none() || self.source(i) == local)).then_some(i)
+    }
+
+    /// The device that awaits an answer to message `mid` at an address.
+    fn device_with(&self, mid: u16, local: Option<IpAddr>) -> Option<usize> {
+        let waits = |i: &usize| self.devices[*i].mid == mid && self.devices[*i].state != State::Idle;
+        let Some(sources) = self.sources else {
+            return (0..self.devices.len()).find(waits);
+        };
+        let Some(IpAddr::V4(local)) = local else { return None };
+        let first = if sources as usize == self.devices.len() { self.first } else { 0 };
+        let endpoint = u32::from(local).checked_sub(u32::from(FIRST_SOURCE) + first)?;
+        // Where devices share an endpoint, all of them are looked at: such messages are rare.
+        (endpoint < sources).then(|| (endpoint as usize..self.devices.len()).step_by(sources as usize).find(waits))?
+    }
+
+    /// The current message of a device is over, and the next begins if it is due.
+    fn end(&mut self, i: usize, ending: Ending, now: u64) {
+        let device = &mut self.devices[i];
+        device.state = State::Idle;
+        let due_at = device.due_at;
+        let id = MessageId { device: self.first + i as u32, number: device.begun - 1 };
+        let next_is_due = device.begun < device.due;
+        self.in_flight -= 1;
+        self.wheel.cancel(i as u32);
+        self.meter.answered(due_at, now);
+        match ending {
+            Ending::Acked => {
+                self.meter.counts.acked += 1;
+                self.ledger.ack(id);
+            }
+            Ending::Refused(reason) => self.meter.counts.refuse(reason),
+            Ending::TimedOut => self.meter.counts.timed_out += 1,
+        }
+        if next_is_due {
+            let due_at = self.due_at(i, id.number + 1);
+            self.begin(i, due_at, now);
+        }
+    }
+
+    fn on_timer(&mut self, i: u32, now: u64) {
+        let (transmission, delivery) = (self.workload.transmission, self.workload.delivery);
+        let device = &mut self.devices[i as usize];
+        let again = delivery == Delivery::Confirmable
+            && device.state == State::Sent
+            && device.attempts < transmission.max_retransmit;
+        if !again {
+            self.end(i as usize, Ending::TimedOut, now);
+            return;
+        }
+        device.attempts += 1;
+        self.meter.counts.retransmissions += 1;
+        self.transmit(i as usize);
+        let timeout = self.ack_timeout(i as usize);
+        self.wheel.set(i, now / 1_000_000 + timeout);
+    }
+}

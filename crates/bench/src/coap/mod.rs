@@ -1,0 +1,276 @@
+//! Simulated CoAP devices (RFC 7252).
+//!
+//! # Constraints
+//!
+//! - The generator shares a small machine with the server it measures, so it must be the cheaper of the two: one thread by default,
+//!   one socket a thread, whole batches per system call, nothing allocated a message.
+//! - A million devices: one costs 38 bytes, plus two bits a message for the audit.
+//! - Devices behave as RFC 7252 §4 says: one exchange at a time (NSTART = 1), retransmission with the same message ID and bytes,
+//!   exponential back-off, acknowledgement of separate answers.
+//!
+//! # Operation
+//!
+//! A socket bound to 0.0.0.0 sends each datagram from the address of its device, 127.1.0.0 + index, so that every device is an
+//! endpoint of its own to a server on this host. The token holds the index of the device and the low byte of the message's number, the
+//! message ID counts per endpoint; with them an answer is matched to its message by indexing, and a late, duplicate or wrong one is told
+//! from a right one. Towards other hosts all devices of a thread share one endpoint.
+
+pub mod echo;
+mod fleet;
+pub(crate) mod wire;
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+pub use wire::Method;
+
+use crate::clock::SECOND;
+use crate::ledger::Ledger;
+use crate::meter::Meter;
+use crate::report::Load;
+use crate::run::{Control, Drive, Observed, Plan, Signals, Until, watch};
+use crate::schedule::Schedule;
+use fleet::Fleet;
+
+/// A token holds the device's index in 24 bits.
+pub const MAX_DEVICES: u32 = 1 << 24;
+
+/// Address of the first device; the others follow. 127.0.0.0/16 is left to servers.
+pub(crate) const FIRST_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 0);
+
+/// Addresses from [`FIRST_SOURCE`] on that are not the network's broadcast address.
+pub(crate) const MAX_SOURCES: u32 = 0x7fff_ffff - 0x7f01_0000;
+
+/// How requests are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// CON.
+    Confirmable,
+    /// NON, and the answer is awaited.
+    NonConfirmable,
+    /// NON with No-Response (RFC 7967): sent and forgotten.
+    NoResponse,
+}
+
+/// Transmission parameters (RFC 7252 §4.8).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Transmission {
+    /// ACK_TIMEOUT, in milliseconds.
+    pub ack_timeout_millis: u64,
+    /// ACK_RANDOM_FACTOR, ≥ 1.
+    pub ack_random_factor: f64,
+    /// MAX_RETRANSMIT.
+    pub max_retransmit: u8,
+    /// How long an answer is awaited that no acknowledgement carries: the separate one after an empty acknowledgement, and that to
+    /// a NON.
+    pub answer_timeout_millis: u64,
+}
+
+impl Default for Transmission {
+    fn default() -> Transmission {
+        // RFC 7252 §4.8; the last is MAX_TRANSMIT_WAIT (§4.8.2), after which a client may give up.
+        Transmission {
+            ack_timeout_millis: 2_000,
+            ack_random_factor: 1.5,
+            max_retransmit: 4,
+            answer_timeout_millis: 93_000,
+        }
+    }
+}
+
+/// What the devices do.
+#[derive(Debug, Clone)]
+pub struct Workload {
+    /// The server.
+    pub target: SocketAddr,
+    /// How many devices, `1..=MAX_DEVICES`.
+    pub devices: u32,
+    /// How many different source addresses they have, `1..=devices`. Ignored (1) unless the server is on a loopback IPv4 address.
+    pub sources: u32,
+    /// The run's identifier.
+    pub run: u64,
+    /// Devices are called this and their index.
+    pub prefix: String,
+    /// Path of the resource; `{device}` stands for the device's name.
+    pub path: String,
+    /// Whether requests carry `?ep=NAME`.
+    pub ep: bool,
+    /// POST or PUT.
+    pub method: Method,
+    /// CON or NON.
+    pub delivery: Delivery,
+    /// Bytes of a payload, at least [`crate::payload::MIN_LEN`].
+    pub payload: usize,
+    /// Timers.
+    pub transmission: Transmission,
+    /// Distance of bursts in open loop.
+    pub tick_micros: u64,
+    /// Generator threads.
+    pub threads: usize,
+    /// A delay before each loop of the generator: makes it too slow, to see that a run says so.
+    pub handicap: Duration,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Counts and histograms of all threads.
+    pub meter: Meter,
+    /// Acknowledged messages, one ledger a thread.
+    pub ledgers: Vec<Ledger>,
+    /// What the watching thread saw.
+    pub observed: Observed,
+    /// Answers that the kernel dropped for want of room.
+    pub dropped_answers: u64,
+    /// Bytes of generator state a device.
+    pub bytes_per_device: f64,
+    /// An endpoint used a message ID again within EXCHANGE_LIFETIME (RFC 7252 §4.4), because it sent more than 65,536 messages in 247 s.
+    pub reused_message_ids: bool,
+}
+
+impl Workload {
+    /// Whether devices have source addresses of their own.
+    #[must_use]
+    pub fn has_sources(&self) -> bool {
+        matches!(self.target, SocketAddr::V4(target) if target.ip().is_loopback())
+    }
+
+    /// What the report says of it.
+    #[must_use]
+    pub fn load(&self, plan: &Plan) -> Load {
+        Load {
+            devices: self.devices,
+            delivery: match self.delivery {
+                Delivery::Confirmable => "CON",
+                Delivery::NonConfirmable => "NON",
+                Delivery::NoResponse => "NON with No-Response",
+            }
+            .to_owned(),
+            payload: self.payload,
+            threads: self.threads,
+            sources: if self.has_sources() { self.sources } else { 1 },
+            ..Load::of(plan)
+        }
+    }
+
+    /// Sends a ping (RFC 7252 §4.3) and waits for any answer, so that a server that is not there is an error and not a run full
+    /// of timeouts.
+    ///
+    /// # Errors
+    ///
+    /// Nothing answers.
+    pub fn probe(&self) -> anyhow::Result<()> {
+        let any: SocketAddr = if self.target.is_ipv4() {
+            (Ipv4Addr::UNSPECIFIED, 0).into()
+        } else {
+            (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
+        };
+        let socket = UdpSocket::bind(any).context("cannot open a UDP socket")?;
+        socket.connect(self.target).with_context(|| format!("{} cannot be reached", self.target))?;
+        socket.set_read_timeout(Some(PROBE_WAIT))?;
+        let mut buffer = [0; 64];
+        for mid in 0..PROBES {
+            let answer = socket.send(&wire::empty(wire::Type::Confirmable, mid)).and_then(|_| socket.recv(&mut buffer));
+            match answer {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                    bail!(
+                        "nothing listens on udp {}; start the server, or give its address with --target",
+                        self.target
+                    );
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) => return Err(error).with_context(|| format!("{} cannot be reached", self.target)),
+            }
+        }
+        bail!(
+            "udp {} did not answer {PROBES} CoAP pings; is it a CoAP server? (--no-probe starts anyway)",
+            self.target
+        );
+    }
+
+    /// Runs the devices.
+    ///
+    /// # Errors
+    ///
+    /// Sockets cannot be opened, or fail.
+    pub fn run(&self, plan: Plan, signals: &Signals, server: Option<u32>, quiet: bool) -> anyhow::Result<Outcome> {
+        let threads = self.threads.clamp(1, self.devices as usize);
+        let control = Control::new(plan, threads)?;
+        // Sockets first: what fails fails before anything is sent.
+        let sockets = (0..threads).map(|_| Fleet::socket(self.target)).collect::<anyhow::Result<Vec<_>>>()?;
+        let (observed, parts) = std::thread::scope(|scope| {
+            let control = &control;
+            let threads: Vec<_> = sockets
+                .into_iter()
+                .enumerate()
+                .map(|(shard, socket)| {
+                    scope.spawn(move || {
+                        let at = |shard: usize| (self.devices as usize * shard / threads) as u32;
+                        let indices = at(shard)..at(shard + 1);
+                        let share = share(&plan, self, shard, threads, indices.end - indices.start);
+                        Fleet::new(self, &plan, socket, shard, indices, share).run(control)
+                    })
+                })
+                .collect();
+            let observed = watch(control, signals, server, quiet);
+            let parts: Vec<_> =
+                threads.into_iter().map(|thread| thread.join().expect("a generator thread panicked")).collect();
+            (observed, parts)
+        });
+        let mut outcome = Outcome {
+            meter: Meter::new(plan.measured()),
+            ledgers: Vec::new(),
+            observed,
+            dropped_answers: 0,
+            bytes_per_device: Fleet::bytes_per_device(),
+            reused_message_ids: false,
+        };
+        for part in parts {
+            let part = part?;
+            outcome.meter.counts.add(&part.meter.counts);
+            // All have the same bounds.
+            let _ = outcome.meter.latency.add(&part.meter.latency);
+            let _ = outcome.meter.lateness.add(&part.meter.lateness);
+            outcome.ledgers.push(part.ledger);
+            outcome.dropped_answers += part.dropped_answers;
+            outcome.reused_message_ids |= part.reused_message_ids;
+        }
+        Ok(outcome)
+    }
+}
+
+/// What one thread of several does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Share {
+    /// Sends by a schedule, up to so many messages.
+    Scheduled { schedule: Schedule, messages: u64 },
+    /// Keeps so many in flight, up to so many messages.
+    Windowed { window: usize, messages: u64 },
+}
+
+fn share(plan: &Plan, workload: &Workload, shard: usize, threads: usize, devices: u32) -> Share {
+    let part = |whole: u64| whole * (shard as u64 + 1) / threads as u64 - whole * shard as u64 / threads as u64;
+    let messages = match plan.until {
+        Until::Messages(messages) => part(messages),
+        Until::Elapsed(_) => u64::MAX,
+    };
+    match plan.drive {
+        Drive::Rate(rate) => {
+            let rate = rate * f64::from(devices) / f64::from(workload.devices);
+            Share::Scheduled { schedule: Schedule::new(rate, plan.ramp.as_secs_f64(), workload.tick_micros), messages }
+        }
+        Drive::Window(window) => Share::Windowed { window: (part(window as u64) as usize).max(1), messages },
+    }
+}
+
+/// EXCHANGE_LIFETIME with the default parameters (RFC 7252 §4.8.2).
+pub(crate) const EXCHANGE_LIFETIME: u64 = 247 * SECOND;
+
+/// Pings before the server is taken for absent: UDP loses datagrams.
+const PROBES: u16 = 3;
+/// Wait for each of their answers.
+const PROBE_WAIT: Duration = Duration::from_secs(1);

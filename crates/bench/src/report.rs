@@ -1,0 +1,536 @@
+//! What a run says at its end: to people in a few lines, to programs in JSON.
+//!
+//! The JSON is a [`Report`]; the field docs here are its schema. Times are in microseconds or seconds and sizes in bytes, as
+//! the names say. A field is `null` where it does not apply.
+
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Serializer as _, V2Serializer};
+use serde::{Deserialize, Serialize};
+
+use crate::audit::Audit;
+use crate::clock::SECOND;
+use crate::meter::Counts;
+use crate::process::{Machine, Sample};
+use crate::run::{Drive, Moment, Observed, Plan, Second, Until, micros};
+
+/// Version of the schema: it grows when a field changes its meaning or goes.
+pub const SCHEMA: u32 = 1;
+
+/// Share of time above which a generator thread may be what limits a closed loop.
+const BUSY: f64 = 0.95;
+
+/// A whole run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`]
+    pub schema: u32,
+    /// `tidegate-bench` and its version.
+    pub tool: String,
+    /// What was measured: `coap`, `mqtt`.
+    pub scenario: String,
+    /// When the run started, microseconds since 1970.
+    pub started_micros: u64,
+    /// The run's identifier, which its payloads carry, in hexadecimal.
+    pub run: String,
+    /// Where it ran.
+    pub machine: Machine,
+    /// The server's address.
+    pub target: String,
+    /// What was asked for.
+    pub load: Load,
+    /// Setting connections up; MQTT only.
+    pub connect: Option<Connect>,
+    /// The measured part: from the end of the warm-up until nothing new was sent.
+    pub measured: Measured,
+    /// Counts of the whole run, warm-up and drain included.
+    pub counts: Counts,
+    /// From when a message was due (open loop) or sent (closed loop) to its answer, for messages of the measured part. Messages
+    /// without an answer count with the time that they waited.
+    pub latency: Quantiles,
+    /// How late the generator itself sent; open loop only.
+    pub lateness: Option<Quantiles>,
+    /// The server's process in the measured part, if `--server-pid` was given.
+    pub server: Option<ServerUse>,
+    /// The generator's own use in the measured part.
+    pub generator: GeneratorUse,
+    /// What the consumer received, if there was one.
+    pub consumer: Option<Consumer>,
+    /// The seconds of the run.
+    pub timeline: Vec<Second>,
+    /// What was found of the acknowledged messages, if `--audit` was given.
+    pub audit: Option<Audit>,
+    /// Whether the run counts.
+    pub verdict: Verdict,
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Load {
+    /// Simulated devices or connections.
+    pub devices: u32,
+    /// Messages per second, in open loop.
+    pub rate: Option<f64>,
+    /// Messages in flight (CoAP: in all, MQTT: a connection), in closed loop.
+    pub window: Option<usize>,
+    /// `CON`, `NON`, `QoS 0` … .
+    pub delivery: String,
+    /// Bytes of a payload.
+    pub payload: usize,
+    /// Seconds of rise.
+    pub ramp_seconds: f64,
+    /// Seconds left out of the numbers.
+    pub warm_up_seconds: f64,
+    /// Seconds measured, unless messages were counted.
+    pub duration_seconds: Option<f64>,
+    /// Messages to send, if they were counted.
+    pub messages: Option<u64>,
+    /// Generator threads.
+    pub threads: usize,
+    /// Different source addresses.
+    pub sources: u32,
+}
+
+impl Load {
+    /// The part that a [`Plan`] tells.
+    #[must_use]
+    pub fn of(plan: &Plan) -> Load {
+        let (rate, window) = match plan.drive {
+            Drive::Rate(rate) => (Some(rate), None),
+            Drive::Window(window) => (None, Some(window)),
+        };
+        let (duration_seconds, messages) = match plan.until {
+            Until::Elapsed(duration) => (Some(duration.as_secs_f64()), None),
+            Until::Messages(messages) => (None, Some(messages)),
+        };
+        Load {
+            rate,
+            window,
+            ramp_seconds: plan.ramp.as_secs_f64(),
+            warm_up_seconds: plan.warm_up.max(plan.ramp).as_secs_f64(),
+            duration_seconds,
+            messages,
+            ..Load::default()
+        }
+    }
+}
+
+/// Setting connections up.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Connect {
+    /// Connections that were accepted.
+    pub connections: u32,
+    /// From the first SYN to the last CONNACK.
+    pub seconds: f64,
+    /// Connections per second.
+    pub per_second: f64,
+    /// From SYN to CONNACK.
+    pub latency: Quantiles,
+    /// The server's processor time a connection, in microseconds.
+    pub server_cpu_micros_each: Option<f64>,
+    /// The server's resident memory before the first connection, in bytes.
+    pub server_rss_before: Option<u64>,
+    /// The server's resident memory once all were connected and quiet, in bytes.
+    pub server_rss_after: Option<u64>,
+    /// The difference, a connection.
+    pub server_rss_each: Option<f64>,
+}
+
+/// Rates of the measured part.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Measured {
+    /// Its length.
+    pub seconds: f64,
+    /// Messages sent in it.
+    pub messages: u64,
+    /// Messages acknowledged in it (without an acknowledgement to wait for: sent).
+    pub acked: u64,
+    /// Acknowledgements per second.
+    pub acks_per_second: f64,
+    /// A signal ended the run early.
+    pub interrupted: bool,
+}
+
+/// Quantiles of a histogram, in microseconds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Quantiles {
+    /// Values recorded.
+    pub count: u64,
+    /// Mean.
+    pub mean: f64,
+    /// Median.
+    pub p50: u64,
+    /// 90 %.
+    pub p90: u64,
+    /// 99 %.
+    pub p99: u64,
+    /// 99.9 %.
+    pub p99_9: u64,
+    /// 99.99 %.
+    pub p99_99: u64,
+    /// Largest.
+    pub max: u64,
+    /// The whole histogram, HdrHistogram V2 in base64, to be merged with others.
+    pub histogram: String,
+}
+
+impl From<&Histogram<u64>> for Quantiles {
+    fn from(histogram: &Histogram<u64>) -> Quantiles {
+        let mut bytes = Vec::new();
+        // Writing to memory does not fail, and our bounds are within what the format holds.
+        let _ = V2Serializer::new().serialize(histogram, &mut bytes);
+        let at = |quantile| histogram.value_at_quantile(quantile);
+        Quantiles {
+            count: histogram.len(),
+            mean: histogram.mean(),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p99_9: at(0.999),
+            p99_99: at(0.9999),
+            max: histogram.max(),
+            histogram: base64::engine::general_purpose::STANDARD.encode(bytes),
+        }
+    }
+}
+
+/// What the server's process used in the measured part.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServerUse {
+    /// Processor seconds, user and system, all threads.
+    pub cpu_seconds: f64,
+    /// Processor seconds a million acknowledged messages.
+    pub cpu_seconds_per_million: f64,
+    /// Processors kept busy.
+    pub cores: f64,
+    /// Resident memory at the start, in bytes.
+    pub rss_begin: u64,
+    /// Resident memory at the end, in bytes.
+    pub rss_end: u64,
+    /// Largest resident memory seen in a second of the run, in bytes.
+    pub rss_peak: u64,
+    /// Its own part of the memory at the end (no file pages), in bytes.
+    pub anonymous_end: u64,
+    /// Context switches a message: processor given up.
+    pub voluntary_switches_per_message: f64,
+    /// Context switches a message: processor taken away.
+    pub involuntary_switches_per_message: f64,
+}
+
+/// What the generator used in the measured part.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct GeneratorUse {
+    /// Processor seconds.
+    pub cpu_seconds: f64,
+    /// Share of the time that its threads were busy.
+    pub busy: f64,
+    /// Answers that the kernel dropped because the generator did not read them in time.
+    pub dropped_answers: u64,
+    /// Bytes it keeps a device.
+    pub bytes_per_device: f64,
+}
+
+/// What a subscriber received.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Consumer {
+    /// Its topic filter.
+    pub filter: String,
+    /// Messages received.
+    pub messages: u64,
+    /// Messages of the run that it received more than once.
+    pub twice: u64,
+    /// Messages of the run that were acknowledged to their sender and that it did not receive.
+    pub acked_and_missing: u64,
+    /// Messages of the run whose payload was damaged.
+    pub corrupted: u64,
+    /// From when a message was due to its arrival at the subscriber.
+    pub latency: Quantiles,
+}
+
+/// Whether a run counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Nothing that was asked for is violated.
+    Pass,
+    /// The generator could not do what it was told, so the numbers say nothing about the server.
+    Void,
+    /// The server broke a promise.
+    Fail,
+}
+
+/// The outcome, and why.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Whether the run counts.
+    pub outcome: Outcome,
+    /// A sentence for each reason.
+    pub reasons: Vec<String>,
+    /// What else a reader of the numbers should know.
+    pub notes: Vec<String>,
+}
+
+impl Verdict {
+    /// Nothing to complain of yet.
+    #[must_use]
+    pub fn pass() -> Verdict {
+        Verdict { outcome: Outcome::Pass, reasons: Vec::new(), notes: Vec::new() }
+    }
+
+    /// The server broke a promise.
+    pub fn fail(&mut self, reason: String) {
+        self.outcome = Outcome::Fail;
+        self.reasons.push(reason);
+    }
+
+    /// The numbers say nothing about the server.
+    pub fn void(&mut self, reason: String) {
+        if self.outcome == Outcome::Pass {
+            self.outcome = Outcome::Void;
+        }
+        self.reasons.push(reason);
+    }
+}
+
+impl Measured {
+    /// Between two moments.
+    #[must_use]
+    pub fn of(observed: &Observed) -> Measured {
+        let Observed { begin, end, .. } = observed;
+        let seconds = end.at.saturating_sub(begin.at) as f64 / SECOND as f64;
+        let acked = end.acked.saturating_sub(begin.acked);
+        Measured {
+            seconds,
+            messages: end.messages.saturating_sub(begin.messages),
+            acked,
+            acks_per_second: if seconds > 0.0 { acked as f64 / seconds } else { 0.0 },
+            interrupted: observed.interrupted,
+        }
+    }
+}
+
+impl ServerUse {
+    /// Between two moments of a run, if the server was seen at both.
+    #[must_use]
+    pub fn of(observed: &Observed) -> Option<ServerUse> {
+        let Moment { server: Some(begin), .. } = observed.begin else { return None };
+        let Moment { server: Some(end), .. } = observed.end else { return None };
+        let acked = observed.end.acked.saturating_sub(observed.begin.acked).max(1) as f64;
+        let seconds = observed.end.at.saturating_sub(observed.begin.at).max(1) as f64 / SECOND as f64;
+        let used = |value: fn(&Sample) -> u64| value(&end).saturating_sub(value(&begin)) as f64;
+        let cpu_seconds = used(|s| s.cpu_millis) / 1_000.0;
+        let peak = observed.timeline.iter().filter_map(|second| second.server_rss).max().unwrap_or(0);
+        Some(ServerUse {
+            cpu_seconds,
+            cpu_seconds_per_million: cpu_seconds / acked * 1e6,
+            cores: cpu_seconds / seconds,
+            rss_begin: begin.rss,
+            rss_end: end.rss,
+            rss_peak: peak.max(begin.rss).max(end.rss),
+            anonymous_end: end.anonymous,
+            voluntary_switches_per_message: used(|s| s.voluntary_switches) / acked,
+            involuntary_switches_per_message: used(|s| s.involuntary_switches) / acked,
+        })
+    }
+}
+
+impl Report {
+    /// Judges the run by what it holds. `late_millis` is how late the generator may send 1 % of its messages.
+    pub fn judge(&mut self, late_millis: f64, audit_error: Option<String>) {
+        let verdict = &mut self.verdict;
+        if let Some(audit) = &self.audit {
+            if audit.acked_and_missing > 0 {
+                verdict.fail(format!("{} acknowledged messages were not stored", audit.acked_and_missing));
+            }
+            if audit.stored_twice > 0 {
+                verdict.fail(format!("{} messages were stored twice", audit.stored_twice));
+            }
+            if audit.corrupted > 0 {
+                verdict.fail(format!("{} messages were stored damaged", audit.corrupted));
+            }
+        }
+        if let Some(error) = audit_error {
+            verdict.fail(error);
+        }
+        let c = &self.counts;
+        if c.wrong + c.malformed > 0 {
+            verdict.fail(format!("{} answers were wrong and {} malformed", c.wrong, c.malformed));
+        }
+        if let Some(lateness) = &self.lateness {
+            if lateness.p99 as f64 > late_millis * 1e3 {
+                verdict.void(format!(
+                    "the generator was late: 1 % of its messages left more than {} after they were due, {late_millis} ms are allowed \
+                     (--max-late-millis); lower the rate, or give it a quieter machine or more --threads",
+                    micros(lateness.p99)
+                ));
+            }
+        } else if self.generator.busy > BUSY {
+            verdict.notes.push(format!(
+                "the generator was {:.0} % busy, so the rate may be its own; the server's CPU a message holds",
+                self.generator.busy * 100.0
+            ));
+        }
+        if self.generator.dropped_answers > 0 {
+            verdict.void(format!("the generator lost {} answers in its receive queue", self.generator.dropped_answers));
+        }
+        let unserved = c.timed_out + c.unanswered + c.lost + c.unsent;
+        if unserved > 0 {
+            verdict
+                .notes
+                .push(format!("{unserved} messages were not served; the latencies count the time that they waited"));
+        }
+        if self.measured.interrupted {
+            verdict.notes.push("a signal ended the run early".to_owned());
+        }
+        if c.messages > 0 && c.acked + c.unconfirmed == 0 {
+            verdict.fail("nothing was acknowledged".to_owned());
+        }
+    }
+
+    /// The lines for people.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string does not fail.
+        let _ = self.write_summary(&mut out);
+        out
+    }
+
+    fn write_summary(&self, out: &mut String) -> std::fmt::Result {
+        let Load { devices, delivery, payload, .. } = &self.load;
+        let drive = match (self.load.rate, self.load.window) {
+            (Some(rate), _) => format!("open loop, {rate:.0} messages/s"),
+            (_, Some(window)) => format!("closed loop, window {window}"),
+            _ => "idle".to_owned(),
+        };
+        writeln!(out, "{} {}: {devices} devices, {delivery}, {payload} B, {drive}", self.scenario, self.target)?;
+        if let Some(connect) = &self.connect {
+            write!(
+                out,
+                "  connect   {} in {:.2} s = {:.0}/s, p50 {} p99 {} max {}",
+                connect.connections,
+                connect.seconds,
+                connect.per_second,
+                micros(connect.latency.p50),
+                micros(connect.latency.p99),
+                micros(connect.latency.max)
+            )?;
+            if let Some(cpu) = connect.server_cpu_micros_each {
+                write!(out, "; server {cpu:.1} µs CPU each")?;
+            }
+            if let (Some(each), Some(after)) = (connect.server_rss_each, connect.server_rss_after) {
+                write!(out, ", {each:.0} B RSS each, {:.1} MB in all", after as f64 / 1e6)?;
+            }
+            writeln!(out)?;
+        }
+        let counts = &self.counts;
+        if counts.messages > 0 {
+            let Measured { seconds, acked, acks_per_second, .. } = self.measured;
+            writeln!(out, "  rate      {acks_per_second:.0} acks/s ({acked} in {seconds:.2} s)")?;
+            writeln!(out, "  latency   {}", line(&self.latency))?;
+            if let Some(lateness) = &self.lateness {
+                writeln!(
+                    out,
+                    "  generator late by p50 {} p99 {} max {}",
+                    micros(lateness.p50),
+                    micros(lateness.p99),
+                    micros(lateness.max)
+                )?;
+            }
+            self.write_counts(out)?;
+        }
+        if let Some(server) = &self.server {
+            writeln!(
+                out,
+                "  server    {:.2} CPU s = {:.2} s per million, {:.2} cores; RSS {:.1} MB (peak {:.1}); {:.3}+{:.3} switches a message",
+                server.cpu_seconds,
+                server.cpu_seconds_per_million,
+                server.cores,
+                server.rss_end as f64 / 1e6,
+                server.rss_peak as f64 / 1e6,
+                server.voluntary_switches_per_message,
+                server.involuntary_switches_per_message
+            )?;
+        }
+        writeln!(
+            out,
+            "  generator {:.2} CPU s, {:.0} % busy, {:.0} B a device",
+            self.generator.cpu_seconds,
+            self.generator.busy * 100.0,
+            self.generator.bytes_per_device
+        )?;
+        if let Some(consumer) = &self.consumer {
+            writeln!(
+                out,
+                "  consumer  {} messages of {}, {} acked but missing, {} twice, {} corrupted; {}",
+                consumer.messages,
+                consumer.filter,
+                consumer.acked_and_missing,
+                consumer.twice,
+                consumer.corrupted,
+                line(&consumer.latency)
+            )?;
+        }
+        if let Some(audit) = &self.audit {
+            writeln!(out, "  audit     {audit}")?;
+        }
+        for note in &self.verdict.notes {
+            writeln!(out, "  note      {note}")?;
+        }
+        let outcome = match self.verdict.outcome {
+            Outcome::Pass => "pass",
+            Outcome::Void => "VOID",
+            Outcome::Fail => "FAIL",
+        };
+        writeln!(out, "  verdict   {outcome}")?;
+        for reason in &self.verdict.reasons {
+            writeln!(out, "            {reason}")?;
+        }
+        Ok(())
+    }
+
+    /// What happened, naming only what did happen.
+    fn write_counts(&self, out: &mut String) -> std::fmt::Result {
+        let c = &self.counts;
+        write!(out, "  messages  {} sent", c.messages)?;
+        let named = [
+            (c.acked, "acked"),
+            (c.unconfirmed, "without ack"),
+            (c.timed_out, "timed out"),
+            (c.unanswered, "unanswered at the end"),
+            (c.lost, "lost with their connection"),
+            (c.unsent, "due but never sent"),
+            (c.retransmissions, "retransmissions"),
+            (c.separate, "separate answers"),
+            (c.late, "late answers"),
+            (c.duplicate, "duplicate answers"),
+            (c.wrong, "wrong answers"),
+            (c.malformed, "malformed answers"),
+            (c.send_errors, "send errors"),
+            (c.disconnects, "disconnects"),
+        ];
+        for (n, name) in named {
+            if n > 0 {
+                write!(out, ", {n} {name}")?;
+            }
+        }
+        for (reason, n) in &c.refused {
+            write!(out, ", {n} × {reason}")?;
+        }
+        writeln!(out)
+    }
+}
+
+fn line(q: &Quantiles) -> String {
+    format!(
+        "p50 {} p90 {} p99 {} p99.9 {} p99.99 {} max {}",
+        micros(q.p50),
+        micros(q.p90),
+        micros(q.p99),
+        micros(q.p99_9),
+        micros(q.p99_99),
+        micros(q.max)
+    )
+}
