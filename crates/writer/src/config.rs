@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::OpenError;
-use crate::format::{FRAME_HEADER_LEN, HEADER_LEN, MAX_NODE_LEN};
+use crate::format::{FRAME_HEADER_LEN, HEADER_LEN, MAX_FRAME_BYTES, MAX_NODE_LEN};
 use crate::storage::{FileStorage, Storage};
 
 /// Longest encoded record. A device's reading is four orders of magnitude below; an MQTT packet of this size is bounded
@@ -106,8 +106,11 @@ impl LogConfig {
                 format!("{}: at least two segments of segment_bytes are needed", self.max_bytes),
             );
         }
-        if self.commit_bytes == 0 || self.commit_records == 0 {
-            return wrong("commit_bytes", "0: a commit of nothing never ends".into());
+        if self.commit_bytes == 0 || self.commit_bytes > MAX_FRAME_BYTES {
+            return wrong("commit_bytes", format!("{}: 1 to {MAX_FRAME_BYTES} are allowed", self.commit_bytes));
+        }
+        if self.commit_records == 0 {
+            return wrong("commit_records", "0: a commit has at least one record".into());
         }
         if self.pending_bytes < self.commit_bytes {
             return wrong("pending_bytes", format!("{}: less than commit_bytes", self.pending_bytes));

@@ -1,0 +1,137 @@
+//! The files of the log: where they are, how one is allocated ahead of its use, begun, and ended.
+//!
+//! # Operation
+//!
+//! A file is allocated as `<n>.pre` and holds nothing. To begin a segment, its header is written and synced, the file is renamed to
+//! its segment name and the directory is synced; only then are frames written. So a `.seg` file whose header cannot be read is
+//! damage, never the trace of a crash. A removed segment may become a `.pre` file again: its old frames are
+//! bound to the old header and can not be taken for new ones.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::format::{HEADER_LEN, Header, parse_file_name, seal_frame};
+use crate::storage::Storage;
+
+/// Directory of the segments in the data directory.
+pub(crate) const LOG_DIR: &str = "log";
+/// Directory of damaged files in the log's.
+pub(crate) const QUARANTINE_DIR: &str = "quarantine";
+/// Extension of a file allocated and not in use.
+pub(crate) const SPARE_EXTENSION: &str = "pre";
+/// Extension of a file that was being written when the process ended; removed at start.
+pub(crate) const TEMPORARY_EXTENSION: &str = "tmp";
+
+/// A segment that is not written any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sealed {
+    pub(crate) path: PathBuf,
+    pub(crate) epoch: u32,
+    /// Sequence number of its first record.
+    pub(crate) first: u64,
+    /// Sequence number behind its last record; `first <= next`.
+    pub(crate) next: u64,
+    /// Bytes of the file.
+    pub(crate) len: u64,
+    /// When its last record was written.
+    pub(crate) ended: SystemTime,
+}
+
+/// A file allocated for the next segment.
+#[derive(Debug)]
+pub(crate) struct Spare {
+    pub(crate) path: PathBuf,
+    pub(crate) len: u64,
+}
+
+/// The segment being written.
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub(crate) file: File,
+    pub(crate) path: PathBuf,
+    pub(crate) epoch: u32,
+    pub(crate) first: u64,
+    pub(crate) seed: u32,
+    /// Where the next frame goes.
+    pub(crate) offset: u64,
+    /// Allocated bytes; `offset` never passes it.
+    pub(crate) len: u64,
+}
+
+/// Microseconds since the Unix epoch.
+pub(crate) fn now_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64)
+}
+
+/// Random bits of the system.
+pub(crate) fn random() -> io::Result<u64> {
+    use std::io::Read as _;
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// The segments in `dir` by their names, in order: `(first, epoch, path)`.
+pub(crate) fn list(dir: &Path) -> io::Result<Vec<(u64, u32, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if let Some((first, epoch)) = entry.file_name().to_str().and_then(parse_file_name) {
+            found.push((first, epoch, entry.path()));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Allocates the file `path`, new or old, for a segment of `len` bytes.
+pub(crate) fn allocate(storage: &dyn Storage, path: &Path, len: u64) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    storage.allocate(&file, len)?;
+    file.sync_all()
+}
+
+/// Begins a segment in `spare`; returns once its header and its name are durable.
+pub(crate) fn begin(
+    storage: &dyn Storage,
+    dir: &Path,
+    spare: &Spare,
+    node: &str,
+    epoch: u32,
+    first: u64,
+) -> io::Result<Active> {
+    let header = Header { epoch, first, salt: random()?, created: now_us(), node: node.into() };
+    let file = OpenOptions::new().read(true).write(true).open(&spare.path)?;
+    storage.write_at(&file, &header.encode(), 0)?;
+    storage.sync_data(&file)?;
+    let path = dir.join(header.file_name());
+    fs::rename(&spare.path, &path)?;
+    storage.sync_dir(dir)?;
+    Ok(Active { file, path, epoch, first, seed: header.seed(), offset: HEADER_LEN as u64, len: spare.len })
+}
+
+impl Active {
+    /// Bytes that a frame may still take, a seal behind it included.
+    pub(crate) fn room(&self) -> u64 {
+        self.len - self.offset
+    }
+
+    /// Writes the seal; `next` is the sequence number that the next segment begins with. It need not be durable: without it the
+    /// beginning of the next segment says the same.
+    pub(crate) fn seal(&mut self, storage: &dyn Storage, next: u64) -> io::Result<()> {
+        let seal = seal_frame(self.seed, next);
+        storage.write_at(&self.file, &seal, self.offset)?;
+        self.offset += seal.len() as u64;
+        Ok(())
+    }
+}
+
+/// Gives back what a sealed segment does not need of its allocation, and makes its seal and length durable.
+pub(crate) fn truncate(path: &Path, len: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.sync_data()?;
+    file.set_len(len)?;
+    file.sync_all()
+}

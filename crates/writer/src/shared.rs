@@ -1,0 +1,289 @@
+//! What the front ends, the log thread, the keeper and the sinks have in common.
+//!
+//! Two locks, never held together: `queue`, taken by every append for the time of one copy, and `files`, which no append takes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tidegate_record::Seq;
+
+use crate::config::LogConfig;
+use crate::error::{Failure, Pressure, Refused};
+use crate::format::FRAME_HEADER_LEN;
+use crate::metrics::Metrics;
+use crate::segment::{Sealed, Spare};
+
+pub(crate) type Hook = Arc<dyn Fn() + Send + Sync>;
+
+/// Of the room that is left, what one pass of a front end may add before the next look at [`Shared::pressure`]: 64 datagrams of
+/// a reading each.
+const ONE_PASS: usize = 64 << 10;
+
+pub(crate) struct Shared {
+    pub(crate) config: LogConfig,
+    pub(crate) dir: PathBuf,
+    pub(crate) epoch: u32,
+    pub(crate) metrics: Metrics,
+
+    pub(crate) queue: Mutex<Queue>,
+    /// The log thread waits here: for records when idle, for a segment when it has none.
+    pub(crate) work: Condvar,
+    durable: AtomicU64,
+    failure: OnceLock<Failure>,
+    hooks: Mutex<Vec<Hook>>,
+    /// See [`encode_pressure`].
+    pressure: AtomicU8,
+    /// Those who wait for `durable` to move, and for the threads to end.
+    moved: (Mutex<()>, Condvar),
+    ended: AtomicBool,
+
+    pub(crate) files: Mutex<Files>,
+    /// Set to make the keeper look at once.
+    pub(crate) kicked: Mutex<bool>,
+    pub(crate) kick: Condvar,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("epoch", &self.epoch).field("durable", &self.durable()).finish_non_exhaustive()
+    }
+}
+
+/// Records accepted and not yet taken by the log thread.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    /// [`FRAME_HEADER_LEN`] bytes for the frame's header, then encoded records.
+    pub(crate) buffer: Vec<u8>,
+    /// Records in `buffer`.
+    pub(crate) count: u64,
+    /// Sequence number of the next record to be accepted.
+    pub(crate) next: u64,
+    /// Bytes accepted and not durable, those that the log thread has taken included; at most `pending_bytes`.
+    pub(crate) pending: usize,
+    /// The log thread waits for records.
+    pub(crate) idle: bool,
+    /// No more is accepted; what was is stored until then.
+    pub(crate) stopping: Option<Instant>,
+    /// Nothing is stored any more.
+    pub(crate) failed: bool,
+    /// Free space is below the low-water mark.
+    pub(crate) disk_low: bool,
+    /// Why there is no segment allocated behind the one being written.
+    pub(crate) no_next: Option<Refused>,
+    /// Bytes that the segment being written can still take.
+    pub(crate) room: u64,
+}
+
+/// The files of the log and who still needs them.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    /// In order.
+    pub(crate) sealed: VecDeque<Sealed>,
+    /// Paths and lengths of sealed segments whose allocation is still to be given back.
+    pub(crate) untrimmed: Vec<PathBuf>,
+    /// Allocated bytes of the segment being written, zero if there is none.
+    pub(crate) active_len: u64,
+    /// What the log thread takes when it needs a segment.
+    pub(crate) next: Option<Spare>,
+    /// Passed segments that may become `next`.
+    pub(crate) spares: Vec<Spare>,
+    pub(crate) cursors: BTreeMap<String, Holder>,
+}
+
+/// A cursor, as far as removing segments is concerned.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Holder {
+    pub(crate) position: u64,
+    /// Named in the configuration or asked for since the start. One that is not is a file that an earlier configuration
+    /// left; it holds segments too, but not against new records.
+    pub(crate) wanted: bool,
+}
+
+impl Files {
+    pub(crate) fn total_bytes(&self) -> u64 {
+        self.sealed.iter().map(|s| s.len).sum::<u64>()
+            + self.active_len
+            + self.next.iter().chain(&self.spares).map(|s| s.len).sum::<u64>()
+    }
+}
+
+/// A lock whose holder panicked is taken all the same: the panic has failed the log, or was in a front end that had not yet changed anything.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn encode_pressure(pressure: Pressure) -> u8 {
+    match pressure {
+        Pressure::Normal => 0,
+        Pressure::Shed => u8::MAX,
+        Pressure::Refuse(reason) => reason as u8,
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: LogConfig,
+        dir: PathBuf,
+        epoch: u32,
+        metrics: Metrics,
+        next: u64,
+        files: Files,
+    ) -> Shared {
+        Shared {
+            config,
+            dir,
+            epoch,
+            metrics,
+            queue: Mutex::new(Queue {
+                buffer: vec![0; FRAME_HEADER_LEN],
+                count: 0,
+                next,
+                pending: 0,
+                idle: false,
+                stopping: None,
+                failed: false,
+                disk_low: false,
+                no_next: None,
+                room: 0,
+            }),
+            work: Condvar::new(),
+            durable: AtomicU64::new(next - 1),
+            failure: OnceLock::new(),
+            hooks: Mutex::default(),
+            pressure: AtomicU8::new(0),
+            moved: Default::default(),
+            ended: AtomicBool::new(false),
+            files: Mutex::new(files),
+            kicked: Mutex::new(false),
+            kick: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn durable(&self) -> Seq {
+        Seq(self.durable.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        self.failure.get().cloned()
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failure.get().is_some()
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn pressure(&self) -> Pressure {
+        match self.pressure.load(Ordering::Relaxed) {
+            0 => Pressure::Normal,
+            u8::MAX => Pressure::Shed,
+            number => Refused::from_number(number).map_or(Pressure::Normal, Pressure::Refuse),
+        }
+    }
+
+    /// Makes known that all up to `seq` is stored. Only the log thread does, and never after a failure.
+    pub(crate) fn set_durable(&self, seq: u64) {
+        self.durable.store(seq, Ordering::Release);
+        self.metrics.durable_seq.set(seq as i64);
+        self.call_hooks();
+    }
+
+    /// The end of all storing. The first failure is the one that counts.
+    pub(crate) fn fail(&self, during: &'static str, cause: String) {
+        let failure = Failure { during, cause };
+        tracing::error!(%failure, "the log has failed: nothing more is stored, and no further reading is acknowledged");
+        let _ = self.failure.set(failure);
+        self.metrics.failed.set(1);
+        let mut queue = lock(&self.queue);
+        queue.failed = true;
+        self.publish(&queue);
+        drop(queue);
+        self.work.notify_all();
+        self.kick_keeper();
+        self.call_hooks();
+    }
+
+    /// The log thread is gone.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.kick_keeper();
+        self.call_hooks();
+    }
+
+    pub(crate) fn add_hook(&self, hook: Hook) {
+        lock(&self.hooks).push(hook);
+    }
+
+    fn call_hooks(&self) {
+        // Before the hooks: one that panics must not leave anybody waiting.
+        self.wake_waiting();
+        // Called without the lock, so that a hook may add one.
+        let hooks = lock(&self.hooks).clone();
+        for hook in hooks {
+            hook();
+        }
+    }
+
+    /// Makes those in [`wait_until`](Self::wait_until) look again.
+    pub(crate) fn wake_waiting(&self) {
+        drop(lock(&self.moved.0));
+        self.moved.1.notify_all();
+    }
+
+    /// Waits until `done`, the log ends, or `timeout` passes; returns what `done` says then.
+    pub(crate) fn wait_until(&self, timeout: Duration, done: impl Fn() -> bool) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut guard = lock(&self.moved.0);
+        loop {
+            if done() {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.has_failed() || self.has_ended() {
+                return done();
+            }
+            guard = self.moved.1.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    pub(crate) fn kick_keeper(&self) {
+        *lock(&self.kicked) = true;
+        self.kick.notify_all();
+    }
+
+    /// Why `bytes` more would not be accepted.
+    pub(crate) fn refusal(&self, queue: &Queue, bytes: usize) -> Option<Refused> {
+        if queue.failed {
+            return Some(Refused::Failed);
+        }
+        if queue.stopping.is_some() {
+            return Some(Refused::Stopping);
+        }
+        if queue.disk_low {
+            return Some(Refused::DiskLow);
+        }
+        if let Some(reason) = queue.no_next
+            && (queue.pending + bytes) as u64 > queue.room
+        {
+            return Some(reason);
+        }
+        (queue.pending + bytes > self.config.pending_bytes).then_some(Refused::Full)
+    }
+
+    /// Brings what [`pressure`](Self::pressure) says up to date with the queue.
+    pub(crate) fn publish(&self, queue: &Queue) {
+        // With small bounds one pass would be all of it.
+        let one_pass = ONE_PASS.min(self.config.pending_bytes / 8);
+        let pressure = match self.refusal(queue, one_pass) {
+            Some(reason) => Pressure::Refuse(reason),
+            None if queue.no_next.is_some() || queue.pending > self.config.pending_bytes / 2 => Pressure::Shed,
+            None => Pressure::Normal,
+        };
+        self.pressure.store(encode_pressure(pressure), Ordering::Relaxed);
+    }
+}
