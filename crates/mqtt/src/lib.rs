@@ -49,11 +49,11 @@ mod message;
 pub mod packet;
 mod property;
 mod reason;
-//RET
+mod retained;
 mod session;
 pub mod topic;
-//TREE
-//TRIE
+mod tree;
+pub mod trie;
 mod violation;
 mod wire;
 
@@ -63,7 +63,7 @@ pub use message::{Message, Will};
 pub use packet::{Connect, Password, Publish, QoS, Subscribe, SubscribeOptions, TopicName, Unsubscribe, Version};
 pub use property::{Properties, Property};
 pub use reason::Reason;
-//URET
+pub use retained::{Retained, Retention};
 pub use session::Session;
 pub use violation::Violation;
 pub use wire::frame_len;

@@ -1,0 +1,167 @@
+//! Retained messages (MQTT 5.0 §3.3.1.3), by topic.
+
+use std::sync::Arc;
+
+use crate::message::Message;
+use crate::topic::Filter;
+use crate::tree::{MAX_LEVELS, NONE, ROOT, Tree, Vacant};
+
+/// What became of a retained message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retention {
+    /// Its topic had none.
+    New,
+    /// It replaced another ([MQTT-3.3.1-5]).
+    Replaced,
+    /// It was empty, and there is none any more ([MQTT-3.3.1-6]).
+    Removed,
+    /// It was empty, and there was none.
+    Absent,
+    /// The bounds of the store are reached, or the topic has too many levels; what there was is gone, for it is outdated.
+    Refused,
+}
+
+#[derive(Debug, Default)]
+struct Place(Option<Arc<Message>>);
+
+impl Vacant for Place {
+    fn is_vacant(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+/// The retained messages of all topics.
+#[derive(Debug)]
+pub struct Retained {
+    tree: Tree<Place>,
+    len: usize,
+    /// Sum of `Message::size`.
+    bytes: usize,
+    max_len: usize,
+    max_bytes: usize,
+    /// Where the sweep for expired messages goes on.
+    swept: u32,
+}
+
+impl Retained {
+    /// An empty store of at most `max_len` messages that take at most `max_bytes`.
+    #[must_use]
+    pub fn new(max_len: usize, max_bytes: usize) -> Retained {
+        Retained { tree: Tree::new(), len: 0, bytes: 0, max_len, max_bytes, swept: ROOT }
+    }
+
+    /// Messages held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes of the messages held.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Keeps `message` for its topic, or removes what is kept there if its payload is empty.
+    pub fn set(&mut self, message: &Arc<Message>) -> Retention {
+        let topic = message.topic();
+        let had = self.remove(topic);
+        if message.payload().is_empty() {
+            return if had { Retention::Removed } else { Retention::Absent };
+        }
+        let fits = self.len < self.max_len && self.bytes + message.size() <= self.max_bytes;
+        if !fits || topic.split('/').count() > MAX_LEVELS {
+            return Retention::Refused;
+        }
+        let node = topic.split('/').fold(ROOT, |node, level| self.tree.child_or_insert(node, level));
+        self.tree.value_mut(node).0 = Some(Arc::clone(message));
+        self.len += 1;
+        self.bytes += message.size();
+        if had { Retention::Replaced } else { Retention::New }
+    }
+
+    /// Removes what is kept for `topic`; false if there was nothing.
+    pub fn remove(&mut self, topic: &str) -> bool {
+        let mut node = ROOT;
+        for level in topic.split('/') {
+            let Some(child) = self.tree.child(node, level) else { return false };
+            node = child;
+        }
+        self.clear(node)
+    }
+
+    /// The message kept for `topic`, unless it expired by `now`.
+    #[must_use]
+    pub fn get(&self, topic: &str, now: u64) -> Option<&Arc<Message>> {
+        let mut node = ROOT;
+        for level in topic.split('/') {
+            node = self.tree.child(node, level)?;
+        }
+        self.tree.get(node).value.0.as_ref().filter(|m| !m.is_expired(now))
+    }
+
+    /// Calls `each` with every message whose topic matches `filter` and that has not expired by `now`, until it says false.
+    pub fn matches(&self, filter: &Filter<'_>, now: u64, mut each: impl FnMut(&Arc<Message>) -> bool) {
+        let pattern = filter.pattern();
+        let mut todo = vec![(ROOT, 0)];
+        while let Some((node, at)) = todo.pop() {
+            let Some(rest) = pattern.get(at..) else {
+                if !self.offer(node, now, &mut each) {
+                    return;
+                }
+                continue;
+            };
+            let level = rest.split('/').next().unwrap_or_default();
+            let next = at + level.len() + 1;
+            // Wildcards at the first level do not match topics that begin with `$` ([MQTT-4.7.2-1]).
+            let hidden = |child: u32| node == ROOT && self.tree.level(child).starts_with('$');
+            match level {
+                "#" => {
+                    // The parent matches as well, and `#` goes on for all below.
+                    if node != ROOT && !self.offer(node, now, &mut each) {
+                        return;
+                    }
+                    todo.extend(self.tree.children(node).filter(|&c| !hidden(c)).map(|c| (c, at)));
+                }
+                "+" => todo.extend(self.tree.children(node).filter(|&c| !hidden(c)).map(|c| (c, next))),
+                _ => todo.extend(self.tree.child(node, level).map(|c| (c, next))),
+            }
+        }
+    }
+
+    fn offer(&self, node: u32, now: u64, each: &mut impl FnMut(&Arc<Message>) -> bool) -> bool {
+        match &self.tree.get(node).value.0 {
+            Some(message) if !message.is_expired(now) => each(message),
+            _ => true,
+        }
+    }
+
+    /// Looks at up to `budget` topics, going on where it last stopped, and removes what expired by `now`; returns how many
+    /// messages went.
+    pub fn expire(&mut self, now: u64, budget: u32) -> usize {
+        let mut gone = 0;
+        for _ in 0..budget.min(self.tree.span()) {
+            self.swept = if self.swept + 1 < self.tree.span() { self.swept + 1 } else { ROOT };
+            let node = self.tree.get(self.swept);
+            let expired = node.parent != NONE && node.value.0.as_ref().is_some_and(|m| m.is_expired(now));
+            if expired && self.clear(self.swept) {
+                gone += 1;
+            }
+        }
+        gone
+    }
+
+    fn clear(&mut self, node: u32) -> bool {
+        let Some(message) = self.tree.value_mut(node).0.take() else { return false };
+        self.len -= 1;
+        self.bytes -= message.size();
+        self.tree.prune(node, |_, _| {});
+        true
+    }
+}
