@@ -40,7 +40,7 @@
 //! oracle in tests.
 
 mod alias;
-//CLIENT
+pub mod client;
 mod codec;
 mod connection;
 mod encode;

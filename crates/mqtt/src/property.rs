@@ -86,8 +86,6 @@ impl Allowed {
     pub(crate) const UNSUBSCRIBE: Allowed = Allowed::of(&[id::USER_PROPERTY]);
     /// From a client: without a server reference.
     pub(crate) const DISCONNECT: Allowed = Allowed::of(&[id::SESSION_EXPIRY, id::REASON_STRING, id::USER_PROPERTY]);
-    pub(crate) const AUTH: Allowed =
-        Allowed::of(&[id::AUTH_METHOD, id::AUTH_DATA, id::REASON_STRING, id::USER_PROPERTY]);
     /// From a server, for the client's side.
     pub(crate) const FROM_SERVER: Allowed = Allowed(u64::MAX);
 }

@@ -8,8 +8,6 @@ pub(crate) const MAX_VARINT: u32 = 268_435_455;
 /// A packet found at the start of a stream.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Frame<'a> {
-    /// Packet type and flags.
-    pub(crate) first: u8,
     /// What follows the remaining length.
     pub(crate) body: &'a [u8],
     /// Bytes of the whole packet.
@@ -42,7 +40,7 @@ pub(crate) fn frame(bytes: &[u8], max: u32) -> Result<Option<Frame<'_>>, Violati
     if total > max as usize {
         return Err(Violation::PacketTooLarge);
     }
-    Ok(bytes.get(header..total).map(|body| Frame { first: bytes[0], body, total, minimal }))
+    Ok(bytes.get(header..total).map(|body| Frame { body, total, minimal }))
 }
 
 /// Bytes of the packet that `bytes` begins with, once its length can be told: what a driver makes room for when it keeps
@@ -190,7 +188,7 @@ mod tests {
         assert!(frame(&[], 100).unwrap().is_none());
         assert!(frame(&[0xc0], 100).unwrap().is_none());
         let ping = frame(&[0xc0, 0x00, 0xff], 100).unwrap().unwrap();
-        assert_eq!((ping.first, ping.body.len(), ping.total, ping.minimal), (0xc0, 0, 2, true));
+        assert_eq!((ping.body.len(), ping.total, ping.minimal), (0, 2, true));
         assert!(!frame(&[0xc0, 0x80, 0x00], 100).unwrap().unwrap().minimal);
         assert_eq!(frame(&[0x30, 0xff, 0x7f], 100).err(), Some(Violation::PacketTooLarge));
         assert_eq!(frame(&[0x30, 0xff, 0xff, 0xff, 0xff, 0x01], u32::MAX).err(), Some(Violation::RemainingLength));
