@@ -1,8 +1,6 @@
 //! The one table of configuration keys: name, type, default, bounds and the sentences that explain it.
 //!
-//! Each `section!` below becomes a struct (which derives nothing that reads its fields, so that the compiler reports a key
-//! that does nothing) and a [`Section`] of
-//! [`Key`]s. Defaults, the reading of file, environment and `--set`, error texts and `config/tidegate.toml` all follow from
+//! Each `section!` below becomes a struct and a [`Section`] of [`Key`]s. Defaults, the reading of file, environment and `--set`, error texts and `config/tidegate.toml` all follow from
 //! it. A default is written as it would be after `--set`; its type puts the quotes around it.
 
 use std::net::SocketAddr;
@@ -264,7 +262,7 @@ section! {
         /// Where they are; "" is `parquet` in `data_dir`.
         dir: Option<PathBuf> = "", Directory { empty: Some("`parquet` in `data_dir`") };
         /// A file is finished when this many bytes of readings are in it,
-        roll_bytes: usize = "64 MiB", Size { min: 64 * KIB, max: 4 * GIB };
+        roll_bytes: usize = "64 MiB", Size { min: 64 * KIB, max: GIB };
         /// or when its first reading is this old.
         roll_seconds: Duration = "60", Span { min: seconds(1), max: days(1) };
     }

@@ -26,7 +26,7 @@ mod relations;
 mod render;
 mod source;
 
-pub use keys::{AuthMode, Config, LogFormat, LogLevel};
+pub use keys::{AuthMode, Config, LogFormat, LogLevel, Logging};
 pub use source::Sources;
 
 impl Config {
@@ -46,7 +46,7 @@ pub enum Origin {
     File {
         /// The file as it was named on the command line.
         path: PathBuf,
-        /// The line, from 1.
+        /// The line, from 1; 0 for the file as a whole.
         line: usize,
     },
     /// An environment variable.
@@ -61,6 +61,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::Default => f.write_str("default"),
+            Origin::File { path, line: 0 } => write!(f, "{}", path.display()),
             Origin::File { path, line } => write!(f, "{}:{line}", path.display()),
             Origin::Env(name) => write!(f, "environment {name}"),
             Origin::Set => f.write_str("--set"),
@@ -111,6 +112,7 @@ impl fmt::Display for Mistakes {
 /// Reads and checks all of `sources`.
 pub fn load(sources: &Sources) -> Result<Config, Mistakes> {
     let (settings, mut mistakes) = sources.read();
+    let readable = mistakes.iter().all(|mistake| !mistake.key.is_empty());
     let mut config = Config::default();
     let mut origins = BTreeMap::new();
     for setting in settings {
@@ -137,7 +139,10 @@ pub fn load(sources: &Sources) -> Result<Config, Mistakes> {
             });
         }
     }
-    mistakes.extend(relations::check(&config, &origins));
+    // What could not be read at all may have had the other half of a relation.
+    if readable {
+        mistakes.extend(relations::check(&config, &origins));
+    }
     mistakes.sort_by_key(|mistake| source::rank(&mistake.origin));
     if mistakes.is_empty() { Ok(config) } else { Err(Mistakes(mistakes)) }
 }

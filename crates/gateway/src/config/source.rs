@@ -125,16 +125,9 @@ impl Found {
             let origin = file.origin(error.span().unwrap_or(0..0));
             self.mistake(origin, "", error.message(), "allowed: TOML 1.0");
         }
-        // What the parser guessed to go on may be no mistake of the operator's.
-        let before = self.mistakes.len();
-        self.table(&file, "", table.get_ref());
-        if !errors.is_empty() {
-            let spoilt: Vec<usize> = self.mistakes[..before].iter().map(|m| rank(&m.origin).1).collect();
-            let mut at = 0;
-            self.mistakes.retain(|mistake| {
-                at += 1;
-                at <= before || !spoilt.contains(&rank(&mistake.origin).1)
-            });
+        // What the parser guessed in order to go on is not what the operator wrote.
+        if errors.is_empty() {
+            self.table(&file, "", table.get_ref());
         }
     }
 
