@@ -8,7 +8,7 @@ use crate::config::Sources;
 
 /// Tidegate, an IoT ingestion gateway for CoAP and MQTT: a reading is durable before it is acknowledged.
 #[derive(Debug, Parser)]
-#[command(name = "tidegate", version, about, args_conflicts_with_subcommands = false)]
+#[command(name = "tidegate", version, about)]
 pub struct Cli {
     /// What is given before the subcommand.
     #[command(flatten)]
@@ -94,4 +94,11 @@ impl Cli {
             data_dir: inner.data_dir.or_else(|| self.config.data_dir.clone()),
         }
     }
+}
+
+/// Prints, on standard output, that `name` listens on `address`: one line each, once all are ready.
+pub fn announce(name: &str, address: std::net::SocketAddr) {
+    use std::io::Write;
+    // Nobody may be reading; that is no reason not to serve.
+    let _ = writeln!(std::io::stdout().lock(), "{name} listening on {address}");
 }

@@ -1,12 +1,66 @@
-//! The Tidegate gateway.
+//! The Tidegate gateway: `tidegate serve`, `check` and `records`.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`cli`] | what was asked for |
+//! | [`config`] | one checked configuration from defaults, file, environment and command line |
+//! | [`check`] | says what is wrong with it, or what would listen |
+//! | [`records`] | prints what is stored |
+//! | [`serve`] | recovers, listens, serves, drains |
+//! | [`frontend`] | what stands between the network and the log |
+//! | [`metrics`] | what it counts |
+//! | [`logging`] | the gateway's own messages |
+//! | [`http`] | metrics and health for operators |
+//!
+//! Exit codes: 0 done; 1 it went wrong on the way; 2 it was asked for wrongly and nothing was started.
 
-mod cli;
-mod config;
-mod records;
+// Nothing outside can reach into a binary; `pub` is what a module offers to the others.
+#![allow(unreachable_pub)]
+
+use std::process::ExitCode;
 
 use clap::Parser;
 
-fn main() {
-    let cli = cli::Cli::parse();
-    println!("{:?} {:?}", cli.command(), config::load(&cli.sources()).map_err(|e| e.to_string()));
+mod check;
+mod cli;
+mod config;
+mod frontend;
+mod http;
+mod logging;
+mod metrics;
+mod records;
+mod serve;
+
+use cli::{Cli, Command};
+
+/// Exit code when something was asked for wrongly.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let config = match config::load(&cli.sources()) {
+        Ok(config) => config,
+        Err(mistakes) => return usage(&mistakes),
+    };
+    let filter = match logging::filter(&config.logging, std::env::var_os(logging::VARIABLE)) {
+        Ok(filter) => filter,
+        Err(mistake) => return usage(&mistake),
+    };
+    match cli.command() {
+        Command::Check(_) => check::run(&config),
+        Command::Records(args) => records::run(&config, &args),
+        Command::Serve(_) => {
+            logging::start(config.logging.format, filter);
+            serve::run(config).unwrap_or_else(|error| {
+                tracing::error!("{error:#}");
+                ExitCode::FAILURE
+            })
+        }
+    }
+}
+
+/// Says what was asked for wrongly.
+fn usage(mistakes: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("{mistakes}");
+    ExitCode::from(USAGE)
 }

@@ -1,0 +1,40 @@
+//! `tidegate check`: the configuration is right, and this is what would listen.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use crate::config::Config;
+
+/// Says so. What is wrong was said before, when the configuration was read.
+pub fn run(config: &Config) -> ExitCode {
+    println!("ok\n{}", listeners(config));
+    ExitCode::SUCCESS
+}
+
+fn listeners(config: &Config) -> String {
+    let all: [(&str, Option<SocketAddr>, &str); 3] =
+        [("coap", config.coap.listen, "udp"), ("mqtt", config.mqtt.listen, "tcp"), ("http", config.http.listen, "tcp")];
+    let listed: Vec<String> = all
+        .iter()
+        .map(|(name, listen, transport)| match listen {
+            Some(address) => format!("{name} on {address}/{transport}"),
+            None => format!("{name} off"),
+        })
+        .collect();
+    format!("would listen: {}", listed.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_listener_is_named_with_its_transport() {
+        let mut config = Config::default();
+        config.mqtt.listen = None;
+        assert_eq!(
+            listeners(&config),
+            "would listen: coap on 127.0.0.1:5683/udp, mqtt off, http on 127.0.0.1:8680/tcp"
+        );
+    }
+}
