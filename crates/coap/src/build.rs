@@ -232,7 +232,7 @@ impl<'a> Response<'a> {
     #[must_use]
     pub fn diagnostic(code: Code, text: &'a str) -> Response<'a> {
         let end = text.floor_char_boundary(MAX_DIAGNOSTIC);
-        Response { payload: text[..end].as_bytes(), ..Response::new(code) }
+        Response { payload: &text.as_bytes()[..end], ..Response::new(code) }
     }
 
     /// A 5.03 that says when to try again (RFC 7252 §5.9.3.4).

@@ -42,7 +42,7 @@ pub struct Policy {
 /// A device that reports every 8 s stays within it for all of EXCHANGE_LIFETIME (247 s); at most 528 bytes a device.
 pub const DEFAULT_CAPACITY: u16 = 32;
 
-/// Longest lifetime that can be told from a time before: see [`Stamp`].
+/// Longest lifetime, in seconds: times are kept in 23 bits, and half of that range is the past.
 pub const MAX_LIFETIME: u32 = 1 << 22;
 
 impl Policy {
@@ -137,7 +137,8 @@ pub enum Lookup {
         /// Its record, which must be durable before it is answered. [`Seq::NONE`]: the record is in a batch that is not
         /// appended yet, so that the first answer is still to come, and the duplicate needs none.
         seq: Seq,
-        /// The code of the first answer.
+        /// The code of the first answer. [`Code::EMPTY`]: the request got an empty acknowledgement, gets another one now, and
+        /// its response as a message of its own (RFC 7252 §5.2.2).
         code: Code,
     },
 }
@@ -304,6 +305,13 @@ impl Ring {
     pub fn assign(&mut self, scope: u64, mid: u16, seq: Seq) -> bool {
         let entry = self.entries.iter_mut().find(|e| e.is(scope, mid));
         entry.map(|e| e.set_seq(seq)).is_some()
+    }
+
+    /// Notes with which code the message was answered after all: another one than it was inserted with, or [`Code::EMPTY`] once
+    /// it got an empty acknowledgement. False if it is not remembered any more.
+    pub fn answered(&mut self, scope: u64, mid: u16, code: Code) -> bool {
+        let entry = self.entries.iter_mut().find(|e| e.is(scope, mid));
+        entry.map(|e| e.code = code.0).is_some()
     }
 
     /// Forgets the message: its record was refused. False if it was not remembered.

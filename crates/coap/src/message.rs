@@ -198,7 +198,7 @@ fn split_payload(rest: &[u8]) -> Result<(&[u8], &[u8]), Reason> {
                 extended(delta, rest, at).map_err(|cut| if cut { Reason::OptionCut } else { Reason::OptionDelta })?;
             let (length, used) = extended(length, rest, used)
                 .map_err(|cut| if cut { Reason::OptionCut } else { Reason::OptionLength })?;
-            number += u32::from(delta);
+            number += delta;
             at = used + length as usize;
         }
         if number > u32::from(u16::MAX) {

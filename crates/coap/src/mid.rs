@@ -31,7 +31,7 @@ impl Sequence {
     #[inline]
     pub fn next(&mut self, now: Seconds, lifetime: u32) -> Option<u16> {
         let mid = self.next;
-        if mid % HALF == 0 {
+        if mid.is_multiple_of(HALF) {
             let entered = u32::from(self.entered[0]) << 16 | u32::from(self.entered[1]);
             if entered != 0 && now.since(Seconds(entered)) < lifetime {
                 return None;

@@ -84,6 +84,42 @@ impl Timing {
     }
 }
 
+/// Parameters that RFC 7252 §4.8.1 does not allow; the operator's fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TimingError {
+    /// Repetitions would follow each other without a pause.
+    #[error("ACK_TIMEOUT must be from 1 ms to 1 h")]
+    AckTimeout,
+    /// The first wait would be shorter than ACK_TIMEOUT, or absurdly long.
+    #[error("ACK_RANDOM_FACTOR must be from 100 % to 1000 %")]
+    AckRandomFactor,
+    /// The last wait would take days.
+    #[error("MAX_RETRANSMIT must be at most {MAX_RETRANSMIT_LIMIT}")]
+    MaxRetransmit,
+    /// Nothing could ever be sent.
+    #[error("NSTART must be at least 1")]
+    Nstart,
+}
+
+impl Timing {
+    /// Checks parameters that come from a configuration (RFC 7252 §4.8.1).
+    pub fn check(&self) -> Result<(), TimingError> {
+        if self.ack_timeout < Duration::from_millis(1) || self.ack_timeout > Duration::from_secs(3600) {
+            return Err(TimingError::AckTimeout);
+        }
+        if !(100..=1000).contains(&self.ack_random_percent) {
+            return Err(TimingError::AckRandomFactor);
+        }
+        if self.max_retransmit > MAX_RETRANSMIT_LIMIT {
+            return Err(TimingError::MaxRetransmit);
+        }
+        if self.nstart == 0 {
+            return Err(TimingError::Nstart);
+        }
+        Ok(())
+    }
+}
+
 impl Default for Timing {
     fn default() -> Timing {
         Timing::RFC7252
@@ -150,6 +186,23 @@ mod tests {
         };
         assert_eq!(widest.exchange_lifetime(), Duration::MAX);
         assert!(widest.initial_timeout(u32::MAX) > widest.ack_timeout);
+    }
+
+    #[test]
+    fn parameters_that_the_rfc_does_not_allow_are_named() {
+        let timing = Timing::RFC7252;
+        assert_eq!(timing.check(), Ok(()));
+        assert_eq!(Timing::NB_IOT.check(), Ok(()));
+        for (wrong, error) in [
+            (Timing { ack_timeout: Duration::ZERO, ..timing }, TimingError::AckTimeout),
+            (Timing { ack_timeout: Duration::from_secs(3601), ..timing }, TimingError::AckTimeout),
+            (Timing { ack_random_percent: 99, ..timing }, TimingError::AckRandomFactor),
+            (Timing { ack_random_percent: 1001, ..timing }, TimingError::AckRandomFactor),
+            (Timing { max_retransmit: 11, ..timing }, TimingError::MaxRetransmit),
+            (Timing { nstart: 0, ..timing }, TimingError::Nstart),
+        ] {
+            assert_eq!(wrong.check(), Err(error));
+        }
     }
 
     #[test]

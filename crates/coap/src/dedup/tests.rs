@@ -47,6 +47,16 @@ fn a_record_is_assigned_or_forgotten() {
 }
 
 #[test]
+fn a_duplicate_after_an_empty_acknowledgement_gets_another_empty_one() {
+    let mut ring = Ring::new();
+    let _ = ring.insert(&message(1, 10, Type::Con, 1000, 5), &POLICY);
+    assert!(ring.answered(1, 10, Code::EMPTY));
+    let now = Seconds(1001);
+    assert_eq!(ring.lookup(1, 10, now, &POLICY), Lookup::Duplicate { seq: Seq(5), code: Code::EMPTY });
+    assert!(!ring.answered(1, 11, Code::EMPTY));
+}
+
+#[test]
 fn a_full_ring_reuses_what_is_over_and_otherwise_drops_the_oldest() {
     let mut ring = Ring::new();
     for i in 0..8 {

@@ -10,7 +10,9 @@ fn raw(kind: Type, tkl: u8, code: u8, rest: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn fields<'a>(message: &Message<'a>) -> (Type, Code, u16, &'a [u8], Vec<(u16, &'a [u8])>, &'a [u8]) {
+type Fields<'a> = (Type, Code, u16, &'a [u8], Vec<(u16, &'a [u8])>, &'a [u8]);
+
+fn fields<'a>(message: &Message<'a>) -> Fields<'a> {
     let options = message.options().map(|o| (o.number, o.value)).collect();
     (message.kind, message.code, message.mid, message.token, options, message.payload)
 }
