@@ -22,11 +22,12 @@
 //!
 //! With [`ServerConfig::persist`], the order is: [`Event::Established`] → [`Server::export`] → the caller makes the bytes
 //! durable → [`Server::persisted`], which sends `Finished`. Sequence numbers for sending are reserved in blocks; at
-//! [`Event::Reserve`] the same three steps reserve the next. After a crash [`Server::restore`] takes the exports, and
+//! [`Event::Reserve`] the same three steps reserve the next. After a crash [`Server::import`] takes the exports, and
 //! [`Server::seen`] whatever the log knows of received records. What is sent from then on lies above all that can have been
 //! sent before.
 
 mod alert;
+mod association;
 mod cid;
 mod crypto;
 mod environment;
@@ -38,17 +39,16 @@ mod record;
 mod replay;
 mod server;
 mod session;
+mod table;
 mod time;
 
 pub use alert::Alert;
+pub use association::{EXPORT_LEN, Export, ImportError, SEQUENCE_BLOCK};
 pub use cid::{AssociationId, CidFormat, ConnectionId, MAX_CID_LEN, MAX_PEER_CID_LEN, MIN_CID_LEN, Router};
 pub use environment::{Environment, Key, MAX_IDENTITY_LEN, MAX_KEY_LEN, Owner, Psk, Psks, Random};
 pub use outbox::Outbox;
 pub use path::Path;
 pub use record::MAX_PLAINTEXT;
-pub use server::{
-    AddressChanges, CloseReason, ConfigError, DropReason, Event, HandshakeFailure, MAX_SLOTS, MIN_MTU, Moved,
-    Retransmission, SealError, ServerConfig,
-};
+pub use server::{AddressChanges, CloseReason, ConfigError, DropReason, Event, HandshakeFailure, MAX_PENDING_BYTES, MAX_RECORDS, MAX_SLOTS, MIN_MTU, Moved, Peer, Retransmission, SealError, Server, ServerConfig};
 pub use session::{SESSION_ID_LEN, Session, SessionCache, SessionId, Sessions};
 pub use time::Timestamp;

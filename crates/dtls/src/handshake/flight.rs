@@ -92,15 +92,17 @@ impl<A: Copy> Wire<'_, A> {
         let overhead = MESSAGE_HEADER_LEN + if protected { PROTECTED_OVERHEAD + self.cid.len() } else { HEADER_LEN };
         let mut offset = 0;
         loop {
-            let room = self.mtu.saturating_sub(self.out.unfinished() + overhead);
-            // A body goes on in this datagram if it fits, or if a whole one could not hold it either.
+            let used = self.out.unfinished();
             let left = body.len() - offset;
-            let alone = self.mtu.saturating_sub(overhead).max(1);
-            if room < left && (left <= alone || room == 0) && self.out.unfinished() > 0 {
+            let alone = self.mtu.saturating_sub(overhead);
+            let room = self.mtu.checked_sub(used + overhead);
+            // It goes on in this datagram if it fits, or if a whole datagram could not hold it either.
+            let goes_on = room.is_some_and(|room| left <= room || (room > 0 && left > alone));
+            if used > 0 && !goes_on {
                 self.out.finish(self.to);
                 continue;
             }
-            let len = left.min(room.max(1));
+            let len = left.min(room.unwrap_or(0).max(1));
             let header = message_header(kind, body.len(), sequence, offset, len);
             self.fragment(protected, &header, &body[offset..offset + len]);
             offset += len;

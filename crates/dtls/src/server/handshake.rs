@@ -1,0 +1,611 @@
+//! The handshake as the server sees it.
+//!
+//! ```text
+//! ClientHello              →            nothing is kept until the cookie returns
+//!                          ←            HelloVerifyRequest
+//! ClientHello (cookie)     →            full:         resumed:
+//!                          ←            ServerHello   ServerHello
+//!                          ←            [hint]        ChangeCipherSpec
+//!                          ←            Done          Finished
+//! ClientKeyExchange        →
+//! ChangeCipherSpec         →                          ChangeCipherSpec
+//! Finished                 →                          Finished
+//!                          ←            ChangeCipherSpec, Finished
+//! ```
+//!
+//! `ChangeCipherSpec` is written and not waited for: it has no `message_seq`, so a lost one cannot be told from one that was never
+//! sent; the epoch of a record says all of it, and there are no keys to change to before `ClientKeyExchange`.
+//!
+//! An unknown identity runs on with a random key, to the record of `Finished`, which then fails as with a wrong key: both get a fatal
+//! `bad_record_mac`.
+
+use std::collections::BTreeSet;
+
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::{Context, DropReason, Event, HandshakeFailure, Server, ServerConfig};
+use crate::alert::{Alert, AlertLevel};
+use crate::association::{Agreed, Association};
+use crate::cid::{ConnectionId, RANDOM_LEN, Tag};
+use crate::crypto::{self, KeyBlock, MasterSecret, Sender, VERIFY_DATA_LEN};
+use crate::environment::{Key, Owner};
+use crate::handshake::codec::{self, ClientHello, Extensions, SUITE, ServerHello};
+use crate::handshake::cookie::COOKIE_LEN;
+use crate::handshake::flight::{Flight, Wire};
+use crate::handshake::reassembly::{Accepted, Inbound};
+use crate::handshake::{Fragment, MESSAGE_HEADER_LEN, Transcript, message, message_header};
+use crate::outbox::Outbox;
+use crate::path::{CompactPath, Path};
+use crate::protection::{OpenError, Protection};
+use crate::record::{self, ContentType, HEADER_LEN, RecordHeader, VERSION};
+use crate::session::{SESSION_ID_LEN, Session, SessionId};
+use crate::time::Timestamp;
+
+/// Longest message that a client sends after its hello: an identity and its length.
+const MAX_CLIENT_MESSAGE: usize = crate::environment::MAX_IDENTITY_LEN + 2;
+
+/// Repeated hellos of one handshake that are answered at once. More of them wait for the timer: whoever holds a cookie must not make
+/// us send flights without end.
+const MAX_ECHOES: u8 = 4;
+
+/// Highest `message_seq` of a hello: each round of cookies takes one.
+const MAX_HELLO_SEQUENCE: u16 = 255;
+
+/// Highest record sequence number of a hello. Ours count on from it (RFC 6347 §4.2.1), and are kept in 32 bits.
+const MAX_HELLO_RECORD: u64 = 1 << 31;
+
+/// Length of a `HelloVerifyRequest` record.
+const VERIFY_REQUEST_LEN: usize = HEADER_LEN + MESSAGE_HEADER_LEN + 3 + COOKIE_LEN;
+
+/// Length of the shortest `ClientHello` that can be parsed, as a record.
+const SHORTEST_HELLO: usize = HEADER_LEN + MESSAGE_HEADER_LEN + 2 + 32 + 1 + 1 + 4 + 2;
+
+// No more bytes are sent than were received until an address is verified; the alert is shorter still.
+const _: () = assert!(VERIFY_REQUEST_LEN <= SHORTEST_HELLO);
+
+/// Most memory that one unfinished handshake takes, its slot aside; a test holds it to that.
+pub const MAX_PENDING_BYTES: usize = 2560;
+
+/// A handshake between the verified hello and the client's `Finished`.
+pub(crate) struct Pending {
+    pub(crate) path: CompactPath,
+    /// Of the CID that it will have.
+    pub(crate) random: [u8; RANDOM_LEN],
+    client_random: [u8; 32],
+    server_random: [u8; 32],
+    transcript: Transcript,
+    inbound: Inbound,
+    flight: Flight,
+    plain_next: u32,
+    /// `message_seq` of our next message.
+    next_message: u16,
+    /// Transmissions of the flight.
+    sent: u8,
+    /// Of these, those that a repeated hello asked for.
+    echoes: u8,
+    /// When something is due: the flight again, or the end.
+    pub(crate) timer: Timestamp,
+    expires: Timestamp,
+    /// The peer's CID, if CIDs were agreed on.
+    peer_cid: Option<ConnectionId>,
+    extended: bool,
+    fragment_code: u8,
+    session_id: SessionId,
+    /// Known once the keys are.
+    keys: Option<Keys>,
+}
+
+struct Keys {
+    master: MasterSecret,
+    protection: Protection,
+    /// What the client's `Finished` must say.
+    expected: [u8; VERIFY_DATA_LEN],
+    identity: Box<[u8]>,
+    owner: Owner,
+    /// Whether the identity is known. If not, the keys are random.
+    genuine: bool,
+    resumed: bool,
+}
+
+impl Pending {
+    pub(crate) fn has_cid(&self) -> bool {
+        self.peer_cid.is_some()
+    }
+
+    /// Memory that it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        let identity = self.keys.as_ref().map_or(0, |keys| keys.identity.len());
+        size_of::<Pending>() + self.flight.bytes() + self.inbound.bytes() + identity
+    }
+
+    fn send_flight(&mut self, mtu: usize, out: &mut Outbox) {
+        let cid = self.peer_cid.unwrap_or_default();
+        self.flight.send(Wire {
+            out,
+            to: Path::from(self.path),
+            mtu,
+            plain_next: &mut self.plain_next,
+            protection: self.keys.as_mut().map(|keys| &mut keys.protection),
+            cid: cid.as_bytes(),
+        });
+        self.sent = self.sent.saturating_add(1);
+    }
+
+    /// Sets the timer after a transmission.
+    fn rearm(&mut self, config: &ServerConfig, now: Timestamp) {
+        let wait = config.retransmission.wait(self.sent - self.echoes);
+        self.timer = now.plus(wait).min(self.expires);
+    }
+
+    /// Derives the keys from the master secret.
+    fn protect(&self, master: &MasterSecret) -> Protection {
+        let keys = KeyBlock::derive(master, &self.client_random, &self.server_random);
+        Protection::new(keys.server, keys.client)
+    }
+}
+
+impl Server {
+    /// A `ClientHello` in the clear: the stateless part.
+    pub(super) fn client_hello(
+        &mut self,
+        fragment: &Fragment<'_>,
+        record: &RecordHeader,
+        cx: &mut Context<'_, '_>,
+    ) {
+        if !fragment.is_whole() {
+            return cx.drop(DropReason::UnverifiableHello);
+        }
+        let Ok(hello) = ClientHello::parse(fragment.bytes) else { return cx.drop(DropReason::Malformed) };
+        if fragment.sequence > MAX_HELLO_SEQUENCE || record.sequence > MAX_HELLO_RECORD {
+            return cx.drop(DropReason::OutOfBounds);
+        }
+        if !self.cookies.check(cx.path, &hello) {
+            let cookie = self.cookies.make(cx.path, &hello);
+            send_verify_request(cx.out, cx.path, fragment.sequence, record.sequence, &cookie);
+            return cx.drop(DropReason::CookieRequested);
+        }
+        if let Some(index) = self.table.pending_at(cx.path) {
+            let mtu = self.config.mtu;
+            match self.table.pending(index) {
+                Some(pending) if pending.client_random == *hello.random => {
+                    if pending.echoes < MAX_ECHOES {
+                        pending.echoes += 1;
+                        pending.send_flight(mtu, cx.out);
+                    }
+                    return cx.drop(DropReason::Duplicate);
+                }
+                _ => self.fail(index, HandshakeFailure::Superseded, cx.events),
+            }
+        }
+        if let Err(alert) = self.answer_hello(&hello, fragment, record.sequence as u32, cx) {
+            send_plain_alert(cx.out, cx.path, record.sequence, alert);
+            cx.events.push(Event::Failed(HandshakeFailure::Sent(alert)));
+        }
+    }
+
+    /// A `ClientHello` whose cookie is good.
+    fn answer_hello(
+        &mut self,
+        hello: &ClientHello<'_>,
+        fragment: &Fragment<'_>,
+        record_sequence: u32,
+        cx: &mut Context<'_, '_>,
+    ) -> Result<(), Alert> {
+        let offer = &hello.extensions;
+        if !hello.reaches_1_2() {
+            return Err(Alert::PROTOCOL_VERSION);
+        }
+        // RFC 5746 §3.6: the first handshake has nothing to renegotiate.
+        if !hello.offers_ours() || offer.renegotiation_info.is_some_and(|info| !info.is_empty()) {
+            return Err(Alert::HANDSHAKE_FAILURE);
+        }
+        if self.config.require_extended_master_secret && !offer.extended_master_secret {
+            return Err(Alert::INSUFFICIENT_SECURITY);
+        }
+        let fragment_code = match offer.max_fragment_length {
+            Some(code) if codec::fragment_limit(code).is_none() => return Err(Alert::ILLEGAL_PARAMETER),
+            code => code.unwrap_or(0),
+        };
+        let session = resumable(hello, cx)?;
+        if self.table.pending_len() >= self.config.max_handshakes
+            && let Some(oldest) = self.table.oldest_pending()
+        {
+            self.fail(oldest, HandshakeFailure::Evicted, cx.events);
+        }
+        let format = self.config.cid;
+        let peer_cid = format.and(offer.connection_id).and_then(ConnectionId::new);
+        let mut pending = Pending {
+            path: cx.path,
+            random: [0; RANDOM_LEN],
+            client_random: *hello.random,
+            server_random: [0; 32],
+            transcript: Transcript::default(),
+            inbound: Inbound::new(fragment.sequence + 1, MAX_CLIENT_MESSAGE),
+            flight: Flight::default(),
+            plain_next: record_sequence,
+            next_message: fragment.sequence,
+            sent: 0,
+            echoes: 0,
+            timer: cx.now,
+            expires: cx.now.plus(self.config.handshake_lifetime),
+            peer_cid,
+            extended: offer.extended_master_secret,
+            fragment_code,
+            session_id: SessionId::default(),
+            keys: None,
+        };
+        cx.env.random.fill(&mut pending.random);
+        cx.env.random.fill(&mut pending.server_random);
+        pending.session_id = match &session {
+            Some(session) => session.id,
+            None if cx.env.sessions.is_some() => {
+                let mut id = [0; SESSION_ID_LEN];
+                cx.env.random.fill(&mut id);
+                SessionId::new(&id).unwrap_or_default()
+            }
+            None => SessionId::default(),
+        };
+        pending.transcript.add(message::CLIENT_HELLO, fragment.sequence, fragment.bytes);
+        let (config, shards, shard) = (&self.config, self.config.shards, self.config.shard);
+        let begun = self.table.begin(|index, generation| {
+            let tag = Tag { slot: index * shards + shard, generation, random: pending.random };
+            let cid = peer_cid.and(format).map(|format| tag.write(format));
+            let extensions = Extensions {
+                extended_master_secret: pending.extended,
+                connection_id: cid.as_ref().map(|cid| cid.as_bytes()),
+                renegotiation_info: hello.signals_renegotiation().then_some(&[]),
+                max_fragment_length: (fragment_code != 0).then_some(fragment_code),
+                others: false,
+            };
+            pending.begin(session, extensions, config);
+            pending.send_flight(config.mtu, cx.out);
+            pending.rearm(config, cx.now);
+            Box::new(pending)
+        });
+        // The capacity is the sum of both bounds, and both are kept: there is a slot.
+        let index = begun.ok_or(Alert::INTERNAL_ERROR)?;
+        if let Some(pending) = self.table.pending(index) {
+            self.timers.insert((pending.timer, index));
+        }
+        Ok(())
+    }
+
+    /// A handshake message in the clear that is no hello.
+    pub(super) fn plain_message(&mut self, fragment: &Fragment<'_>, cx: &mut Context<'_, '_>) {
+        let Some(index) = self.table.pending_at(cx.path) else { return cx.drop(DropReason::UnknownAssociation) };
+        self.accept(index, fragment, 0, cx);
+    }
+
+    /// A protected record for a handshake. Its failure to open ends it: the keys depend on what came before in the clear.
+    pub(super) fn protected_message(
+        &mut self,
+        index: u32,
+        datagram: &mut [u8],
+        header: &RecordHeader,
+        cx: &mut Context<'_, '_>,
+    ) {
+        let Some(pending) = self.table.pending(index) else { return cx.drop(DropReason::UnknownAssociation) };
+        // With a CID agreed on, records without one are not for this handshake (RFC 9146 §3), nor before there are keys.
+        let fits = pending.has_cid() == (header.content_type == ContentType::Cid);
+        let Some(keys) = pending.keys.as_mut().filter(|_| fits) else { return cx.drop(DropReason::Unexpected) };
+        let opened = match keys.protection.open(datagram, header) {
+            Ok(opened) => opened,
+            Err(OpenError::Replayed) => return cx.drop(DropReason::Replayed),
+            Err(OpenError::Foreign | OpenError::BadType) => return cx.drop(DropReason::Unexpected),
+            Err(OpenError::Forged) => {
+                send_plain_alert(cx.out, pending.path, u64::from(pending.plain_next), Alert::BAD_RECORD_MAC);
+                cx.drop(DropReason::BadRecordMac);
+                return self.fail(index, HandshakeFailure::Sent(Alert::BAD_RECORD_MAC), cx.events);
+            }
+        };
+        match opened.content_type {
+            ContentType::Handshake => {
+                let mut body = &datagram[opened.text];
+                while !body.is_empty() {
+                    let Ok((fragment, rest)) = Fragment::parse(body) else { return cx.drop(DropReason::Malformed) };
+                    body = rest;
+                    self.accept(index, &fragment, header.epoch, cx);
+                }
+            }
+            ContentType::Alert => match Alert::parse(&datagram[opened.text]) {
+                Some((AlertLevel::Fatal, alert)) => self.fail(index, HandshakeFailure::Received(alert), cx.events),
+                Some((AlertLevel::Warning, Alert::CLOSE_NOTIFY)) => {
+                    self.fail(index, HandshakeFailure::Received(Alert::CLOSE_NOTIFY), cx.events);
+                }
+                _ => cx.drop(DropReason::Unexpected),
+            },
+            _ => cx.drop(DropReason::Unexpected),
+        }
+    }
+
+    /// Takes a fragment of a handshake under way, and whatever messages it completes.
+    fn accept(&mut self, index: u32, fragment: &Fragment<'_>, epoch: u16, cx: &mut Context<'_, '_>) {
+        let Some(pending) = self.table.pending(index) else { return cx.drop(DropReason::Unexpected) };
+        match pending.inbound.accept(fragment, epoch) {
+            Accepted::Old => return cx.drop(DropReason::Duplicate),
+            Accepted::Refused => return cx.drop(DropReason::OutOfBounds),
+            Accepted::Kept => {}
+            Accepted::Whole => {
+                if let Err(alert) = self.message(index, fragment.kind, fragment.sequence, epoch, fragment.bytes, cx) {
+                    return self.abort(index, alert, cx);
+                }
+            }
+        }
+        while let Some(next) = self.table.pending(index).and_then(|pending| pending.inbound.next()) {
+            if let Err(alert) = self.message(index, next.kind, next.sequence, next.epoch, &next.body, cx) {
+                return self.abort(index, alert, cx);
+            }
+        }
+    }
+
+    /// A whole message, in order.
+    fn message(
+        &mut self,
+        index: u32,
+        kind: u8,
+        sequence: u16,
+        epoch: u16,
+        body: &[u8],
+        cx: &mut Context<'_, '_>,
+    ) -> Result<(), Alert> {
+        let Some(pending) = self.table.pending(index) else { return Ok(()) };
+        match (kind, epoch, pending.keys.is_some()) {
+            (message::CLIENT_KEY_EXCHANGE, 0, false) => {
+                let identity = codec::parse_client_key_exchange(body).map_err(|_| Alert::DECODE_ERROR)?;
+                pending.transcript.add(kind, sequence, body);
+                pending.exchange_keys(identity, cx);
+                Ok(())
+            }
+            (message::FINISHED, 1, true) => self.finish(index, sequence, body, cx),
+            _ => Err(Alert::UNEXPECTED_MESSAGE),
+        }
+    }
+
+    /// The client's `Finished`.
+    fn finish(&mut self, index: u32, sequence: u16, body: &[u8], cx: &mut Context<'_, '_>) -> Result<(), Alert> {
+        let verify_data = codec::parse_finished(body).map_err(|_| Alert::DECODE_ERROR)?;
+        let Some(pending) = self.table.pending(index) else { return Ok(()) };
+        let Some(keys) = pending.keys.as_ref() else { return Err(Alert::UNEXPECTED_MESSAGE) };
+        if !bool::from(keys.expected.ct_eq(verify_data)) || !keys.genuine {
+            return Err(Alert::DECRYPT_ERROR);
+        }
+        pending.transcript.add(message::FINISHED, sequence, body);
+        if self.table.live_len() >= self.config.max_associations
+            && let Some(least) = self.table.least_used()
+        {
+            self.end(least, super::CloseReason::Evicted, cx.events);
+        }
+        let (has_cid, timer) = self.table.pending(index).map_or((true, cx.now), |p| (p.has_cid(), p.timer));
+        self.timers.remove(&(timer, index));
+        if !has_cid && let Some(old) = self.table.live_at(cx.path) {
+            self.end(old, super::CloseReason::Superseded, cx.events);
+        }
+        let (config, sessions) = (&self.config, cx.env.sessions);
+        let mut established = None;
+        self.table.establish(index, |pending| {
+            let (association, keys, session) = pending.into_association(config, cx.now);
+            if let (Some(sessions), Some(session)) = (sessions, session) {
+                sessions.insert(session, cx.now);
+            }
+            established = Some(keys);
+            association
+        });
+        let id = self.id(index);
+        if let Some((owner, identity, resumed)) = established {
+            cx.events.push(Event::Established { id, owner, identity, resumed });
+        }
+        if !self.config.persist {
+            self.send_finished(index, cx.out);
+        }
+        Ok(())
+    }
+
+    /// Ends a handshake by an alert of ours: protected if there are keys, since the peer's are then the same.
+    fn abort(&mut self, index: u32, alert: Alert, cx: &mut Context<'_, '_>) {
+        if let Some(pending) = self.table.pending(index) {
+            let body = [AlertLevel::Fatal as u8, alert.0];
+            match pending.keys.as_mut() {
+                Some(keys) if keys.genuine => {
+                    let cid = pending.peer_cid.unwrap_or_default();
+                    let sealed = keys.protection.seal(cx.out.buffer(), ContentType::Alert, &body, cid.as_bytes(), 0);
+                    debug_assert_eq!(sealed, Ok(()));
+                    cx.out.finish(pending.path.into());
+                }
+                _ => send_plain_alert(cx.out, pending.path, u64::from(pending.plain_next), alert),
+            }
+        }
+        self.fail(index, HandshakeFailure::Sent(alert), cx.events);
+    }
+
+    /// An alert in the clear for a handshake. It may be forged, as every message before `Finished` may.
+    pub(super) fn plain_alert(&mut self, body: &[u8], cx: &mut Context<'_, '_>) {
+        match (self.table.pending_at(cx.path), Alert::parse(body)) {
+            (Some(index), Some((AlertLevel::Fatal, alert))) => {
+                self.fail(index, HandshakeFailure::Received(alert), cx.events);
+            }
+            (Some(_), _) => cx.drop(DropReason::Unexpected),
+            (None, _) => cx.drop(DropReason::UnknownAssociation),
+        }
+    }
+
+    /// Ends a handshake without a word.
+    pub(super) fn fail(&mut self, index: u32, failure: HandshakeFailure, events: &mut Vec<Event>) {
+        if let Some(pending) = self.table.pending(index) {
+            // RFC 5246 §7.2.2: a session whose connection met a fatal alert cannot be resumed again.
+            let fatal = matches!(failure, HandshakeFailure::Sent(_) | HandshakeFailure::Received(_));
+            if fatal && pending.keys.as_ref().is_some_and(|keys| keys.resumed) {
+                self.failed_session = Some(pending.session_id);
+            }
+            let timer = pending.timer;
+            self.timers.remove(&(timer, index));
+            self.table.remove(index);
+            events.push(Event::Failed(failure));
+        }
+    }
+
+    /// Sends a flight again, or gives up.
+    pub(super) fn handshake_timeout(&mut self, index: u32, now: Timestamp, out: &mut Outbox, events: &mut Vec<Event>) {
+        let config = &self.config;
+        let Some(pending) = self.table.pending(index) else { return };
+        if now >= pending.expires || pending.sent - pending.echoes >= config.retransmission.transmissions {
+            return self.fail(index, HandshakeFailure::TimedOut, events);
+        }
+        pending.send_flight(config.mtu, out);
+        pending.rearm(config, now);
+        let timer = pending.timer;
+        self.timers.insert((timer, index));
+    }
+}
+
+impl Pending {
+    /// Writes the first flight: the whole of a full handshake's, or up to `Finished` when a session is resumed.
+    fn begin(&mut self, session: Option<Session>, extensions: Extensions<'_>, config: &ServerConfig) {
+        let (server_random, session_id) = (self.server_random, self.session_id);
+        self.say(message::SERVER_HELLO, |out| {
+            ServerHello {
+                version: VERSION,
+                random: &server_random,
+                session_id: session_id.as_bytes(),
+                suite: SUITE,
+                compression: 0,
+                extensions,
+            }
+            .write(out);
+        });
+        let Some(session) = session else {
+            if !config.identity_hint.is_empty() {
+                self.say(message::SERVER_KEY_EXCHANGE, |out| codec::write_psk_vector(out, &config.identity_hint));
+            }
+            self.say(message::SERVER_HELLO_DONE, |_| ());
+            return;
+        };
+        let master = Zeroizing::new(session.master_secret);
+        let verify_data = crypto::verify_data(&master, Sender::Server, &self.transcript.hash());
+        self.flight.push_change_cipher_spec();
+        let sequence = self.next_message;
+        self.flight.push(message::FINISHED, sequence, true, |out| out.extend_from_slice(&verify_data));
+        self.next_message += 1;
+        self.transcript.add(message::FINISHED, sequence, &verify_data);
+        self.keys = Some(Keys {
+            protection: self.protect(&master),
+            expected: crypto::verify_data(&master, Sender::Client, &self.transcript.hash()),
+            master,
+            identity: session.identity.clone(),
+            owner: session.owner,
+            genuine: true,
+            resumed: true,
+        });
+    }
+
+    /// Appends an unprotected message to the flight and the transcript.
+    fn say(&mut self, kind: u8, write: impl FnOnce(&mut Vec<u8>)) {
+        let body = self.flight.push(kind, self.next_message, false, write);
+        self.transcript.add(kind, self.next_message, body);
+        self.next_message += 1;
+    }
+
+    /// `ClientKeyExchange`: looks the key up and derives the rest, in the same steps whether it is known or not.
+    fn exchange_keys(&mut self, identity: &[u8], cx: &mut Context<'_, '_>) {
+        let mut decoy = [0; 16];
+        cx.env.random.fill(&mut decoy);
+        let found = cx.env.psks.psk(identity);
+        let genuine = found.is_some();
+        let (key, owner) = match found {
+            Some(psk) => (Some(psk.key), psk.owner),
+            None => (Key::new(&decoy), Owner::default()),
+        };
+        decoy.zeroize();
+        let psk = key.as_ref().map_or(&[][..], Key::as_bytes);
+        let master = if self.extended {
+            crypto::extended_master_secret(psk, &self.transcript.hash())
+        } else {
+            crypto::master_secret(psk, &self.client_random, &self.server_random)
+        };
+        self.keys = Some(Keys {
+            protection: self.protect(&master),
+            expected: crypto::verify_data(&master, Sender::Client, &self.transcript.hash()),
+            master,
+            identity: identity.into(),
+            owner,
+            genuine,
+            resumed: false,
+        });
+    }
+
+    /// What stays of it, after the client's `Finished` is in the transcript: the association, whose it is, and, after a
+    /// full handshake, the session.
+    #[allow(clippy::type_complexity, reason = "three parts that part ways at once")]
+    fn into_association(
+        self: Box<Self>,
+        config: &ServerConfig,
+        now: Timestamp,
+    ) -> (Association, (Owner, Box<[u8]>, bool), Option<Session>) {
+        let pending = *self;
+        let transcript = pending.transcript.hash();
+        let Some(keys) = pending.keys else { unreachable!("a Finished is only accepted once there are keys") };
+        let finished = (!keys.resumed)
+            .then(|| (pending.next_message, crypto::verify_data(&keys.master, Sender::Server, &transcript)));
+        let session = (!keys.resumed && !pending.session_id.is_empty()).then(|| Session {
+            master_secret: *keys.master,
+            extended: pending.extended,
+            id: pending.session_id,
+            owner: keys.owner,
+            identity: keys.identity.clone(),
+        });
+        let agreed = Agreed {
+            protection: keys.protection,
+            path: pending.path,
+            owner: keys.owner,
+            random: pending.random,
+            peer_cid: pending.peer_cid,
+            fragment_code: pending.fragment_code,
+            plain_next: pending.plain_next,
+            finished,
+        };
+        let association = Association::new(agreed, config.persist, config.address_changes, now);
+        (association, (keys.owner, keys.identity, keys.resumed), session)
+    }
+}
+
+/// The session that a hello resumes, if there is one and all agree.
+fn resumable(hello: &ClientHello<'_>, cx: &mut Context<'_, '_>) -> Result<Option<Session>, Alert> {
+    let Some(id) = SessionId::new(hello.session_id).filter(|id| !id.is_empty()) else { return Ok(None) };
+    let Some(session) = cx.env.sessions.and_then(|sessions| sessions.get(&id, cx.now)) else { return Ok(None) };
+    match (session.extended, hello.extensions.extended_master_secret) {
+        // RFC 7627 §5.3: a client that forgot the extension must be refused, one that learnt it gets a new session.
+        (true, false) => return Err(Alert::HANDSHAKE_FAILURE),
+        (false, true) => return Ok(None),
+        _ => {}
+    }
+    let known = cx.env.psks.psk(&session.identity).is_some_and(|psk| psk.owner == session.owner);
+    Ok(known.then_some(session))
+}
+
+fn send_verify_request(
+    out: &mut Outbox,
+    path: CompactPath,
+    sequence: u16,
+    record_sequence: u64,
+    cookie: &[u8; COOKIE_LEN],
+) {
+    let buffer = out.buffer();
+    let len = 3 + COOKIE_LEN;
+    record::write_header(buffer, ContentType::Handshake, 0, record_sequence, &[], MESSAGE_HEADER_LEN + len);
+    buffer.extend_from_slice(&message_header(message::HELLO_VERIFY_REQUEST, len, sequence, 0, len));
+    // RFC 6347 §4.2.1: the version here is not the negotiated one; 1.0 is what it recommends.
+    buffer.extend_from_slice(&record::VERSION_1_0);
+    buffer.push(COOKIE_LEN as u8);
+    buffer.extend_from_slice(cookie);
+    out.finish(path.into());
+}
+
+fn send_plain_alert(out: &mut Outbox, path: CompactPath, record_sequence: u64, alert: Alert) {
+    let buffer = out.buffer();
+    record::write_header(buffer, ContentType::Alert, 0, record_sequence, &[], 2);
+    buffer.extend_from_slice(&[AlertLevel::Fatal as u8, alert.0]);
+    out.finish(path.into());
+}
+
+/// The handshakes' timers: when, and which slot.
+pub(super) type Timers = BTreeSet<(Timestamp, u32)>;
