@@ -1,12 +1,17 @@
-//! `tidegate check`: the configuration is right, and this is what would listen.
+//! `tidegate check`: the configuration is right, and this is what would listen; or the defaults, as a file.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use crate::config::Config;
+use crate::cli::CheckArgs;
+use crate::config::{self, Config};
 
 /// Says so. What is wrong was said before, when the configuration was read.
-pub fn run(config: &Config) -> ExitCode {
+pub fn run(config: &Config, args: &CheckArgs) -> ExitCode {
+    if args.defaults {
+        print!("{}", config::render());
+        return ExitCode::SUCCESS;
+    }
     println!("ok\n{}", listeners(config));
     ExitCode::SUCCESS
 }

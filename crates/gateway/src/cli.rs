@@ -38,9 +38,20 @@ pub enum Command {
     /// Receive from devices, until SIGTERM or SIGINT (the default)
     Serve(ConfigArgs),
     /// Say what is wrong with the configuration, or what would listen where
-    Check(ConfigArgs),
+    Check(CheckArgs),
     /// Print what is stored, oldest first; a gateway may serve the same directory meanwhile
     Records(RecordsArgs),
+}
+
+/// What to check.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// What to check.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print a configuration file with every key at its default, explained
+    #[arg(long)]
+    pub defaults: bool,
 }
 
 /// What to print, and how.
@@ -83,7 +94,8 @@ impl Cli {
     #[must_use]
     pub fn sources(&self) -> Sources {
         let inner = match &self.command {
-            Some(Command::Serve(args) | Command::Check(args)) => args.clone(),
+            Some(Command::Serve(args)) => args.clone(),
+            Some(Command::Check(args)) => args.config.clone(),
             Some(Command::Records(args)) => args.config.clone(),
             None => ConfigArgs::default(),
         };

@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         Err(mistake) => return usage(&mistake),
     };
     match cli.command() {
-        Command::Check(_) => check::run(&config),
+        Command::Check(args) => check::run(&config, &args),
         Command::Records(args) => records::run(&config, &args),
         Command::Serve(_) => {
             logging::start(config.logging.format, filter);

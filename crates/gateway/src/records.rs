@@ -13,7 +13,7 @@
 //! go on with the log ([`source`]). If the log loses its oldest segments before they were reached, the reader says which
 //! records are missing, and these are printed from the Parquet files by now.
 //!
-//! Lines are written by hand into one buffer ([`print`]) that is flushed when it is full and when the log has been read to
+//! Lines are written by hand into one buffer ([`mod@print`]) that is flushed when it is full and when the log has been read to
 //! its end.
 
 use std::fs::File;

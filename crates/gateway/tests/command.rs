@@ -36,6 +36,16 @@ fn check_says_ok_and_what_would_listen() {
 }
 
 #[test]
+fn the_defaults_it_prints_are_a_file_without_mistakes() {
+    let (code, stdout, _) = finish(&["check", "--defaults"]);
+    assert_eq!(code, Some(0));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("t.toml");
+    std::fs::write(&file, stdout).unwrap();
+    assert_eq!(finish(&["check", "--config", file.to_str().unwrap()]).0, Some(0));
+}
+
+#[test]
 fn a_mistake_anywhere_ends_every_command_with_2_and_starts_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");

@@ -45,12 +45,6 @@ impl Key {
     pub fn path(&self) -> String {
         if self.section.is_empty() { self.name.to_owned() } else { format!("{}.{}", self.section, self.name) }
     }
-
-    /// The environment variable that sets it.
-    #[must_use]
-    pub fn variable(&self) -> String {
-        format!("{}{}", super::source::ENV_PREFIX, self.path().replace('.', "__").to_uppercase())
-    }
 }
 
 /// Every key, in the order of the committed file.
@@ -117,15 +111,18 @@ macro_rules! section {
 }
 
 section! {
-    /// Everything that can be configured. Addresses are `host:port` (port 0 takes a free one; "off" turns a listener off),
-    /// sizes are bytes or "256 MiB", times are "500 ms", "60 s", "10 min", "1 h" or "7 d".
+    /// Everything that can be configured.
+    ///
+    /// Addresses are an IP address or `localhost` and a port: `127.0.0.1:5683`, `[::]:5683`, `0.0.0.0:0` for a free port;
+    /// "off" turns a listener off. Sizes are bytes or have a unit: 1048576, "1 MiB", "1 MB". Times are seconds or have a
+    /// unit: 60, "500 ms", "60 s", "10 min", "1 h", "7 d".
     Config "" |c| c, {
         /// The name of this gateway, unique among those that feed the same store. It is part of file names.
         node: String = "tidegate", Name { max: 32 };
         /// Where the log, the cursors and (unless named otherwise) the Parquet files are.
         data_dir: PathBuf = "./data", Directory { empty: None };
         /// Threads that serve devices; 0 is one for each core.
-        workers: usize = "0", Integer { min: 0, max: 1024 };
+        workers: usize = "0", Integer { min: 0, max: 256 };
     }
     {
         /// CoAP over UDP.
@@ -160,9 +157,10 @@ section! {
         /// is the MTU that every IPv6 link has (RFC 8200 §5), so that what came in one unfragmented datagram over any
         /// link is accepted and little else is.
         max_payload_bytes: usize = "1280", Size { min: 16, max: 65_000 };
-        /// Message IDs remembered for each device, to recognise a retransmission. A device has one exchange outstanding
-        /// (RFC 7252 §4.7, NSTART) and gives it up before it begins the next, so that a few are plenty.
-        dedup_entries: usize = "16", Integer { min: 1, max: 255 };
+        /// Message IDs remembered for each device, to recognise a retransmission within the 247 s in which it can arrive
+        /// (RFC 7252 §4.8.2, EXCHANGE_LIFETIME). A device that reports every 8 s stays within 32; 16 bytes each, taken as
+        /// they are needed.
+        dedup_entries: usize = "32", Integer { min: 1, max: 4096 };
         /// A reading that is not yet durable after this time is acknowledged by an empty message and answered by a
         /// separate response (RFC 7252 §5.2.2). Devices send again after 2 s (ACK_TIMEOUT), so it stays below that.
         ack_delay: Duration = "1 s", Span { min: millis(10), max: millis(1_900) };

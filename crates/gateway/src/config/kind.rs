@@ -115,6 +115,11 @@ pub trait Kind: Sync {
     /// What is allowed, as it stands after the semicolon of an error.
     fn allowed(&self) -> String;
 
+    /// The bounds alone, for a file whose head explains the notations; empty if there are none.
+    fn bounds(&self) -> String {
+        String::new()
+    }
+
     /// The TOML for `word`, which this kind accepts.
     fn toml(&self, word: &str) -> String {
         format!("{word:?}")
@@ -162,6 +167,10 @@ impl Name {
 
 impl Kind for Name {
     fn allowed(&self) -> String {
+        self.bounds()
+    }
+
+    fn bounds(&self) -> String {
         format!("1 to {} of A-Z, a-z, 0-9, `_` and `-`, a letter or digit first", self.max)
     }
 
@@ -280,7 +289,11 @@ impl Integer {
 
 impl Kind for Integer {
     fn allowed(&self) -> String {
-        format!("a whole number from {} to {}", self.min, self.max)
+        format!("a whole number {}", self.bounds())
+    }
+
+    fn bounds(&self) -> String {
+        format!("from {} to {}", self.min, self.max)
     }
 
     fn toml(&self, word: &str) -> String {
@@ -322,7 +335,11 @@ impl Size {
 
 impl Kind for Size {
     fn allowed(&self) -> String {
-        format!("from {} to {}, in bytes or with a unit, such as \"2 MiB\"", show_size(self.min), show_size(self.max))
+        format!("{}, in bytes or with a unit, such as \"2 MiB\"", self.bounds())
+    }
+
+    fn bounds(&self) -> String {
+        format!("from {} to {}", show_size(self.min), show_size(self.max))
     }
 
     fn toml(&self, word: &str) -> String {
@@ -376,11 +393,11 @@ impl Span {
 
 impl Kind for Span {
     fn allowed(&self) -> String {
-        format!(
-            "from {} to {}, in seconds or with a unit, such as \"5 min\"",
-            show_duration(self.min),
-            show_duration(self.max)
-        )
+        format!("{}, in seconds or with a unit, such as \"5 min\"", self.bounds())
+    }
+
+    fn bounds(&self) -> String {
+        format!("from {} to {}", show_duration(self.min), show_duration(self.max))
     }
 
     fn toml(&self, word: &str) -> String {

@@ -22,11 +22,11 @@ pub mod filter;
 pub mod keys;
 pub mod kind;
 mod relations;
-#[cfg(test)]
 mod render;
 mod source;
 
 pub use keys::{AuthMode, Config, LogFormat, LogLevel, Logging};
+pub use render::render;
 pub use source::Sources;
 
 impl Config {

@@ -1,4 +1,4 @@
-//! The committed `config/tidegate.toml`, from the table.
+//! The commented `config/tidegate.toml`, from the table.
 
 use std::fmt::Write;
 
@@ -7,14 +7,13 @@ use super::keys::SECTIONS;
 const HEAD: &str = "\
 # Tidegate's configuration with every key at its default. A file needs only what differs.
 #
-# Written from the table in crates/gateway/src/config/keys.rs by
-#     UPDATE_CONFIG=1 cargo test -p tidegate committed_file
-# `tidegate check --config FILE` says what is wrong with a file. Every key can be set by `--set coap.listen=off` and by the
-# environment (TIDEGATE__COAP__LISTEN=off) too.
+# `tidegate check --defaults` prints this file; `tidegate check --config FILE` says what is wrong with yours. Every key
+# can be set on the command line (`--set coap.listen=off`) and in the environment (TIDEGATE__COAP__LISTEN=off) too.
 ";
 
-/// The file's text.
-pub(super) fn render() -> String {
+/// The text of a file with every key at its default, explained.
+#[must_use]
+pub fn render() -> String {
     let mut out = String::from(HEAD);
     for section in SECTIONS {
         out.push('\n');
@@ -29,7 +28,10 @@ pub(super) fn render() -> String {
             for line in key.doc {
                 let _ = writeln!(out, "#{line}");
             }
-            let _ = writeln!(out, "# Allowed: {}.", key.kind.allowed());
+            let bounds = key.kind.bounds();
+            if !bounds.is_empty() {
+                let _ = writeln!(out, "# Allowed: {bounds}.");
+            }
             let _ = writeln!(out, "{} = {}", key.name, key.kind.toml(key.default));
         }
     }

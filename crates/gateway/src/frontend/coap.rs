@@ -1,0 +1,539 @@
+//! CoAP over UDP: one worker's socket.
+//!
+//! # Operation
+//!
+//! A pass receives up to [`ROUNDS`] batches, makes of each batch one append, and sends what is due. An answer to a reading waits in
+//! an [`AckQueue`]; an answer that needs no disk (an error, a reset, a duplicate of what is durable) leaves at the end of the
+//! pass.
+//!
+//! A retransmission is recognised in its device's ring ([`tidegate_coap::dedup`]), which remembers, as the message's sequence, the
+//! [`Ticket`] of its group of answers: a group that has left is durable, and the duplicate is answered at once; one that still
+//! waits will answer the first transmission, and the duplicate needs no answer of its own (RFC 7252 §4.5).
+//!
+//! A confirmable reading that is not durable after `coap.ack_delay` gets an empty acknowledgement, and its answer follows as
+//! a confirmable message of its own (§5.2.2), which is retransmitted until the device acknowledges it.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidegate_coap::dedup::{self, Lookup, Remembered};
+use tidegate_coap::exchange::{Due, Exchanges};
+use tidegate_coap::{
+    Code, Outcome, Reason, ReplyTo, Request, Response, Rules, Seconds, Target, Timing, Type, build, link, server,
+};
+use tidegate_mqtt::trie::Matches;
+use tidegate_mqtt::{Message, QoS};
+use tidegate_net::{BATCH, Datagram, Receiver, Sender, UdpSocket};
+use tidegate_record::{MessageKey, Protocol, Record, Seq};
+use tidegate_writer::{Batch, Pressure, Refused};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::acks::{AckQueue, Ticket};
+use super::limiter::Limiter;
+use super::router::Published;
+use super::wake::Wake;
+use super::worker::watch;
+use super::{Now, Shared};
+
+/// Batches received before answers are sent and other tasks of the thread get their turn: 512 datagrams are some 1.5 ms.
+const ROUNDS: usize = 8;
+
+/// Room for header, token and options beside the payload; more than that is cut, and answered 4.13.
+const OVERHEAD: usize = 512;
+
+/// Separate responses that may be unacknowledged at once on one worker. They occur when the disk is slow; at 100 bytes each
+/// they may take some megabytes, and what is beyond is sent once and not again.
+const MAX_EXCHANGES: usize = 16_384;
+
+/// How often slow commits and unacknowledged responses are looked at: a fraction of the shortest `coap.ack_delay` that helps.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A peer, and the address of ours that it knows, if the socket has several.
+type Endpoint = (SocketAddr, Option<IpAddr>);
+
+/// An answer that waits for its reading to become durable.
+struct Answer {
+    to: ReplyTo,
+    peer: SocketAddr,
+    /// The address that was asked, if the socket has several.
+    local: Option<IpAddr>,
+    /// Its empty acknowledgement has been sent.
+    separate: bool,
+    /// What subscribers get with it.
+    published: Option<Box<Published>>,
+    /// Who asked, and how the session remembers it; kept for what happens rarely.
+    device: tidegate_record::DeviceId,
+    scope: u64,
+}
+
+/// Serves `socket` as worker `index` until the gateway stops.
+pub(super) async fn serve(socket: UdpSocket, index: usize, shared: Arc<Shared>) -> io::Result<()> {
+    let wake = shared.router.coap_wake(index);
+    let mut receiver = Receiver::new(&socket, BATCH, shared.config.coap.max_payload_bytes + OVERHEAD);
+    let socket = watch(socket, Interest::READABLE | Interest::WRITABLE)?;
+    let mut server = Server::new(index, shared.clone());
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut stopping = false;
+    loop {
+        server.wait_for_commits(&wake);
+        tokio::select! {
+            guard = socket.readable(), if !stopping => {
+                let mut guard = guard?;
+                for _ in 0..ROUNDS {
+                    match receiver.recv(socket.get_ref()) {
+                        Ok(received) => {
+                            server.batch(&receiver);
+                            if received < BATCH {
+                                // The queue was empty: nothing that came before this is still in it.
+                                guard.clear_ready();
+                                break;
+                            }
+                        }
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                            guard.clear_ready();
+                            break;
+                        }
+                        Err(error) if is_passing(&error) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+            () = wake.woken() => {}
+            _ = tick.tick(), if server.has_timers() => server.tick(Now::read()),
+        }
+        server.release();
+        server.send(&socket).await?;
+        stopping = shared.is_stopping();
+        if stopping && server.acks.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+/// Errors of `recvmmsg` that are a peer's or pass by themselves.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionRefused, HostUnreachable, Interrupted, NetworkDown, NetworkUnreachable, OutOfMemory,
+    };
+    matches!(
+        error.kind(),
+        ConnectionRefused | HostUnreachable | Interrupted | NetworkDown | NetworkUnreachable | OutOfMemory
+    )
+}
+
+struct Server {
+    index: usize,
+    shared: Arc<Shared>,
+    rules: Rules,
+    /// Joined path of the request at hand.
+    topic: String,
+    batch: Batch,
+    acks: AckQueue<Answer>,
+    sender: Sender,
+    limiter: Limiter,
+    /// Scratch for matching.
+    matches: Matches<u64>,
+    exchanges: Exchanges<Endpoint, ()>,
+    random: RandomState,
+    drawn: u64,
+    /// Message IDs of answers to those who name no device.
+    stranger_mid: u16,
+    resources: Vec<link::Resource>,
+}
+
+impl Server {
+    fn new(index: usize, shared: Arc<Shared>) -> Server {
+        let rules = Rules { max_payload: shared.config.coap.max_payload_bytes, ..Rules::default() };
+        let limiter = Limiter::new(shared.config.limits.unauthenticated_per_second, Instant::now());
+        Server {
+            index,
+            rules,
+            topic: String::new(),
+            batch: Batch::new(),
+            acks: AckQueue::new(),
+            sender: Sender::new(),
+            limiter,
+            matches: Matches::new(),
+            exchanges: Exchanges::new(Timing::RFC7252, MAX_EXCHANGES),
+            random: RandomState::new(),
+            drawn: 0,
+            stranger_mid: RandomState::new().hash_one(index) as u16,
+            resources: Vec::new(),
+            shared,
+        }
+    }
+
+    /// Takes what was received, appends its readings, and queues the answers.
+    fn batch(&mut self, receiver: &Receiver) {
+        let now = Now::read();
+        let pressure = self.shared.appender.pressure();
+        let mut count = 0;
+        for datagram in receiver.datagrams() {
+            self.datagram(&datagram, now, pressure);
+            count += 1;
+        }
+        self.shared.metrics.datagrams_received.inc_by(count);
+        self.append(now);
+    }
+
+    fn datagram(&mut self, datagram: &Datagram<'_>, now: Now, pressure: Pressure) {
+        // Moved out for the time that the request borrows from them.
+        let mut topic = std::mem::take(&mut self.topic);
+        let rules = std::mem::take(&mut self.rules);
+        let outcome = if datagram.truncated {
+            rules.classify_cut(datagram.bytes)
+        } else {
+            rules.classify(datagram.bytes, &mut topic)
+        };
+        let is_group = datagram.local.is_some_and(|local| local.is_multicast());
+        match outcome {
+            _ if is_group => self.shared.metrics.coap.malformed(Reason::Multicast.name()),
+            Outcome::Request(request) => self.request(&request, datagram, now, pressure),
+            Outcome::Answer(answer) => {
+                self.shared.metrics.coap.refused(answer.reason.name());
+                self.stranger_mid = self.stranger_mid.wrapping_add(1);
+                self.sender.push(datagram.peer, datagram.local, |out| answer.write(out, self.stranger_mid));
+            }
+            Outcome::Reset { mid, reason } => {
+                if reason != Reason::Ping {
+                    self.shared.metrics.coap.malformed(reason.name());
+                }
+                self.sender.push(datagram.peer, datagram.local, |out| build::reset(out, mid));
+            }
+            Outcome::Acknowledged { mid } => drop(self.exchanges.acknowledged((datagram.peer, datagram.local), mid)),
+            Outcome::Refused { mid } => drop(self.exchanges.refused((datagram.peer, datagram.local), mid)),
+            Outcome::Ignored(reason) => self.shared.metrics.coap.malformed(reason.name()),
+        }
+        self.rules = rules;
+        self.topic = topic;
+    }
+
+    fn request(&mut self, request: &Request<'_>, datagram: &Datagram<'_>, now: Now, pressure: Pressure) {
+        match request.target {
+            Target::Topic(topic) => self.reading(request, topic, datagram, now, pressure),
+            Target::WellKnownCore => {
+                let queries: Vec<&str> = request.queries().collect();
+                let document = link::document(&self.resources, queries.iter().copied());
+                let response = Response {
+                    content_format: Some(server::LINK_FORMAT),
+                    payload: document.as_bytes(),
+                    ..Response::new(Code::CONTENT)
+                };
+                self.answer(&request.reply_to(), datagram, &response);
+            }
+            Target::Reserved(..) => {
+                self.shared.metrics.coap.refused(Reason::NotFound.name());
+                self.answer(&request.reply_to(), datagram, &Response::diagnostic(Code::NOT_FOUND, "reserved"));
+            }
+        }
+    }
+
+    fn reading(&mut self, request: &Request<'_>, topic: &str, datagram: &Datagram<'_>, now: Now, pressure: Pressure) {
+        let to = request.reply_to();
+        let Some(ep) = request.ep else {
+            self.shared.metrics.coap.refused("no_device");
+            if self.limiter.allows(datagram.peer.ip(), now.instant) {
+                let response = Response::diagnostic(Code::UNAUTHORIZED, "name the device: add ?ep=ID to the path");
+                self.answer(&to, datagram, &response);
+            }
+            return;
+        };
+        let recorded = self.shared.config.ingest.filters.records(topic);
+        if recorded {
+            match pressure {
+                Pressure::Normal => {}
+                Pressure::Shed if request.is_confirmable() => {}
+                Pressure::Shed => return self.shared.metrics.coap.shed("non"),
+                Pressure::Refuse(refused) => return self.refuse(&to, datagram, refused),
+            }
+        }
+
+        let scope = dedup::scope(datagram.peer, request.message.token);
+        let remembered = Remembered {
+            scope,
+            mid: to.mid,
+            kind: to.kind,
+            received: Seconds::from_micros(now.micros),
+            seq: Seq(self.acks.ticket(self.index).0),
+            code: Code::CHANGED,
+        };
+        let policy = &self.shared.dedup;
+        let found = self.shared.table.with(ep, now.seconds(), |id, device| {
+            device.spoke_coap = true;
+            let found = device.coap.lookup(scope, remembered.mid, remembered.received, policy);
+            let evicted = found == Lookup::New && device.coap.insert(&remembered, policy) == dedup::Inserted::Evicted;
+            (found, evicted, id.clone())
+        });
+        let device = match found {
+            Ok(Some((Lookup::New, evicted, device))) => {
+                if evicted {
+                    self.shared.metrics.coap_evicted.inc();
+                }
+                device
+            }
+            Ok(Some((Lookup::Duplicate { seq, code }, ..))) => {
+                return self.duplicate(&to, datagram, Ticket(seq.0), code, now);
+            }
+            // `ep` was checked with the request.
+            Ok(None) => return,
+            Err(_) => {
+                self.shared.metrics.coap.refused("table_full");
+                return self.answer(&to, datagram, &Response::unavailable(RETRY_TABLE_FULL));
+            }
+        };
+
+        let confirmable = request.is_confirmable();
+        if recorded {
+            let record = Record {
+                received: now.micros,
+                protocol: Protocol::Coap,
+                qos: u8::from(confirmable),
+                retain: false,
+                content_format: request.content_format,
+                device: ep,
+                tenant: "",
+                content_type: "",
+                topic,
+                key: Some(MessageKey { scope, number: u64::from(to.mid) }),
+                payload: request.payload,
+            };
+            if let Err(error) = self.batch.push(&record) {
+                // Nothing that fits a datagram is too long for a record.
+                debug_assert!(false, "{error}");
+                return;
+            }
+            self.shared.metrics.coap.payload_bytes.inc_by(request.payload.len() as u64);
+        } else {
+            self.shared.metrics.coap.unrecorded.inc();
+        }
+        let published = self.shared.router.prepare(topic, false, None, &mut self.matches, || {
+            let qos = if confirmable { QoS::AtLeastOnce } else { QoS::AtMostOnce };
+            match request.content_format.and_then(content_type) {
+                Some(content_type) => Message::with_content_type(topic, content_type, request.payload, qos, false),
+                None => Message::new(topic, request.payload, qos, false),
+            }
+        });
+        self.acks.push(Answer {
+            to,
+            peer: datagram.peer,
+            local: datagram.local,
+            separate: false,
+            published,
+            device,
+            scope,
+        });
+    }
+
+    /// Answers a retransmission as the first transmission was, or will be, answered.
+    fn duplicate(&mut self, to: &ReplyTo, datagram: &Datagram<'_>, ticket: Ticket, code: Code, now: Now) {
+        self.shared.metrics.coap.duplicates.inc();
+        if to.kind != Type::Con {
+            // RFC 7252 §4.5: a non-confirmable duplicate is ignored.
+            return;
+        }
+        if self.shared.released(ticket) {
+            self.answer(to, datagram, &Response::new(code));
+        } else if self.acks.oldest().is_some_and(|first| now.instant - first >= self.shared.config.coap.ack_delay) {
+            // Its empty acknowledgement may have been lost.
+            self.sender.push(datagram.peer, datagram.local, |out| build::empty_ack(out, to.mid));
+        }
+    }
+
+    /// Answers a request that needs nothing stored.
+    fn answer(&mut self, to: &ReplyTo, datagram: &Datagram<'_>, response: &Response<'_>) {
+        self.stranger_mid = self.stranger_mid.wrapping_add(1);
+        let mid = self.stranger_mid;
+        let start = self.sender.pending_bytes();
+        self.sender.push(datagram.peer, datagram.local, |out| response.write(out, to, mid));
+        debug_assert!(self.sender.pending_bytes() >= start);
+    }
+
+    /// Turns a reading away: a confirmable one is told when to come again, another is dropped.
+    fn refuse(&mut self, to: &ReplyTo, datagram: &Datagram<'_>, refused: Refused) {
+        if to.kind == Type::Con {
+            self.shared.metrics.coap.refused(refused.name());
+            if let Some(seconds) = retry_after(refused) {
+                self.answer(to, datagram, &Response::unavailable(seconds));
+            }
+        } else {
+            self.shared.metrics.coap.shed(refused.name());
+        }
+    }
+
+    /// Hands the batch to the log and closes its group of answers.
+    fn append(&mut self, now: Now) {
+        if self.batch.is_empty() {
+            self.acks.close(Seq::NONE, now.instant);
+            return;
+        }
+        let records = self.batch.len() as u64;
+        match self.shared.appender.append(&mut self.batch) {
+            Ok(last) => {
+                self.acks.close(last, now.instant);
+                self.shared.metrics.coap.ingested.inc_by(records);
+            }
+            Err(refused) => {
+                self.batch.clear();
+                self.turn_back(refused, now);
+            }
+        }
+    }
+
+    /// The log took nothing of the batch: its messages are forgotten, so that their retransmissions are new, and refused.
+    fn turn_back(&mut self, refused: Refused, _now: Now) {
+        for answer in self.acks.retract() {
+            self.shared.table.peek(answer.device.as_str(), |device| device.coap.forget(answer.scope, answer.to.mid));
+            if answer.to.kind == Type::Con {
+                self.shared.metrics.coap.refused(refused.name());
+                if let Some(seconds) = retry_after(refused) {
+                    let response = Response::unavailable(seconds);
+                    self.sender.push(answer.peer, answer.local, |out| response.write(out, &answer.to, 0));
+                }
+            } else {
+                self.shared.metrics.coap.shed(refused.name());
+            }
+        }
+    }
+
+    /// Queues every answer that is due for sending.
+    fn release(&mut self) {
+        if self.acks.is_empty() || self.shared.durable.failure().is_some() {
+            return;
+        }
+        let now = Now::read();
+        let Server { acks, sender, shared, exchanges, random, drawn, .. } = self;
+        let mut draw = || {
+            *drawn += 1;
+            random.hash_one(*drawn) as u32
+        };
+        let latencies = shared.metrics.coap.ack_seconds.local();
+        let mut sent = 0;
+        let response = Response::new(Code::CHANGED);
+        let released = acks.release(shared.durable.get(), |answer, received| {
+            if let Some(published) = answer.published {
+                shared.router.publish(*published, None);
+            }
+            latencies.observe((now.instant - received).as_secs_f64());
+            sent += 1;
+            if answer.to.kind == Type::Con && !answer.separate {
+                sender.push(answer.peer, answer.local, |out| response.write(out, &answer.to, 0));
+                return;
+            }
+            if answer.to.no_response.suppresses(response.code) {
+                return;
+            }
+            let lifetime = shared.dedup.exchange_lifetime;
+            let mid =
+                shared.table.peek(answer.device.as_str(), |device| device.next_mid(now.seconds(), lifetime, &mut draw));
+            let Some(Some(mid)) = mid else {
+                shared.metrics.coap.shed("message_ids");
+                return;
+            };
+            if answer.to.kind == Type::Non {
+                sender.push(answer.peer, answer.local, |out| response.write(out, &answer.to, mid));
+                return;
+            }
+            shared.metrics.coap_separate.inc();
+            sender.push(answer.peer, answer.local, |out| {
+                let start = out.len();
+                response.write_separate(out, Type::Con, &answer.to, mid);
+                // What is not taken on is sent once; the device asks again if it is lost.
+                let _ = exchanges.start(now.instant, (answer.peer, answer.local), mid, &out[start..], draw(), ());
+            });
+        });
+        if released > 0 {
+            latencies.flush();
+            shared.metrics.coap.acks.inc_by(sent);
+            shared.mark_released(acks.released_ticket(self.index));
+        }
+    }
+
+    /// Empty acknowledgements for what has waited too long, and retransmissions.
+    fn tick(&mut self, now: Now) {
+        let delay = self.shared.config.coap.ack_delay;
+        let sender = &mut self.sender;
+        for answer in self.acks.overdue_mut(now.instant, delay) {
+            if answer.to.kind == Type::Con && !answer.separate {
+                answer.separate = true;
+                sender.push(answer.peer, answer.local, |out| build::empty_ack(out, answer.to.mid));
+            }
+        }
+        while let Some(due) = self.exchanges.poll(now.instant) {
+            match due {
+                Due::Retransmit { peer: (peer, local), message } => {
+                    sender.push(peer, local, |out| out.extend_from_slice(message));
+                }
+                Due::GaveUp { .. } => self.shared.metrics.coap_separate_given_up.inc(),
+            }
+        }
+    }
+
+    fn has_timers(&self) -> bool {
+        !self.acks.is_empty() || !self.exchanges.is_empty()
+    }
+
+    /// Asks to be woken when `durable` moves, if anything waits for it. A commit that came before is seen by the wake.
+    fn wait_for_commits(&self, wake: &Wake) {
+        let waiting = !self.acks.is_empty();
+        wake.set_waiting(waiting);
+        if waiting && self.acks.due(self.shared.durable.get()) {
+            wake.now();
+        }
+    }
+
+    /// Sends all that is queued.
+    async fn send(&mut self, socket: &AsyncFd<UdpSocket>) -> io::Result<()> {
+        while self.sender.pending() > 0 {
+            let sent = self.sender.flush(socket.get_ref())?;
+            self.shared.metrics.datagrams_sent.inc_by(sent.sent as u64);
+            if sent.failed > 0 {
+                self.shared.metrics.datagrams_failed.inc_by(sent.failed as u64);
+            }
+            if sent.blocked {
+                // Answers are worth waiting for: new requests wait in the socket meanwhile.
+                socket.writable().await?.clear_ready();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Seconds after which a new device may find room in the session table.
+const RETRY_TABLE_FULL: u32 = 60;
+
+/// Seconds after which it makes sense to try again, or `None` if no answer is to be given.
+fn retry_after(refused: Refused) -> Option<u32> {
+    match refused {
+        // A backlog in memory is written within a second or so.
+        Refused::Full => Some(2),
+        // Somebody must make room, or a sink must catch up.
+        Refused::DiskLow | Refused::Backlog => Some(30),
+        // The next process is there in a moment.
+        Refused::Stopping => Some(5),
+        // Nothing is acknowledged after a failure, not even with an error.
+        Refused::Failed => None,
+        Refused::TooLarge => Some(60),
+    }
+}
+
+/// The media type that a Content-Format number stands for (RFC 7252 §12.3 and the IANA registry), for MQTT subscribers.
+fn content_type(format: u16) -> Option<&'static str> {
+    Some(match format {
+        0 => "text/plain;charset=utf-8",
+        40 => "application/link-format",
+        41 => "application/xml",
+        42 => "application/octet-stream",
+        50 => "application/json",
+        60 => "application/cbor",
+        110 => "application/senml+json",
+        112 => "application/senml+cbor",
+        11542 => "application/vnd.oma.lwm2m+tlv",
+        11543 => "application/vnd.oma.lwm2m+json",
+        _ => return None,
+    })
+}

@@ -1,0 +1,76 @@
+//! What the protocols keep of a device between two messages.
+
+use tidegate_coap::dedup::{Policy, Ring};
+use tidegate_coap::mid::Sequence;
+use tidegate_session::{Keep, Seconds, State};
+
+use super::router::SessionId;
+
+/// The entry of one device in the session table. A million of these are held, hence the test of its size.
+#[derive(Debug, Default)]
+pub(crate) struct Device {
+    /// CoAP messages that may still be retransmitted.
+    pub(crate) coap: Ring,
+    /// Where its MQTT session is, if it has one.
+    pub(crate) mqtt: Option<SessionId>,
+    /// Message IDs of what is sent to it; starts when first needed.
+    mids: Mids,
+    /// It has spoken CoAP.
+    pub(crate) spoke_coap: bool,
+}
+
+#[derive(Debug)]
+struct Mids {
+    sequence: Sequence,
+    started: bool,
+}
+
+impl Default for Mids {
+    fn default() -> Mids {
+        Mids { sequence: Sequence::new(0), started: false }
+    }
+}
+
+impl Device {
+    /// A message ID for a message to this device; the first one is drawn by `random`. None if the device has been sent so many
+    /// that none is free yet (RFC 7252 §4.4).
+    pub(crate) fn next_mid(&mut self, now: Seconds, lifetime: u32, random: impl FnOnce() -> u32) -> Option<u16> {
+        if !self.mids.started {
+            self.mids = Mids { sequence: Sequence::new(random() as u16), started: true };
+        }
+        self.mids.sequence.next(tidegate_coap::Seconds(now), lifetime)
+    }
+}
+
+/// Values of the `protocol` label of `tidegate_sessions`, by [`State::kind`].
+pub(crate) const KIND_NAMES: [&str; tidegate_session::KINDS] = ["none", "coap", "mqtt", "coap_and_mqtt"];
+
+impl State for Device {
+    type Policy = Policy;
+
+    fn kind(&self) -> usize {
+        usize::from(self.spoke_coap) + 2 * usize::from(self.mqtt.is_some())
+    }
+
+    fn tidy(&mut self, now: Seconds, policy: &Policy) -> Keep {
+        self.coap.shrink(tidegate_coap::Seconds(now), policy);
+        if self.mqtt.is_some() { Keep::Pinned } else { Keep::WhileSeen }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_small() {
+        assert!(size_of::<Device>() <= 32, "{} bytes", size_of::<Device>());
+    }
+
+    #[test]
+    fn message_ids_start_at_random_and_go_on() {
+        let mut device = Device::default();
+        assert_eq!(device.next_mid(1000, 247, || 77), Some(77));
+        assert_eq!(device.next_mid(1000, 247, || 5), Some(78));
+    }
+}

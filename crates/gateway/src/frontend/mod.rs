@@ -1,0 +1,173 @@
+//! The front ends: what stands between the network and the log.
+//!
+//! # Threads
+//!
+//! A [`Worker`] is one thread with a single-threaded tokio runtime; there is one a core. Each has a CoAP socket and an MQTT
+//! listener of its own, which share their addresses (`SO_REUSEPORT`), and runs one task for each. Neither task starts another, and no
+//! message costs a channel, an allocation or a wake of its own: a task takes a batch of input, decodes it in place, appends
+//! all its records to the log in one call, and queues the answers behind the last sequence number ([`acks`]). The log's
+//! thread wakes it when `durable` moves ([`wake`]), and it sends all answers that are due in one batch.
+//!
+//! What workers share is in [`Shared`]: the session table, the subscriptions, and a way to the log.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tidegate_coap::dedup::{Policy, Remembered};
+use tidegate_coap::{Code, Seconds, Timing, Type};
+use tidegate_mqtt::Limits;
+use tidegate_record::{Protocol, Seq};
+use tidegate_session::Table;
+use tidegate_writer::{Appender, Durable, Log, Pressure, ReadError};
+
+use crate::config::Config;
+use crate::http::Door;
+use crate::metrics::Metrics;
+
+mod acks;
+mod clock;
+mod coap;
+mod device;
+mod limiter;
+mod mqtt;
+mod router;
+mod wake;
+mod wheel;
+mod worker;
+
+pub(crate) use acks::MAX_WORKERS;
+use acks::Ticket;
+pub(crate) use clock::Now;
+pub(crate) use device::{Device, KIND_NAMES};
+use router::Router;
+pub(crate) use worker::{Exit, Sockets, spawn};
+
+/// What all workers use.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) metrics: Metrics,
+    pub(crate) table: Table<Device>,
+    pub(crate) router: Router,
+    pub(crate) appender: Appender,
+    pub(crate) durable: Durable,
+    /// How long CoAP messages are remembered.
+    pub(crate) dedup: Policy,
+    /// The last group of answers that left, by worker.
+    released: Box<[AtomicU64]>,
+    stopping: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: Config,
+        metrics: Metrics,
+        workers: usize,
+        appender: Appender,
+        durable: Durable,
+    ) -> Arc<Shared> {
+        let table = Table::new(tidegate_session::Config {
+            max_devices: config.limits.sessions,
+            idle: u32::try_from(config.limits.session_idle_seconds.as_secs()).unwrap_or(u32::MAX),
+        });
+        let capacity = u16::try_from(config.coap.dedup_entries).unwrap_or(u16::MAX);
+        Arc::new(Shared {
+            metrics,
+            table,
+            router: Router::new(workers),
+            appender,
+            durable,
+            dedup: Policy::new(&Timing::RFC7252, capacity),
+            released: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            stopping: AtomicBool::new(false),
+            config,
+        })
+    }
+
+    /// Makes the workers hear of every commit.
+    pub(crate) fn hear_of_commits(self: &Arc<Self>) {
+        let shared = Arc::downgrade(self);
+        self.durable.on_move(move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.router.durable_moved();
+            }
+        });
+    }
+
+    /// Remembers the CoAP messages in the log that may still be retransmitted; returns how many there are.
+    pub(crate) fn restore(&self, log: &Log, now: Now) -> Result<u64, ReadError> {
+        let lifetime = u64::from(self.dedup.exchange_lifetime);
+        let since = now.micros.saturating_sub(lifetime * 1_000_000);
+        let mut restored = 0;
+        log.replay_since(since, |_, record| {
+            let (Protocol::Coap, Some(key)) = (record.protocol, record.key) else { return };
+            let message = Remembered {
+                scope: key.scope,
+                mid: key.number as u16,
+                kind: if record.qos == 0 { Type::Non } else { Type::Con },
+                received: Seconds::from_micros(record.received),
+                // It is durable: older than every group of answers.
+                seq: Seq::NONE,
+                code: Code::CHANGED,
+            };
+            let remembered = self.table.with(record.device, message.received.0, |_, device| {
+                device.spoke_coap = true;
+                // What the device has sent since then is worth more than what falls out.
+                let _ = device.coap.insert(&message, &self.dedup);
+            });
+            restored += u64::from(matches!(remembered, Ok(Some(()))));
+        })?;
+        Ok(restored)
+    }
+
+    /// Whether the answers of `ticket` have left, so that what they answered is durable.
+    fn released(&self, ticket: Ticket) -> bool {
+        let released = self.released.get(ticket.worker()).map_or(0, |released| released.load(Ordering::Acquire));
+        ticket.count() <= released
+    }
+
+    fn mark_released(&self, ticket: Ticket) {
+        if let Some(released) = self.released.get(ticket.worker()) {
+            released.store(ticket.count(), Ordering::Release);
+        }
+    }
+
+    /// Tells the workers to take nothing more in, answer what they have taken in, and end.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.router.wake_all();
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+}
+
+impl Door for Shared {
+    fn refusing(&self) -> Option<&'static str> {
+        match self.appender.pressure() {
+            Pressure::Refuse(refused) => Some(refused.name()),
+            Pressure::Normal | Pressure::Shed => None,
+        }
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.durable.failure().map(|failure| failure.to_string())
+    }
+}
+
+/// What MQTT clients are granted, as the configuration says.
+fn limits(config: &Config) -> Limits {
+    let mqtt = &config.mqtt;
+    let capped = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+    Limits {
+        connect_timeout_ms: u64::try_from(mqtt.connect_timeout.as_millis()).unwrap_or(u64::MAX),
+        max_packet: capped(mqtt.max_packet_bytes as u64),
+        receive_maximum: mqtt.max_inflight,
+        topic_alias_maximum: mqtt.topic_alias_max,
+        max_inflight_out: mqtt.max_inflight,
+        max_queued_bytes: capped(mqtt.max_outgoing_bytes as u64),
+        session_expiry_max: capped(mqtt.session_expiry_max.as_secs()),
+        server_keep_alive: u16::try_from(mqtt.server_keep_alive.as_secs()).unwrap_or(u16::MAX),
+        ..Limits::default()
+    }
+}

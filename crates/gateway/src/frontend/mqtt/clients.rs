@@ -1,0 +1,186 @@
+//! A worker's clients: connected, or away with a session that waits for them.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send};
+use slab::Slab;
+use socket2::Socket;
+use tidegate_mqtt::{Connection, Session, Will};
+use tidegate_record::DeviceId;
+
+use crate::frontend::router::SessionId;
+
+/// Where a client is in the worker's slab.
+pub(super) type Slot = usize;
+
+/// One client. There may be a million, hence the test of its size.
+pub(super) struct Client {
+    /// Tells this client from others that had its slot before.
+    pub(super) id: SessionId,
+    /// Who it is, once its CONNECT was accepted.
+    pub(super) device: Option<DeviceId>,
+    /// `None` while it is away.
+    pub(super) socket: Option<Socket>,
+    pub(super) connection: Connection,
+    /// What was read and is not a whole packet yet, or must wait.
+    pub(super) tail: Vec<u8>,
+    /// What is to be sent.
+    pub(super) out: Vec<u8>,
+    /// Bytes of `out` that are sent: `sent <= out.len()`.
+    pub(super) sent: usize,
+    /// Subscriptions held in the trie.
+    pub(super) subscriptions: u32,
+    pub(super) flags: Flags,
+    /// What waits for its return.
+    pub(super) parked: Option<Box<Parked>>,
+}
+
+/// Where a client stands with the worker's lists.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Flags {
+    /// In the list of those to be flushed.
+    pub(super) dirty: bool,
+    /// In the deadline wheel.
+    pub(super) filed: bool,
+    /// Epoll is asked whether it can be written to.
+    pub(super) wants_write: bool,
+    /// Epoll is not asked whether it can be read from.
+    pub(super) deaf: bool,
+    /// In the list of those that are not read until the log takes readings again.
+    pub(super) paused: bool,
+    /// To be closed once `out` is sent.
+    pub(super) closing: bool,
+}
+
+/// What is left of a client that is away.
+pub(super) struct Parked {
+    /// Flows and queued messages; `None` if there are none.
+    pub(super) session: Option<Box<Session>>,
+    /// When the session ends, in milliseconds of the steady clock; `None` for never.
+    pub(super) expires: Option<u64>,
+    /// A will that is not published yet, and when it will be.
+    pub(super) will: Option<(Box<Will>, u64)>,
+}
+
+impl Client {
+    pub(super) fn new(id: SessionId, socket: Socket, now: u64) -> Client {
+        Client {
+            id,
+            device: None,
+            socket: Some(socket),
+            connection: Connection::new(now),
+            tail: Vec::new(),
+            out: Vec::new(),
+            sent: 0,
+            subscriptions: 0,
+            flags: Flags::default(),
+            parked: None,
+        }
+    }
+
+    /// Bytes that wait to be sent.
+    pub(super) fn unsent(&self) -> usize {
+        self.out.len() - self.sent
+    }
+
+    /// When somebody has to look at it, in milliseconds of the steady clock.
+    pub(super) fn deadline(&self, limits: &tidegate_mqtt::Limits) -> Option<u64> {
+        match &self.parked {
+            None => self.connection.deadline(limits),
+            Some(parked) => {
+                let will = parked.will.as_ref().map(|(_, at)| *at);
+                match (parked.expires, will) {
+                    (Some(a), Some(b)) => Some(a.min(b)),
+                    (a, b) => a.or(b),
+                }
+            }
+        }
+    }
+
+    /// Reads once into `buffer`: `Ok(0)` is the end of the stream, `None` that nothing is there.
+    pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let Some(socket) = &self.socket else { return Ok(None) };
+        match recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(read) => Ok(Some(read)),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sends what waits: true once all of it is sent.
+    pub(super) fn write(&mut self) -> io::Result<bool> {
+        let Some(socket) = &self.socket else { return Ok(true) };
+        while self.sent < self.out.len() {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            match send(socket.as_raw_fd(), &self.out[self.sent..], flags) {
+                Ok(sent) => self.sent += sent,
+                Err(Errno::EAGAIN) => return Ok(false),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.out.clear();
+        self.sent = 0;
+        Ok(true)
+    }
+
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd)
+    }
+}
+
+/// All clients of a worker.
+pub(super) struct Clients {
+    slab: Slab<Client>,
+    worker: usize,
+    generation: u32,
+}
+
+impl Clients {
+    pub(super) fn new(worker: usize) -> Clients {
+        Clients { slab: Slab::new(), worker, generation: 0 }
+    }
+
+    pub(super) fn insert(&mut self, socket: Socket, now: u64) -> Slot {
+        self.generation = self.generation.wrapping_add(1);
+        let entry = self.slab.vacant_entry();
+        let slot = entry.key();
+        entry.insert(Client::new(SessionId::new(self.worker, self.generation, slot), socket, now));
+        slot
+    }
+
+    pub(super) fn get(&self, slot: Slot) -> Option<&Client> {
+        self.slab.get(slot)
+    }
+
+    pub(super) fn get_mut(&mut self, slot: Slot) -> Option<&mut Client> {
+        self.slab.get_mut(slot)
+    }
+
+    /// The client that `id` names, unless it is gone.
+    pub(super) fn by_id(&mut self, id: SessionId) -> Option<(Slot, &mut Client)> {
+        let slot = id.slot();
+        self.slab.get_mut(slot).filter(|client| client.id == id).map(|client| (slot, client))
+    }
+
+    pub(super) fn remove(&mut self, slot: Slot) -> Option<Client> {
+        self.slab.try_remove(slot)
+    }
+
+    /// Slots in use.
+    pub(super) fn slots(&self) -> Vec<Slot> {
+        self.slab.iter().map(|(slot, _)| slot).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_small() {
+        assert!(size_of::<Client>() <= 224, "{} bytes", size_of::<Client>());
+    }
+}

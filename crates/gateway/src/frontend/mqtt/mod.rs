@@ -1,0 +1,100 @@
+//! MQTT over TCP: one worker's connections.
+//!
+//! # Constraints
+//!
+//! A million connections must fit, so one of them has no task, no timer and no buffer of its own: it is an entry of a
+//! [slab](clients) and a registration with the worker's epoll instance. All of a worker's connections are served by one task,
+//! which waits for that instance as for any other socket.
+//!
+//! # Operation
+//!
+//! A pass ([`Reactor::pass`]) takes up to [`EVENTS`] ready connections from epoll, reads each once into a buffer that all share,
+//! and lets its [`Connection`](tidegate_mqtt::Connection) act on it; only the tail of an unfinished packet is kept. The readings of all of them
+//! become one append, their acknowledgements one group in the [`AckQueue`](super::acks::AckQueue). When `durable` moves, the acknowledgements that
+//! are due are written to their connections, and each connection that got any is sent them in one call.
+//!
+//! # Sessions
+//!
+//! A client's session lives on one worker for as long as it exists, under one [`SessionId`](super::router::SessionId), which is also its name in the
+//! subscription trie. A connection that arrives at another worker is moved there: its socket and the bytes read so far go
+//! through that worker's inbox, and its CONNECT is read again there. So a session has one owner, and taking a connection over needs no lock.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use tokio::io::Interest;
+
+use super::worker::watch;
+use super::{Now, Shared};
+
+mod clients;
+mod connect;
+mod deliver;
+mod publish;
+mod reactor;
+
+use reactor::Reactor;
+
+/// Ready connections taken in one pass: their records make one append, and other tasks of the thread wait no longer than that
+/// takes (a few milliseconds at most).
+const EVENTS: usize = 512;
+
+/// How often deadlines are looked at; they are kept to the second.
+const TICK: Duration = Duration::from_millis(500);
+
+/// How soon a pause is ended after the log takes readings again.
+const PAUSED_TICK: Duration = Duration::from_millis(20);
+
+/// Epoll's name for the listener; slots of connections are 32-bit numbers.
+const LISTENER: u64 = u64::MAX;
+
+/// An epoll instance that tokio can wait for: it is readable when one of its sockets is ready.
+struct Poller(Epoll);
+
+impl AsRawFd for Poller {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.0.as_raw_fd()
+    }
+}
+
+/// Serves the connections of `listener`, and those that other workers hand over, as worker `index` until the gateway stops.
+pub(super) async fn serve(listener: TcpListener, index: usize, shared: Arc<Shared>) -> io::Result<()> {
+    let poller = Poller(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
+    poller.0.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+    let poller = watch(poller, Interest::READABLE)?;
+    let wake = shared.router.mqtt_wake(index);
+    let mut reactor = Reactor::new(listener, index, shared.clone());
+    let mut events = vec![EpollEvent::empty(); EVENTS];
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        reactor.wait_for_commits(&wake);
+        tokio::select! {
+            guard = poller.readable(), if reactor.reads() => {
+                let mut guard = guard?;
+                let ready = poller.get_ref().0.wait(&mut events, EpollTimeout::ZERO)?;
+                if ready < EVENTS {
+                    // All that was ready is in `events`; what becomes ready from now on is told again.
+                    guard.clear_ready();
+                }
+                reactor.pass(&poller.get_ref().0, &events[..ready], Now::read());
+            }
+            () = wake.woken() => {}
+            _ = tick.tick() => reactor.tick(&poller.get_ref().0, Now::read()),
+            () = tokio::time::sleep(PAUSED_TICK), if reactor.is_held_up() => {
+                reactor.retry(&poller.get_ref().0, Now::read());
+            }
+        }
+        let now = Now::read();
+        reactor.inbox(&poller.get_ref().0, now);
+        reactor.release(&poller.get_ref().0, now);
+        reactor.flush(&poller.get_ref().0, now);
+        if shared.is_stopping() && reactor.stop(&poller.get_ref().0, now) {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! From a PUBLISH to a record and back to its acknowledgement.
+
+use nix::sys::epoll::Epoll;
+use tidegate_mqtt::{Message, Publish, QoS, Reason, Version, Will};
+use tidegate_record::{Protocol, Record};
+use tidegate_writer::{Pressure, Refused};
+
+use super::Now;
+use super::clients::Slot;
+use super::reactor::Reactor;
+use crate::frontend::router::{Published, SessionId};
+
+/// An acknowledgement that waits for its reading to become durable; for QoS 0, what subscribers get then.
+pub(super) struct Ack {
+    client: SessionId,
+    packet_id: u16,
+    pub(super) qos: QoS,
+    pub(super) reason: Reason,
+    published: Option<Box<Published>>,
+}
+
+impl Reactor {
+    /// Whether the client must wait with the PUBLISH that `input` begins with: the log refuses readings, and a 3.1.1 client
+    /// cannot be told so.
+    pub(super) fn must_wait(&mut self, slot: Slot, input: &[u8]) -> bool {
+        /// Packet type PUBLISH with QoS 1 or 2 (MQTT 3.1.1 §3.3.1).
+        fn is_surer_publish(first: u8) -> bool {
+            first >> 4 == 3 && first & 0b110 != 0
+        }
+        if !input.first().is_some_and(|first| is_surer_publish(*first))
+            || !matches!(self.shared.appender.pressure(), Pressure::Refuse(_))
+        {
+            return false;
+        }
+        let Some(client) = self.clients.get_mut(slot) else { return false };
+        if client.connection.version() == Version::V5 {
+            return false;
+        }
+        if !client.flags.paused {
+            client.flags.paused = true;
+            self.paused.push(client.id);
+            self.shared.metrics.mqtt_paused.inc();
+        }
+        true
+    }
+
+    /// Records a PUBLISH, if its topic is recorded, and routes it: QoS 0 at once, the others when they are durable.
+    pub(super) fn publish(&mut self, slot: Slot, publish: &Publish<'_>, now: Now) {
+        let Some(client) = self.clients.get(slot) else { return };
+        let id = client.id;
+        let recorded = self.shared.config.ingest.filters.records(&publish.topic);
+        let mut reason = Reason::Success;
+        if recorded {
+            match (publish.qos, self.shared.appender.pressure()) {
+                (_, Pressure::Normal) | (QoS::AtLeastOnce | QoS::ExactlyOnce, Pressure::Shed) => {}
+                (QoS::AtMostOnce, Pressure::Shed) => return self.shared.metrics.mqtt.shed("qos0"),
+                (QoS::AtMostOnce, Pressure::Refuse(refused)) => return self.shared.metrics.mqtt.shed(refused.name()),
+                (_, Pressure::Refuse(refused)) => {
+                    self.shared.metrics.mqtt.refused(refused.name());
+                    reason = Reason::QuotaExceeded;
+                }
+            }
+        }
+        if reason.is_failure() {
+            // Behind the acknowledgements of what came before it ([MQTT-4.6.0-2]).
+            self.acks.push(Ack { client: id, packet_id: publish.packet_id, qos: publish.qos, reason, published: None });
+            return;
+        }
+        if recorded {
+            let record = Record {
+                received: now.micros,
+                protocol: Protocol::Mqtt,
+                qos: publish.qos as u8,
+                retain: publish.retain,
+                content_format: None,
+                device: client.device.as_ref().map_or("", tidegate_record::DeviceId::as_str),
+                tenant: "",
+                content_type: publish.content_type,
+                topic: &publish.topic,
+                key: None,
+                payload: publish.payload,
+            };
+            if let Err(error) = self.batch.push(&record) {
+                // A packet's topic and content type have 16-bit lengths, as a record's have.
+                debug_assert!(false, "{error}");
+                return;
+            }
+            self.shared.metrics.mqtt.payload_bytes.inc_by(publish.payload.len() as u64);
+        } else {
+            self.shared.metrics.mqtt.unrecorded.inc();
+        }
+        let published = self.shared.router.prepare(&publish.topic, publish.retain, Some(id), &mut self.matches, || {
+            Message::from_publish(publish, now.steady_millis())
+        });
+        if publish.qos == QoS::AtMostOnce {
+            if let Some(published) = published {
+                self.route(*published, now);
+            }
+            return;
+        }
+        if !recorded && published.is_none() {
+            reason = Reason::NoMatchingSubscribers;
+        }
+        self.acks.push(Ack { client: id, packet_id: publish.packet_id, qos: publish.qos, reason, published });
+    }
+
+    /// A reading is durable: subscribers get it, and its sender its acknowledgement.
+    pub(super) fn acknowledge(&mut self, ack: Ack, now: Now) {
+        if let Some(published) = ack.published {
+            self.route(*published, now);
+        }
+        if ack.qos == QoS::AtMostOnce {
+            return;
+        }
+        let Some((slot, client)) = self.clients.by_id(ack.client) else { return };
+        if let Some(parked) = &mut client.parked {
+            if let Some(session) = &mut parked.session
+                && ack.qos == QoS::ExactlyOnce
+            {
+                session.stored(ack.packet_id);
+            }
+            return;
+        }
+        let waited = client.connection.is_paused();
+        let mut out = std::mem::take(&mut self.out);
+        client.connection.stored(ack.packet_id, ack.qos, ack.reason, &mut out);
+        if waited && !client.connection.is_paused() {
+            self.resumable.push(ack.client);
+        }
+        self.give(slot, &mut out);
+        self.out = out;
+    }
+
+    /// The log took nothing of the batch: MQTT 5 clients are told, the others are cut off before they are acknowledged, so
+    /// that they send again.
+    pub(super) fn turn_back(&mut self, epoll: &Epoll, refused: Refused, now: Now) {
+        let acks: Vec<Ack> = self.acks.retract().collect();
+        for ack in acks {
+            let Some((slot, client)) = self.clients.by_id(ack.client) else { continue };
+            if ack.qos == QoS::AtMostOnce {
+                self.shared.metrics.mqtt.shed(refused.name());
+            } else if client.connection.version() == Version::V5 || ack.reason.is_failure() {
+                self.shared.metrics.mqtt.refused(refused.name());
+                self.acks.push(Ack { reason: Reason::QuotaExceeded, published: None, ..ack });
+            } else {
+                self.shared.metrics.mqtt.refused(refused.name());
+                self.close(epoll, slot, "refused_by_log", now);
+            }
+        }
+        self.acks.close(tidegate_record::Seq::NONE, now.instant);
+    }
+
+    /// Publishes a will on behalf of the client that left it: recorded as if the client had sent it.
+    pub(super) fn publish_will(&mut self, id: SessionId, will: Will, now: Now) {
+        let message = will.publish(now.steady_millis());
+        let Some(client) = self.clients.get(id.slot()).filter(|client| client.id == id) else { return };
+        if self.shared.config.ingest.filters.records(message.topic()) {
+            let record = Record {
+                received: now.micros,
+                protocol: Protocol::Mqtt,
+                qos: message.qos() as u8,
+                retain: message.retain(),
+                content_format: None,
+                device: client.device.as_ref().map_or("", tidegate_record::DeviceId::as_str),
+                tenant: "",
+                content_type: "",
+                topic: message.topic(),
+                key: None,
+                payload: message.payload(),
+            };
+            if self.batch.push(&record).is_err() {
+                return;
+            }
+        }
+        let topic = message.topic().to_owned();
+        let retain = message.retain();
+        let qos = message.qos();
+        if let Some(published) = self.shared.router.prepare(&topic, retain, Some(id), &mut self.matches, || message) {
+            if qos == QoS::AtMostOnce {
+                self.route(*published, now);
+            } else {
+                // Nobody is acknowledged; it only waits in line.
+                self.acks.push(Ack {
+                    client: id,
+                    packet_id: 0,
+                    qos: QoS::AtMostOnce,
+                    reason: Reason::Success,
+                    published: Some(published),
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,500 @@
+//! The worker's state and its passes: sockets in, packets to their handlers, answers out.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use socket2::Socket;
+use tidegate_mqtt::trie::Matches;
+use tidegate_mqtt::{Event, Limits, QoS, Reason, Violation, frame_len};
+use tidegate_record::Seq;
+use tidegate_writer::{Batch, Refused};
+use tracing::warn;
+
+use super::clients::{Client, Clients, Slot};
+use super::publish::Ack;
+use super::{LISTENER, Now};
+use crate::frontend::acks::AckQueue;
+use crate::frontend::router::{Envelope, SessionId};
+use crate::frontend::wake::Wake;
+use crate::frontend::wheel::Wheel;
+use crate::frontend::{Shared, limits};
+
+/// Read at once from one connection: more than a window of ordinary readings, and little enough that a fast client does not
+/// hold up the others.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Accepted in one pass; the rest waits in the kernel's queue while those that are connected are served.
+const ACCEPTS: usize = 64;
+
+/// Bytes of records after which a pass appends what it has and goes on.
+const APPEND_BYTES: usize = 512 * 1024;
+
+/// Output buffers kept for reuse, and the largest that is kept: an idle connection owns none.
+const SPARE_BUFFERS: usize = 1024;
+const SPARE_BYTES: usize = 4096;
+
+pub(super) struct Reactor {
+    pub(super) index: usize,
+    pub(super) shared: Arc<Shared>,
+    pub(super) limits: Limits,
+    pub(super) clients: Clients,
+    pub(super) batch: Batch,
+    pub(super) acks: AckQueue<Ack>,
+    /// Scratch for matching.
+    pub(super) matches: Matches<u64>,
+    /// Answers of the client at hand, before they are put into its own buffer.
+    pub(super) out: Vec<u8>,
+    listener: Option<TcpListener>,
+    buffer: Box<[u8]>,
+    wheel: Wheel<SessionId>,
+    due: Vec<SessionId>,
+    /// Clients with something to send.
+    dirty: Vec<Slot>,
+    /// Clients that are not read until the log takes readings again, and those that may be read on.
+    pub(super) paused: Vec<SessionId>,
+    pub(super) resumable: Vec<SessionId>,
+    spare: Vec<Vec<u8>>,
+    envelopes: Vec<Envelope>,
+    /// The log did not take the batch: it is kept, and nothing is read, until it does.
+    held: bool,
+    /// A CONNECT with a password was read since this was last cleared: what it was read from is to be wiped.
+    pub(super) read_secret: bool,
+    stopping: bool,
+}
+
+impl Reactor {
+    pub(super) fn new(listener: TcpListener, index: usize, shared: Arc<Shared>) -> Reactor {
+        let now = Now::read();
+        Reactor {
+            index,
+            limits: limits(&shared.config),
+            clients: Clients::new(index),
+            batch: Batch::new(),
+            acks: AckQueue::new(),
+            matches: Matches::new(),
+            out: Vec::new(),
+            listener: Some(listener),
+            buffer: vec![0; READ_BYTES].into(),
+            wheel: Wheel::new(now.steady_millis() / 1000),
+            due: Vec::new(),
+            dirty: Vec::new(),
+            paused: Vec::new(),
+            resumable: Vec::new(),
+            spare: Vec::new(),
+            envelopes: Vec::new(),
+            held: false,
+            read_secret: false,
+            stopping: false,
+            shared,
+        }
+    }
+
+    /// Whether sockets are to be read at all.
+    pub(super) fn reads(&self) -> bool {
+        !self.held && !self.stopping
+    }
+
+    /// Whether something waits for the log to take readings again.
+    pub(super) fn is_held_up(&self) -> bool {
+        self.held || !self.paused.is_empty()
+    }
+
+    /// Asks to be woken when `durable` moves, if anything waits for it.
+    pub(super) fn wait_for_commits(&self, wake: &Wake) {
+        let waiting = !self.acks.is_empty();
+        wake.set_waiting(waiting);
+        if waiting && self.acks.due(self.shared.durable.get()) {
+            wake.now();
+        }
+    }
+
+    /// Serves what is ready.
+    pub(super) fn pass(&mut self, epoll: &Epoll, events: &[EpollEvent], now: Now) {
+        for event in events {
+            if event.data() == LISTENER {
+                self.accept(epoll, now);
+                continue;
+            }
+            let id = SessionId::from_bits(event.data());
+            let Some((slot, _)) = id.and_then(|id| self.clients.by_id(id)) else { continue };
+            let flags = event.events();
+            if flags.intersects(EpollFlags::EPOLLOUT) {
+                self.mark_dirty(slot);
+            }
+            if flags.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+                self.read(epoll, slot, now);
+            }
+            if self.batch.bytes() >= APPEND_BYTES {
+                self.append(epoll, now);
+            }
+        }
+        self.append(epoll, now);
+    }
+
+    fn accept(&mut self, epoll: &Epoll, now: Now) {
+        for _ in 0..ACCEPTS {
+            let Some(listener) = &self.listener else { return };
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    self.shared.metrics.mqtt_accepted.inc();
+                    let open = self.shared.metrics.mqtt_connections.get();
+                    if open >= self.shared.config.mqtt.max_connections as i64 {
+                        self.shared.metrics.mqtt.refused("max_connections");
+                        continue;
+                    }
+                    self.adopt(epoll, stream.into(), Vec::new(), now);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    // Out of descriptors, or the peer is gone already. The rest waits in the kernel's queue.
+                    self.shared.metrics.mqtt.refused("accept");
+                    warn!(%error, "a connection could not be accepted");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes a socket in, with what was read from it before.
+    pub(super) fn adopt(&mut self, epoll: &Epoll, socket: Socket, bytes: Vec<u8>, now: Now) {
+        let slot = self.clients.insert(socket, now.steady_millis());
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, client.id.bits());
+        let registered = client.fd().map(|fd| epoll.add(fd, event));
+        if let Some(Err(error)) = registered {
+            warn!(%error, "a connection could not be registered");
+            self.clients.remove(slot);
+            return;
+        }
+        self.shared.metrics.mqtt_connections.inc();
+        self.file(slot);
+        if !bytes.is_empty() {
+            self.input(epoll, slot, bytes, now);
+        }
+    }
+
+    fn read(&mut self, epoll: &Epoll, slot: Slot, now: Now) {
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        match client.read(&mut self.buffer) {
+            Ok(Some(0)) => self.close(epoll, slot, "peer", now),
+            Ok(Some(read)) => {
+                if client.tail.is_empty() {
+                    let mut buffer = std::mem::take(&mut self.buffer);
+                    let used = self.packets(epoll, slot, &buffer[..read], now);
+                    if let Some(client) = self.clients.get_mut(slot)
+                        && used < read
+                    {
+                        client.tail = buffer[used..read].to_vec();
+                        self.listen(epoll, slot);
+                    }
+                    if std::mem::take(&mut self.read_secret) {
+                        buffer[..read].fill(0);
+                    }
+                    self.buffer = buffer;
+                } else {
+                    client.tail.extend_from_slice(&self.buffer[..read]);
+                    self.resume(epoll, slot, now);
+                }
+            }
+            Ok(None) => {}
+            Err(_) => self.close(epoll, slot, "reset", now),
+        }
+    }
+
+    /// Acts on what is kept of a client's input, if it is a whole packet by now.
+    pub(super) fn resume(&mut self, epoll: &Epoll, slot: Slot, now: Now) {
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        // What is too long or malformed is for the state machine to answer.
+        let waiting = frame_len(&client.tail)
+            .is_some_and(|len| len <= self.limits.max_packet as usize && client.tail.len() < len);
+        if waiting || client.connection.is_paused() {
+            return self.listen(epoll, slot);
+        }
+        let tail = std::mem::take(&mut client.tail);
+        self.input(epoll, slot, tail, now);
+    }
+
+    /// Acts on `bytes`, which are all that is known of the client's input.
+    fn input(&mut self, epoll: &Epoll, slot: Slot, mut bytes: Vec<u8>, now: Now) {
+        let used = self.packets(epoll, slot, &bytes, now);
+        if std::mem::take(&mut self.read_secret) {
+            bytes[..used].fill(0);
+        }
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        if used < bytes.len() {
+            bytes.drain(..used);
+            bytes.shrink_to_fit();
+            client.tail = bytes;
+        }
+        self.listen(epoll, slot);
+    }
+
+    /// Acts on the packets in `input`; returns how many bytes need not be kept.
+    fn packets(&mut self, epoll: &Epoll, slot: Slot, input: &[u8], now: Now) -> usize {
+        let millis = now.steady_millis();
+        let mut rest = input;
+        let mut out = std::mem::take(&mut self.out);
+        loop {
+            if self.must_wait(slot, rest) {
+                break;
+            }
+            let Some(client) = self.clients.get_mut(slot) else { break };
+            let before = rest;
+            match client.connection.next(&self.limits, &mut rest, millis, &mut out) {
+                Ok(None) => break,
+                Err(violation) => {
+                    self.shared.metrics.mqtt.malformed(violation.name());
+                    self.give(slot, &mut out);
+                    self.close_after(epoll, slot, "protocol", now);
+                    break;
+                }
+                Ok(Some(Event::Connect(connect))) => {
+                    self.give(slot, &mut out);
+                    self.out = out;
+                    self.connect(epoll, slot, &connect, before, now);
+                    out = std::mem::take(&mut self.out);
+                }
+                Ok(Some(Event::Publish(publish))) => self.publish(slot, &publish, now),
+                Ok(Some(Event::Subscribe(subscribe))) => self.subscribe(slot, &subscribe, millis, &mut out),
+                Ok(Some(Event::Unsubscribe(unsubscribe))) => self.unsubscribe(slot, &unsubscribe, &mut out),
+                Ok(Some(Event::Release { packet_id })) => client.connection.completed(packet_id, &mut out),
+                Ok(Some(Event::Received { packet_id })) => client.connection.release(packet_id, &mut out),
+                Ok(Some(Event::Disconnect { .. })) => {
+                    self.give(slot, &mut out);
+                    self.close(epoll, slot, "disconnect", now);
+                    break;
+                }
+                Ok(Some(_)) => {}
+            }
+        }
+        self.give(slot, &mut out);
+        self.out = out;
+        if self.clients.get(slot).is_none_or(|client| client.socket.is_none() || client.flags.closing) {
+            return input.len();
+        }
+        input.len() - rest.len()
+    }
+
+    /// Puts `out` into the client's own buffer and empties it.
+    pub(super) fn give(&mut self, slot: Slot, out: &mut Vec<u8>) {
+        if out.is_empty() {
+            return;
+        }
+        if let Some(client) = self.clients.get_mut(slot)
+            && client.socket.is_some()
+        {
+            if client.out.capacity() == 0
+                && let Some(spare) = self.spare.pop()
+            {
+                client.out = spare;
+            }
+            client.out.extend_from_slice(out);
+            self.mark_dirty(slot);
+        }
+        out.clear();
+    }
+
+    pub(super) fn mark_dirty(&mut self, slot: Slot) {
+        if let Some(client) = self.clients.get_mut(slot)
+            && !client.flags.dirty
+        {
+            client.flags.dirty = true;
+            self.dirty.push(slot);
+        }
+    }
+
+    /// Hands the batch to the log.
+    pub(super) fn append(&mut self, epoll: &Epoll, now: Now) {
+        if self.batch.is_empty() {
+            self.acks.close(Seq::NONE, now.instant);
+            return;
+        }
+        let records = self.batch.len() as u64;
+        match self.shared.appender.append(&mut self.batch) {
+            Ok(last) => {
+                self.held = false;
+                self.acks.close(last, now.instant);
+                self.shared.metrics.mqtt.ingested.inc_by(records);
+            }
+            // It is written in a moment: nothing is read until then.
+            Err(Refused::Full) => self.held = true,
+            Err(refused) => {
+                self.held = false;
+                self.batch.clear();
+                self.turn_back(epoll, refused, now);
+            }
+        }
+    }
+
+    /// Tries again what the log did not take, and reads on from those that were paused for it.
+    pub(super) fn retry(&mut self, epoll: &Epoll, now: Now) {
+        if self.held {
+            self.append(epoll, now);
+        }
+        if !self.held && !matches!(self.shared.appender.pressure(), tidegate_writer::Pressure::Refuse(_)) {
+            for id in std::mem::take(&mut self.paused) {
+                let Some((slot, client)) = self.clients.by_id(id) else { continue };
+                client.flags.paused = false;
+                self.shared.metrics.mqtt_paused.dec();
+                self.resume(epoll, slot, now);
+            }
+            self.append(epoll, now);
+        }
+    }
+
+    /// Sends every acknowledgement that is due.
+    pub(super) fn release(&mut self, epoll: &Epoll, now: Now) {
+        if self.acks.is_empty() || self.shared.durable.failure().is_some() {
+            return;
+        }
+        let durable = self.shared.durable.get();
+        if !self.acks.due(durable) {
+            return;
+        }
+        let latencies = self.shared.metrics.mqtt.ack_seconds.local();
+        let mut acks = std::mem::replace(&mut self.acks, AckQueue::new());
+        let mut sent = 0;
+        acks.release(durable, |ack, received| {
+            if ack.qos != QoS::AtMostOnce && !ack.reason.is_failure() {
+                latencies.observe((now.instant - received).as_secs_f64());
+                sent += 1;
+            }
+            self.acknowledge(ack, now);
+        });
+        self.acks = acks;
+        latencies.flush();
+        self.shared.metrics.mqtt.acks.inc_by(sent);
+        for id in std::mem::take(&mut self.resumable) {
+            if let Some((slot, _)) = self.clients.by_id(id) {
+                self.resume(epoll, slot, now);
+            }
+        }
+        self.append(epoll, now);
+    }
+
+    /// Takes what other workers sent.
+    pub(super) fn inbox(&mut self, epoll: &Epoll, now: Now) {
+        let mut envelopes = std::mem::take(&mut self.envelopes);
+        self.shared.router.take(self.index, &mut envelopes);
+        for envelope in envelopes.drain(..) {
+            match envelope {
+                Envelope::Message { message, targets } => self.deliver_all(&message, &targets, now),
+                Envelope::Connection { socket, bytes } => self.adopt(epoll, socket, bytes, now),
+            }
+        }
+        self.envelopes = envelopes;
+        self.append(epoll, now);
+    }
+
+    /// Sends what waits to be sent.
+    pub(super) fn flush(&mut self, epoll: &Epoll, now: Now) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for slot in dirty.drain(..) {
+            let Some(client) = self.clients.get_mut(slot) else { continue };
+            client.flags.dirty = false;
+            match client.write() {
+                Ok(true) => {
+                    let buffer = std::mem::take(&mut client.out);
+                    let closing = client.flags.closing;
+                    if buffer.capacity() <= SPARE_BYTES && self.spare.len() < SPARE_BUFFERS {
+                        self.spare.push(buffer);
+                    }
+                    if closing {
+                        self.close(epoll, slot, "", now);
+                    } else {
+                        self.listen(epoll, slot);
+                    }
+                }
+                Ok(false) => self.listen(epoll, slot),
+                Err(_) => self.close(epoll, slot, "reset", now),
+            }
+        }
+        // Closing may have published wills to clients of this worker.
+        if self.dirty.is_empty() {
+            self.dirty = dirty;
+        }
+    }
+
+    /// Tells epoll what the client is waiting for, if that has changed.
+    pub(super) fn listen(&mut self, epoll: &Epoll, slot: Slot) {
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        let deaf = client.connection.is_paused() || client.flags.paused || client.flags.closing;
+        let wants_write = client.unsent() > 0;
+        if (deaf, wants_write) == (client.flags.deaf, client.flags.wants_write) {
+            return;
+        }
+        (client.flags.deaf, client.flags.wants_write) = (deaf, wants_write);
+        let mut flags = EpollFlags::empty();
+        flags.set(EpollFlags::EPOLLIN, !deaf);
+        flags.set(EpollFlags::EPOLLOUT, wants_write);
+        let mut event = EpollEvent::new(flags, client.id.bits());
+        if let Some(Err(error)) = client.fd().map(|fd| epoll.modify(fd, &mut event)) {
+            warn!(%error, "a connection's interest could not be changed");
+        }
+    }
+
+    /// Files the client in the wheel if it has a deadline.
+    pub(super) fn file(&mut self, slot: Slot) {
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        if client.flags.filed {
+            return;
+        }
+        if let Some(deadline) = client.deadline(&self.limits) {
+            client.flags.filed = true;
+            let id = client.id;
+            self.wheel.file(deadline.div_ceil(1000), id);
+        }
+    }
+
+    /// Looks at the deadlines that have passed.
+    pub(super) fn tick(&mut self, epoll: &Epoll, now: Now) {
+        let millis = now.steady_millis();
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.advance(millis / 1000, &mut due);
+        for id in due.drain(..) {
+            let Some((slot, client)) = self.clients.by_id(id) else { continue };
+            client.flags.filed = false;
+            if client.parked.is_some() {
+                self.away(slot, now);
+            } else {
+                let mut out = std::mem::take(&mut self.out);
+                let expired = client.connection.expire(&self.limits, millis, &mut out);
+                self.give(slot, &mut out);
+                self.out = out;
+                if let Some(violation) = expired {
+                    let reason = if violation == Violation::KeepAlive { "keep_alive" } else { "connect_timeout" };
+                    self.close_after(epoll, slot, reason, now);
+                }
+            }
+            self.file(slot);
+        }
+        self.due = due;
+        self.append(epoll, now);
+    }
+
+    /// Ends all connections once nothing waits for an answer; true when that is done.
+    pub(super) fn stop(&mut self, epoll: &Epoll, now: Now) -> bool {
+        if !self.stopping {
+            self.stopping = true;
+            self.listener = None;
+            self.append(epoll, now);
+        }
+        if !self.acks.is_empty() {
+            return false;
+        }
+        for slot in self.clients.slots() {
+            let Some(client) = self.clients.get_mut(slot) else { continue };
+            if client.socket.is_some() {
+                let mut out = std::mem::take(&mut self.out);
+                client.connection.disconnect(Reason::ServerShuttingDown, &mut out);
+                self.give(slot, &mut out);
+                self.out = out;
+                // What the kernel does not take now is lost with the connection: no acknowledgement is among it that was not
+                // offered to the kernel before.
+                let _ = self.clients.get_mut(slot).map(Client::write);
+            }
+        }
+        true
+    }
+}

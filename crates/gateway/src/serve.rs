@@ -1,0 +1,349 @@
+//! `tidegate serve`: recover, listen, serve, drain.
+
+use std::io;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::{Arc, mpsc as std_mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use prometheus::Registry;
+use tidegate_net::{Options, TcpOptions, UdpSocket, tcp_listener};
+use tidegate_sinks::parquet::{ParquetConfig, ParquetSink};
+use tidegate_writer::{Log, LogConfig, SinkHandle, sink};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, mpsc};
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::frontend::{self, Exit, KIND_NAMES, MAX_WORKERS, Now, Shared, Sockets};
+use crate::http::{self, Health};
+use crate::metrics::Metrics;
+
+/// Longest time between two sweeps of the session table: the counts that operators see are this old at most, and a
+/// million devices take a tenth of a second of one core.
+const SWEEP_PERIOD: Duration = Duration::from_secs(30);
+
+/// Topics with retained messages that one sweep looks at for expired ones, under the lock that publishers of retained messages
+/// take: some milliseconds.
+const RETAINED_PER_SWEEP: u32 = 100_000;
+
+/// The Parquet sink's name, which the log must know before the sink runs.
+const PARQUET: &str = "parquet";
+
+/// Exit code after a failure of the log or of a worker: what was not acknowledged is not stored, and a restart recovers.
+const FAILED: u8 = 1;
+
+/// Serves until SIGTERM, SIGINT or a failure.
+pub(crate) fn run(config: Config) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::install().context("installing signal handlers")?;
+    let registry = Registry::new();
+    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+    let metrics = Metrics::register(&registry)?;
+    let health = Health::new();
+
+    // HTTP first: a recovery that takes long is seen as `starting`, not as a dead host.
+    let http = match config.http.listen {
+        Some(address) => Some(http::Server::bind(address, registry.clone(), health.clone()).await?),
+        None => None,
+    };
+
+    let (log, recovered) = Log::open(log_config(&config), &registry)?;
+    info!(
+        epoch = recovered.epoch,
+        last = recovered.last.0,
+        records = recovered.records,
+        cut_bytes = recovered.cut_bytes,
+        took_ms = recovered.took.as_millis() as u64,
+        "log recovered"
+    );
+    let failed = Arc::new(Notify::new());
+    let durable = log.durable();
+    durable.on_move({
+        let (durable, failed) = (durable.clone(), failed.clone());
+        move || {
+            if durable.failure().is_some() {
+                failed.notify_one();
+            }
+        }
+    });
+
+    let workers = worker_count(&config);
+    let sockets = bind(&config, workers)?;
+    let bound = Bound::of(&sockets[0], http.as_ref().map(http::Server::local_addr))?;
+    let shared = Shared::new(config, metrics, workers, log.appender(), durable);
+    let restored = shared.restore(&log, Now::read())?;
+    info!(restored, "message IDs that may still be retransmitted are known again");
+    shared.hear_of_commits();
+
+    let sinks = spawn_sinks(&shared.config, &log, &registry)?;
+    let (exits, mut exited) = mpsc::unbounded_channel();
+    let mut threads = Vec::new();
+    for (index, sockets) in sockets.into_iter().enumerate() {
+        threads.push(frontend::spawn(index, sockets, shared.clone(), exits.clone())?);
+    }
+    drop(exits);
+    let sweeper = Sweeper::spawn(shared.clone())?;
+
+    bound.announce();
+    health.set_ready(shared.clone());
+    notify_systemd("READY=1");
+    info!(workers, "serving");
+
+    let reason = tokio::select! {
+        signal = signals.next() => Ending::Asked(signal),
+        () = failed.notified() => Ending::Failed(failure(&shared)),
+        Some(Exit { result }) = exited.recv() => {
+            Ending::Failed(format!("a worker ended: {}", result.err().unwrap_or_else(|| "too early".into())))
+        }
+    };
+    match &reason {
+        Ending::Asked(signal) => info!(signal, "stopping"),
+        Ending::Failed(why) => error!(why, "failed; nothing more is acknowledged"),
+    }
+    notify_systemd("STOPPING=1");
+    health.set_draining();
+    sweeper.stop();
+    let code = match reason {
+        Ending::Asked(_) => drain(&shared, threads, &mut exited, sinks, log).await,
+        // What is unacknowledged stays so; a thread that still runs must not delay the restart.
+        Ending::Failed(_) => ExitCode::from(FAILED),
+    };
+    drop(http);
+    Ok(code)
+}
+
+enum Ending {
+    Asked(&'static str),
+    Failed(String),
+}
+
+fn failure(shared: &Shared) -> String {
+    shared.durable.failure().map_or_else(|| "the log failed".into(), |failure| failure.to_string())
+}
+
+fn log_config(config: &Config) -> LogConfig {
+    let log = &config.log;
+    LogConfig {
+        dir: config.data_dir.clone(),
+        node: config.node.clone(),
+        segment_bytes: log.segment_bytes,
+        commit_bytes: log.commit_bytes,
+        commit_records: log.commit_records,
+        pending_bytes: log.pending_bytes,
+        low_water_bytes: log.low_water_bytes,
+        max_bytes: log.max_bytes,
+        retain: log.retain_seconds,
+        sinks: if config.sinks.parquet.enabled { vec![PARQUET.into()] } else { Vec::new() },
+        ..LogConfig::default()
+    }
+}
+
+fn spawn_sinks(config: &Config, log: &Log, registry: &Registry) -> anyhow::Result<Vec<SinkHandle>> {
+    let mut sinks = Vec::new();
+    let parquet = &config.sinks.parquet;
+    if parquet.enabled {
+        let parquet = ParquetSink::new(
+            ParquetConfig {
+                dir: parquet.dir.clone().unwrap_or_else(|| config.data_dir.join("parquet")),
+                node: config.node.clone(),
+                roll_bytes: parquet.roll_bytes,
+                roll_seconds: parquet.roll_seconds.as_secs(),
+            },
+            registry,
+        )?;
+        debug_assert_eq!(tidegate_writer::Sink::name(&parquet), PARQUET);
+        sinks.push(sink::spawn(log, Box::new(parquet))?);
+    }
+    Ok(sinks)
+}
+
+fn worker_count(config: &Config) -> usize {
+    match config.workers {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_WORKERS),
+        workers => workers.min(MAX_WORKERS),
+    }
+}
+
+/// One set of sockets a worker, all on the same addresses.
+fn bind(config: &Config, workers: usize) -> anyhow::Result<Vec<Sockets>> {
+    let mut coap = config.coap.listen;
+    let mut mqtt = config.mqtt.listen;
+    let mut all = Vec::new();
+    for _ in 0..workers {
+        let mut sockets = Sockets::default();
+        if let Some(address) = &mut coap {
+            let options = Options {
+                reuse_port: true,
+                receive_buffer: Some(config.coap.receive_buffer_bytes),
+                ..Options::default()
+            };
+            let socket = UdpSocket::bind(*address, &options)
+                .with_context(|| format!("coap.listen: cannot listen on {address}/udp"))?;
+            // The first worker finds the port; the others join it.
+            *address = socket.local_addr();
+            sockets.coap = Some(socket);
+        }
+        if let Some(address) = &mut mqtt {
+            let options = TcpOptions { reuse_port: true, ..TcpOptions::default() };
+            let listener = tcp_listener(*address, &options)
+                .with_context(|| format!("mqtt.listen: cannot listen on {address}/tcp"))?;
+            *address = listener.local_addr()?;
+            sockets.mqtt = Some(listener);
+        }
+        all.push(sockets);
+    }
+    Ok(all)
+}
+
+/// The addresses that were bound.
+struct Bound {
+    coap: Option<SocketAddr>,
+    mqtt: Option<SocketAddr>,
+    http: Option<SocketAddr>,
+}
+
+impl Bound {
+    fn of(sockets: &Sockets, http: Option<SocketAddr>) -> io::Result<Bound> {
+        Ok(Bound {
+            coap: sockets.coap.as_ref().map(UdpSocket::local_addr),
+            mqtt: sockets.mqtt.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
+            http,
+        })
+    }
+
+    fn announce(&self) {
+        for (name, address) in [("coap", self.coap), ("mqtt", self.mqtt), ("http", self.http)] {
+            if let Some(address) = address {
+                crate::cli::announce(name, address);
+            }
+        }
+    }
+}
+
+/// Stops intake, waits for the last answers, empties the log and the sinks, all within `shutdown.deadline`.
+async fn drain(
+    shared: &Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    exited: &mut mpsc::UnboundedReceiver<Exit>,
+    sinks: Vec<SinkHandle>,
+    log: Log,
+) -> ExitCode {
+    let deadline = Instant::now() + shared.config.shutdown.deadline;
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let mut clean = true;
+
+    shared.stop();
+    for _ in &threads {
+        match tokio::time::timeout(left(), exited.recv()).await {
+            Ok(Some(Exit { result: Ok(()) })) => {}
+            Ok(Some(Exit { result: Err(why) })) => {
+                error!(why, "a worker failed while stopping");
+                clean = false;
+            }
+            Ok(None) => break,
+            Err(_) => {
+                warn!("the deadline passed before every answer was sent");
+                clean = false;
+                break;
+            }
+        }
+    }
+    // Sinks before the log: they read what it has made durable. What they leave is delivered after the next start.
+    for sink in sinks {
+        let stopped = sink.stop(left() / 2);
+        info!(position = stopped.position.0, drained = stopped.drained, "sink stopped");
+    }
+    let stopped = log.stop(left());
+    if stopped.abandoned_records > 0 {
+        error!(abandoned = stopped.abandoned_records, "readings were accepted and neither stored nor acknowledged");
+        clean = false;
+    }
+    info!(durable = stopped.durable.0, clean, "stopped");
+    if clean { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn install() -> io::Result<Signals> {
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Sweeps the session table every so often, on a thread that serves no device.
+struct Sweeper {
+    stop: std_mpsc::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Sweeper {
+    fn spawn(shared: Arc<Shared>) -> io::Result<Sweeper> {
+        let (stop, stopped) = std_mpsc::channel();
+        let period = SWEEP_PERIOD.min(shared.config.limits.session_idle_seconds / 8);
+        let thread = std::thread::Builder::new().name("sweeper".into()).spawn(move || {
+            loop {
+                sweep(&shared);
+                match stopped.recv_timeout(period) {
+                    Err(std_mpsc::RecvTimeoutError::Timeout) => {}
+                    Ok(()) | Err(std_mpsc::RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        })?;
+        Ok(Sweeper { stop, thread })
+    }
+
+    fn stop(self) {
+        drop(self.stop);
+        if self.thread.join().is_err() {
+            error!("the sweeper panicked; sessions were not expired");
+        }
+    }
+}
+
+fn sweep(shared: &Shared) {
+    let counts = shared.table.sweep(Now::read().seconds(), &shared.dedup);
+    let metrics = &shared.metrics;
+    for (kind, name) in KIND_NAMES.iter().enumerate() {
+        let gauge = |state| metrics.sessions.with_label_values(&[*name, state]);
+        gauge("active").set(counts.active[kind] as i64);
+        gauge("idle").set(counts.idle[kind] as i64);
+    }
+    shared.router.expire_retained(Now::read().steady_millis(), RETAINED_PER_SWEEP);
+    metrics.sessions_expired.inc_by(counts.dropped as u64);
+    metrics.session_table_bytes.set(shared.table.table_bytes() as i64);
+}
+
+/// Tells systemd about the state of the service, if it asked (`sd_notify(3)`, `Type=notify`).
+fn notify_systemd(state: &str) {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let result = UnixDatagram::unbound().and_then(|socket| {
+        let address = match path.as_encoded_bytes().strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name)?,
+            None => SocketAddr::from_pathname(&path)?,
+        };
+        socket.send_to_addr(state.as_bytes(), &address)
+    });
+    if let Err(error) = result {
+        warn!(%error, "systemd was not told {state}");
+    }
+}
