@@ -459,4 +459,3 @@ fn array<const N: usize>(bytes: &[u8; EXPORT_LEN], at: usize) -> [u8; N] {
     out.copy_from_slice(&bytes[at..at + N]);
     out
 }
-

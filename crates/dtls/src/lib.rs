@@ -29,6 +29,7 @@
 mod alert;
 mod association;
 mod cid;
+mod client;
 mod crypto;
 mod environment;
 mod handshake;
@@ -45,10 +46,14 @@ mod time;
 pub use alert::Alert;
 pub use association::{EXPORT_LEN, Export, ImportError, SEQUENCE_BLOCK};
 pub use cid::{AssociationId, CidFormat, ConnectionId, MAX_CID_LEN, MAX_PEER_CID_LEN, MIN_CID_LEN, Router};
+pub use client::{CLIENT_LEN, Client, ClientConfig, ClientEvent, Credentials};
 pub use environment::{Environment, Key, MAX_IDENTITY_LEN, MAX_KEY_LEN, Owner, Psk, Psks, Random};
 pub use outbox::Outbox;
 pub use path::Path;
 pub use record::MAX_PLAINTEXT;
-pub use server::{AddressChanges, CloseReason, ConfigError, DropReason, Event, HandshakeFailure, MAX_PENDING_BYTES, MAX_RECORDS, MAX_SLOTS, MIN_MTU, Moved, Peer, Retransmission, SealError, Server, ServerConfig};
+pub use server::{
+    AddressChanges, CloseReason, ConfigError, DropReason, Event, HandshakeFailure, MAX_PENDING_BYTES, MAX_RECORDS,
+    MAX_SLOTS, MIN_MTU, Moved, Peer, Retransmission, SealError, Server, ServerConfig,
+};
 pub use session::{SESSION_ID_LEN, Session, SessionCache, SessionId, Sessions};
 pub use time::Timestamp;

@@ -88,35 +88,42 @@ impl Protection {
         if freshness == Freshness::Replayed {
             return Err(OpenError::Replayed);
         }
-        let text = header.body.start + EXPLICIT_NONCE_LEN..header.body.end.saturating_sub(TAG_LEN);
-        if header.body.len() < OVERHEAD || text.len() > MAX_PLAINTEXT {
-            return Err(OpenError::Forged);
-        }
-        let (head, rest) = datagram.split_at_mut(text.start);
-        let (body, tag) = rest.split_at_mut(text.len());
-        let explicit = *head.last_chunk().ok_or(OpenError::Forged)?;
-        let tag = *tag.first_chunk().ok_or(OpenError::Forged)?;
-        let mut additional = [0; MAX_ADDITIONAL];
-        let additional = additional_data(
-            &mut additional,
-            header.content_type,
-            header.sequence,
-            &head[header.cid.clone()],
-            text.len(),
-        );
-        self.read_key.open(explicit, additional, body, &tag).map_err(|_| OpenError::Forged)?;
+        let text = self.decrypt(datagram, header).ok_or(OpenError::Forged)?;
         self.window.mark(header.sequence);
         let newest = freshness == Freshness::Newest;
         if header.content_type != ContentType::Cid {
             return Ok(Opened { content_type: header.content_type, text, newest });
         }
         // RFC 9146 §5.1: the type is the last byte that is not zero.
+        let body = &datagram[text.clone()];
         let end = body.iter().rposition(|&b| b != 0).ok_or(OpenError::BadType)?;
         let content_type = match ContentType::from_number(body[end]) {
             Some(ContentType::Cid) | None => return Err(OpenError::BadType),
             Some(inner) => inner,
         };
         Ok(Opened { content_type, text: text.start..text.start + end, newest })
+    }
+
+    /// Whether the record is authentic; it stays as it is.
+    pub(crate) fn would_open(&self, datagram: &[u8], header: &RecordHeader) -> bool {
+        self.decrypt(&mut datagram[..header.body.end].to_vec(), header).is_some()
+    }
+
+    /// Decrypts the record in place and gives where its text lies; none if it is not authentic.
+    fn decrypt(&self, datagram: &mut [u8], header: &RecordHeader) -> Option<Range<usize>> {
+        let text = header.body.start + EXPLICIT_NONCE_LEN..header.body.end.saturating_sub(TAG_LEN);
+        if header.body.len() < OVERHEAD || text.len() > MAX_PLAINTEXT {
+            return None;
+        }
+        let (head, rest) = datagram.split_at_mut(text.start);
+        let (body, tag) = rest.split_at_mut(text.len());
+        let explicit = *head.last_chunk()?;
+        let tag = *tag.first_chunk()?;
+        let mut additional = [0; MAX_ADDITIONAL];
+        let cid = &head[header.cid.clone()];
+        let additional = additional_data(&mut additional, header.content_type, header.sequence, cid, text.len());
+        self.read_key.open(explicit, additional, body, &tag).ok()?;
+        Some(text)
     }
 
     /// Appends a protected record of `text`. With a `cid` of some bytes it is a `tls12_cid` record whose inner plaintext is

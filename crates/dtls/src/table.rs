@@ -153,6 +153,14 @@ impl Table {
         })
     }
 
+    /// All handshakes, in no order.
+    pub(crate) fn iter_pending(&self) -> impl Iterator<Item = &Pending> {
+        self.chunks.iter().flatten().filter_map(|slot| match &slot.state {
+            State::Pending(pending) => Some(&**pending),
+            _ => None,
+        })
+    }
+
     /// Takes a free slot for a handshake that `begin` makes of the slot's index and generation. The caller keeps the number
     /// of handshakes and associations below the capacity.
     pub(crate) fn begin(&mut self, begin: impl FnOnce(u32, u8) -> Box<Pending>) -> Option<u32> {
@@ -264,9 +272,8 @@ impl Table {
         if len == 0 {
             return;
         }
-        self.chunks.push(
-            (0..len).map(|_| Slot { state: State::Vacant, next: NONE, prev: NONE, generation: 0 }).collect(),
-        );
+        self.chunks
+            .push((0..len).map(|_| Slot { state: State::Vacant, next: NONE, prev: NONE, generation: 0 }).collect());
         // The lowest is taken first.
         for index in (start..start + len).rev() {
             self.link_first(Kind::Free, index as u32);

@@ -57,11 +57,6 @@ impl Inbound {
         Inbound { due, limit, partial: Vec::new() }
     }
 
-    /// The `message_seq` that is due.
-    pub(crate) fn due(&self) -> u16 {
-        self.due
-    }
-
     /// Bytes on the heap.
     pub(crate) fn bytes(&self) -> usize {
         let parts: usize = self.partial.iter().map(|p| p.body.capacity() + p.came.capacity()).sum();
@@ -162,7 +157,7 @@ mod tests {
         assert_eq!(inbound.accept(&fragment(0, b"hello", 0, 2), 0), Accepted::Kept);
         assert_eq!(inbound.accept(&fragment(0, b"hello", 0, 5), 0), Accepted::Whole);
         assert_eq!(inbound.accept(&fragment(0, b"hello", 0, 5), 0), Accepted::Old);
-        assert_eq!((inbound.due(), inbound.next()), (1, None));
+        assert_eq!((inbound.due, inbound.next()), (1, None));
         assert_eq!(inbound.accept(&fragment(1, b"", 0, 0), 0), Accepted::Whole, "a message may be empty");
     }
 

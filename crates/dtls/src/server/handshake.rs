@@ -119,6 +119,11 @@ impl Pending {
         size_of::<Pending>() + self.flight.bytes() + self.inbound.bytes() + identity
     }
 
+    /// Whether its keys open a record; nothing is marked, and the record stays as it is.
+    pub(super) fn would_open(&self, datagram: &[u8], header: &RecordHeader) -> bool {
+        self.keys.as_ref().is_some_and(|keys| keys.protection.would_open(datagram, header))
+    }
+
     fn send_flight(&mut self, mtu: usize, out: &mut Outbox) {
         let cid = self.peer_cid.unwrap_or_default();
         self.flight.send(Wire {
@@ -147,12 +152,7 @@ impl Pending {
 
 impl Server {
     /// A `ClientHello` in the clear: the stateless part.
-    pub(super) fn client_hello(
-        &mut self,
-        fragment: &Fragment<'_>,
-        record: &RecordHeader,
-        cx: &mut Context<'_, '_>,
-    ) {
+    pub(super) fn client_hello(&mut self, fragment: &Fragment<'_>, record: &RecordHeader, cx: &mut Context<'_, '_>) {
         if !fragment.is_whole() {
             return cx.drop(DropReason::UnverifiableHello);
         }

@@ -109,6 +109,12 @@ impl Server {
         self.table.pending_len()
     }
 
+    /// Bytes that the handshakes under way take: at most [`MAX_PENDING_BYTES`] each. It looks at all of them.
+    #[must_use]
+    pub fn handshake_bytes(&self) -> usize {
+        self.table.iter_pending().map(Pending::bytes).sum()
+    }
+
     /// Takes a datagram. Records are decrypted where they lie; each gives an event, what is to be sent goes to `out`.
     pub fn handle(
         &mut self,
@@ -316,12 +322,10 @@ impl Server {
         record_len: usize,
         cx: &mut Context<'_, '_>,
     ) {
-        let found = if header.content_type == ContentType::Cid {
-            self.slot_of_cid(&datagram[header.cid.clone()])
-        } else if header.content_type == ContentType::Handshake {
-            self.table.pending_at(cx.path).or_else(|| self.table.live_at(cx.path))
-        } else {
-            self.table.live_at(cx.path)
+        let found = match header.content_type {
+            ContentType::Cid => self.slot_of_cid(&datagram[header.cid.clone()]),
+            ContentType::Handshake => self.handshake_at(datagram, header, cx.path),
+            _ => self.table.live_at(cx.path),
         };
         let Some(index) = found else { return cx.drop(DropReason::UnknownAssociation) };
         if self.table.pending(index).is_some() {
@@ -367,6 +371,19 @@ impl Server {
             ContentType::Alert => self.alert(index, &datagram[opened.text], cx),
             ContentType::Handshake => self.late_message(index, &datagram[opened.text], cx),
             ContentType::ChangeCipherSpec | ContentType::Cid => cx.drop(DropReason::Unexpected),
+        }
+    }
+
+    /// Whose a protected handshake message without a CID is. A handshake under way comes first; but a hello that was held up in the
+    /// network may have begun one that the client knows nothing of, and then a repeated `Finished` is for the association.
+    fn handshake_at(&mut self, datagram: &[u8], header: &RecordHeader, path: CompactPath) -> Option<u32> {
+        let (pending, live) = (self.table.pending_at(path), self.table.live_at(path));
+        match (pending, live) {
+            (Some(handshake), Some(association)) => {
+                let fits = self.table.pending(handshake).is_some_and(|pending| pending.would_open(datagram, header));
+                Some(if fits { handshake } else { association })
+            }
+            _ => pending.or(live),
         }
     }
 
@@ -474,16 +491,7 @@ impl Server {
             self.table.sort_by_use();
         }
     }
-
-    /// Memory that the handshakes under way take.
-    #[cfg(test)]
-    pub(crate) fn pending_bytes(&mut self) -> usize {
-        let slots = (self.config.max_associations + self.config.max_handshakes) as u32;
-        (0..slots).filter_map(|index| self.table.pending(index).map(|pending| pending.bytes())).sum()
-    }
 }
 
 /// The last use is kept in steps of this time, so an association lives that much longer than idle, never shorter.
 const IDLE_GRAIN: std::time::Duration = std::time::Duration::from_secs(crate::table::USE_QUANTUM as u64);
-
-
