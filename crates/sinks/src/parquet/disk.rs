@@ -70,6 +70,12 @@ pub(super) struct Output<W> {
 }
 
 impl<W: Write> Output<W> {
+    /// Fails as a system call would.
+    #[cfg(test)]
+    pub(super) fn fail(&mut self, error: io::Error) {
+        let _ = self.keep::<()>(Err(error));
+    }
+
     fn keep<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
         result.map_err(|error| {
             let kind = error.kind();

@@ -11,9 +11,9 @@ use ::parquet::errors::ParquetError;
 use ::parquet::file::metadata::KeyValue;
 use ::parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use bytes::Bytes;
-use tidegate_record::{Protocol, Record, Seq};
+use tidegate_record::Protocol;
 
-use super::hold::{Group, Hold, Row};
+use super::hold::{Group, Held, Hold, Row};
 use super::name::FileName;
 use super::schema::{self, Column, ROW_GROUP_ROWS, Shape};
 
@@ -30,9 +30,14 @@ pub(super) mod key {
     pub(in crate::parquet) const VERSION: &str = "tidegate.version";
 }
 
-/// Writes the file of `group` to `out`.
-pub(super) fn encode<W: Write + Send>(out: W, name: &FileName, hold: &Hold, group: &Group) -> Result<(), ParquetError> {
-    let mut columns = Columns::default();
+/// Writes the file of `group` to `out`. `columns` is only memory, used again.
+pub(super) fn encode<W: Write + Send>(
+    out: W,
+    name: &FileName,
+    hold: &Hold,
+    group: &Group,
+    columns: &mut Columns,
+) -> Result<(), ParquetError> {
     let mut chunks = group.rows.chunks(ROW_GROUP_ROWS);
     let Some(first) = chunks.next() else {
         return Err(ParquetError::General("a file without rows".into()));
@@ -62,8 +67,8 @@ fn metadata(name: &FileName, count: usize) -> Vec<KeyValue> {
 }
 
 /// The columns of one row group. Optional columns hold the values that are there, and a definition level for every row: 1 if it is.
-#[derive(Default)]
-struct Columns {
+#[derive(Debug, Default)]
+pub(super) struct Columns {
     seq: Vec<i64>,
     ts: Vec<i64>,
     device: Texts,
@@ -88,10 +93,7 @@ struct Columns {
 impl Columns {
     fn gather(&mut self, hold: &Hold, rows: &[Row]) {
         self.clear();
-        for row in rows {
-            let (seq, record) = hold.record(*row);
-            self.push(seq, &record);
-        }
+        hold.for_each(rows, |record| self.push(&record));
     }
 
     fn clear(&mut self) {
@@ -113,19 +115,19 @@ impl Columns {
         self.scopes = 0;
     }
 
-    fn push(&mut self, seq: Seq, record: &Record<'_>) {
-        self.seq.push(seq.0.cast_signed());
+    fn push(&mut self, record: &Held<'_>) {
+        self.seq.push(record.seq.0.cast_signed());
         self.ts.push(record.received.cast_signed());
-        self.device.push(record.device.as_bytes());
-        self.tenant.push(record.tenant.as_bytes());
+        self.device.push(record.device);
+        self.tenant.push(record.tenant);
         self.protocol.push(record.protocol);
-        self.topic.push(record.topic.as_bytes());
+        self.topic.push(record.topic);
         self.qos.push(i32::from(record.qos));
         self.retain.push(record.retain);
         self.content_format.extend(record.content_format.map(i32::from));
         self.content_format_levels.push(i16::from(record.content_format.is_some()));
         if !record.content_type.is_empty() {
-            self.content_type.push(record.content_type.as_bytes());
+            self.content_type.push(record.content_type);
         }
         self.content_type_levels.push(i16::from(!record.content_type.is_empty()));
         if let Some(key) = record.key {
@@ -138,13 +140,25 @@ impl Columns {
         self.payload.push(record.payload);
     }
 
+    /// Takes back the bytes that a column lent to its writer.
+    fn reclaim(&mut self, column: Column) {
+        match column {
+            Column::Device => self.device.reclaim(),
+            Column::Tenant => self.tenant.reclaim(),
+            Column::Topic => self.topic.reclaim(),
+            Column::ContentType => self.content_type.reclaim(),
+            Column::Payload => self.payload.reclaim(),
+            _ => {}
+        }
+    }
+
     fn shape(&self) -> Shape {
         Shape { rows: self.seq.len(), devices: self.device.runs, topics: self.topic.runs, scopes: self.scopes }
     }
 
     fn write<W: Write + Send>(&mut self, mut group: SerializedRowGroupWriter<'_, W>) -> Result<(), ParquetError> {
-        let batch = &mut self.batch;
         for column in Column::ALL {
+            let batch = &mut self.batch;
             let Some(mut writer) = group.next_column()? else {
                 return Err(ParquetError::General("the schema has fewer columns than are written".into()));
             };
@@ -168,6 +182,7 @@ impl Columns {
                 Column::Payload => self.payload.write(writer.typed(), batch, None)?,
             }
             writer.close()?;
+            self.reclaim(column);
         }
         group.close()?;
         Ok(())
@@ -197,16 +212,23 @@ fn protocols(
 }
 
 /// Values of one byte array column, back to back; a value that equals its predecessor shares its bytes.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Texts {
     bytes: Vec<u8>,
     /// Where each value begins and ends in `bytes`. A row group's bytes are fewer than a roll's, which fit 32 bits.
     spans: Vec<(u32, u32)>,
     /// How often neighbours differ.
     runs: usize,
+    /// What was `bytes`, while values that refer to it are with the writer of the column.
+    lent: Bytes,
 }
 
 impl Texts {
+    /// Makes the lent bytes one's own again, without a copy if the writer is done with all values.
+    fn reclaim(&mut self) {
+        self.bytes = Vec::from(std::mem::take(&mut self.lent));
+    }
+
     fn clear(&mut self) {
         self.bytes.clear();
         self.spans.clear();
@@ -254,6 +276,7 @@ impl Texts {
             }
         }
         batch.clear();
+        self.lent = bytes;
         Ok(())
     }
 }

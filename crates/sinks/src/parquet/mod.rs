@@ -70,6 +70,7 @@ pub use name::{FileName, Hour, MAX_NODE_LEN};
 pub use read::{Filter, ReadError, Records, Scan, Stored, StoredFile, files, read, scan};
 pub use schema::ROW_GROUP_ROWS;
 
+use encode::Columns;
 use hold::{Group, Hold};
 use metrics::Metrics;
 
@@ -141,6 +142,7 @@ pub struct ParquetSink {
     config: ParquetConfig,
     metrics: Metrics,
     hold: Hold,
+    columns: Columns,
     /// Records that no file can hold, and the epoch of the last.
     unstorable: Vec<(Seq, Vec<u8>)>,
     epoch: u32,
@@ -169,6 +171,7 @@ impl ParquetSink {
             config,
             metrics: Metrics::new(registry)?,
             hold: Hold::default(),
+            columns: Columns::default(),
             unstorable: Vec::new(),
             epoch: 0,
             since: None,
@@ -195,7 +198,8 @@ impl ParquetSink {
         if self.published.contains(&name) {
             return Ok(());
         }
-        let bytes = disk::publish(&self.config.dir, &name, |out| encode::encode(out, &name, &self.hold, group))?;
+        let (hold, columns) = (&self.hold, &mut self.columns);
+        let bytes = disk::publish(&self.config.dir, &name, |out| encode::encode(out, &name, hold, group, columns))?;
         self.metrics.files.inc();
         self.metrics.rows.inc_by(rows.len() as u64);
         self.metrics.bytes.inc_by(bytes);
@@ -240,7 +244,7 @@ impl Sink for ParquetSink {
             self.unstorable.push((seq, bytes));
             return;
         }
-        self.hold.take(seq, epoch, record, self.config.roll_bytes).expect("a record of the log was encoded before");
+        self.hold.take(seq, epoch, record, self.config.roll_bytes);
     }
 
     fn due(&self, now: Instant) -> bool {
@@ -280,7 +284,14 @@ impl Sink for ParquetSink {
     }
 
     fn reset(&mut self) {
-        self.hold = Hold::default();
+        // After a full roll the next is soon full too, and would get the same memory from the system at the price of its page
+        // faults; after any other it is given back.
+        if self.hold.bytes() >= self.config.roll_bytes {
+            self.hold.clear();
+        } else {
+            self.hold = Hold::default();
+            self.columns = Columns::default();
+        }
         self.unstorable.clear();
         self.since = None;
         self.metrics.held_bytes.set(0);

@@ -8,9 +8,9 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use tidegate_record::Seq;
 
-/// Longest node name: a DNS label (RFC 1035 §2.3.4), so that a host's name fits. With three 20-digit numbers a file's name stays
-/// below the 255 bytes that file systems allow.
-pub const MAX_NODE_LEN: usize = 63;
+/// Longest node name: what the log takes. With its numbers, of up to 20 digits, a file's name stays below the 255 bytes that file
+/// systems allow.
+pub const MAX_NODE_LEN: usize = tidegate_writer::format::MAX_NODE_LEN;
 
 /// What a visible file ends with.
 pub(super) const EXTENSION: &str = ".parquet";
