@@ -224,8 +224,7 @@ fn resources_that_are_ours_are_not_topics() {
 
 #[test]
 fn a_full_gateway_says_when_to_come_back() {
-    // More than any disk has free.
-    let gateway = Setup::new().set("log.low_water_bytes=1 TiB").start();
+    let gateway = Setup::new().full().start();
     let mut device = Endpoint::new(gateway.coap);
     let answer = device.post("t", "d", b"refused");
     assert_eq!(answer.code, coap::UNAVAILABLE);
