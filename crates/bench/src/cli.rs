@@ -14,9 +14,11 @@ use crate::audit::Source;
 use crate::clock::Clock;
 use crate::coap::echo::Echo;
 use crate::coap::{self, Delivery, MAX_DEVICES, Method, Transmission, Workload};
+use crate::ledger::Ledger;
+use crate::mqtt;
 use crate::payload::MIN_LEN;
 use crate::process::{self, Machine};
-use crate::report::{GeneratorUse, Measured, Outcome, Quantiles, Report, SCHEMA, ServerUse, Verdict};
+use crate::report::{Consumer, Outcome, Quantiles, Report};
 use crate::run::{Drive, Plan, Signals, Until};
 use crate::schedule::DEFAULT_TICK_MICROS;
 
@@ -32,6 +34,8 @@ pub struct Cli {
 enum Cmd {
     /// Simulate CoAP devices against a server.
     Coap(CoapCommand),
+    /// Simulate MQTT clients against a server.
+    Mqtt(MqttCommand),
     /// Measure what this machine can do, with a server that does nothing but echo.
     Ceiling {
         #[command(subcommand)]
@@ -132,6 +136,54 @@ struct CoapArgs {
 }
 
 #[derive(Debug, Args)]
+struct MqttCommand {
+    /// Address and port of the server.
+    #[arg(long, default_value = "127.0.0.1:1883")]
+    target: String,
+    /// Clients.
+    #[arg(long, short = 'n', default_value_t = 1_000)]
+    connections: u32,
+    /// Protocol version: 3 (3.1.1) or 5.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(3..=5))]
+    version: u8,
+    /// QoS of publishes.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=2))]
+    qos: u8,
+    /// Messages in flight on each connection; the default is 1, with --rate 16.
+    #[arg(long, short = 'w')]
+    window: Option<u16>,
+    /// Publish nothing: connect, hold the connections, and report the server's memory.
+    #[arg(long, conflicts_with_all = ["rate", "window", "messages", "qos"])]
+    idle: bool,
+    /// Topic; {device} stands for the client's name.
+    #[arg(long, default_value = "telemetry/{device}")]
+    topic: String,
+    /// Keep-alive in seconds; 0 for none.
+    #[arg(long, default_value_t = 300)]
+    keep_alive: u16,
+    /// User name; {device} stands for the client's name.
+    #[arg(long)]
+    username: Option<String>,
+    /// Password, likewise.
+    #[arg(long, requires = "username")]
+    password: Option<String>,
+    /// Connections per second at most; 0 for no limit.
+    #[arg(long, default_value_t = 0.0)]
+    connect_rate: f64,
+    /// Connections under way at a time, a thread.
+    #[arg(long, default_value_t = 64)]
+    connecting: usize,
+    /// Have one more client subscribe to this filter, and account for what it receives.
+    #[arg(long, value_name = "FILTER")]
+    subscribe: Option<String>,
+    /// QoS of that subscription.
+    #[arg(long, default_value_t = 0, requires = "subscribe", value_parser = clap::value_parser!(u8).range(0..=1))]
+    subscribe_qos: u8,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
 struct Common {
     /// Messages per second (open loop).
     #[arg(long, short = 'r')]
@@ -201,6 +253,7 @@ impl Cli {
                 }
                 run_coap(&workload, &coap, &common, common.server_pid, "coap")
             }
+            Cmd::Mqtt(command) => command.run(),
             Cmd::Ceiling { what: Ceiling::Coap(CeilingCommand { server_threads, coap, common }) } => {
                 let mut server = EchoProcess::start(server_threads)?;
                 let workload = coap.workload(server.local, &common)?;
@@ -284,6 +337,16 @@ impl Common {
             fs::write(file, "").with_context(|| format!("--json: cannot write {}", file.display()))?;
         }
         Ok(())
+    }
+
+    /// Reads back what the server stored, if that is asked for, and puts what was found into the report.
+    fn audit(&self, source: Option<&Source>, run: u64, ledgers: &mut [Ledger], report: &mut Report) {
+        match source.map(|source| source.audit(run, &self.device_prefix, ledgers)) {
+            None => {}
+            Some(Ok(audit)) => report.audit = Some(audit),
+            // What was measured is reported all the same.
+            Some(Err(error)) => report.verdict.fail(format!("the audit could not be done: {error:#}")),
+        }
     }
 
     /// Prints the summary and writes the JSON.
@@ -375,44 +438,12 @@ fn run_coap(
     let signals = Signals::take()?;
     let started_micros = Clock::start().wall_micros(0);
     let mut outcome = workload.run(plan, &signals, server, common.quiet)?;
-    let audit = source.map(|source| source.audit(workload.run, &workload.prefix, &mut outcome.ledgers)).transpose();
-    let (audit, audit_error) = match audit {
-        Ok(audit) => (audit, None),
-        // What was measured is reported all the same.
-        Err(error) => (None, Some(format!("the audit could not be done: {error:#}"))),
-    };
-    let measured = Measured::of(&outcome.observed);
-    let generator_seconds =
-        (outcome.observed.end.own_cpu_millis - outcome.observed.begin.own_cpu_millis) as f64 / 1_000.0;
-    let lateness = matches!(plan.drive, Drive::Rate(_)).then(|| Quantiles::from(&outcome.meter.lateness));
-    let report = Report {
-        schema: SCHEMA,
-        tool: concat!("tidegate-bench ", env!("CARGO_PKG_VERSION")).to_owned(),
-        scenario: scenario.to_owned(),
-        started_micros,
-        run: format!("{:016x}", workload.run),
-        machine: Machine::this(),
-        target: workload.target.to_string(),
-        load: workload.load(&plan),
-        connect: None,
-        counts: outcome.meter.counts.clone(),
-        latency: Quantiles::from(&outcome.meter.latency),
-        lateness,
-        server: ServerUse::of(&outcome.observed),
-        generator: GeneratorUse {
-            cpu_seconds: generator_seconds,
-            busy: generator_seconds / measured.seconds.max(f64::MIN_POSITIVE) / workload.threads as f64,
-            dropped_answers: outcome.dropped_answers,
-            bytes_per_device: outcome.bytes_per_device,
-        },
-        consumer: None,
-        timeline: outcome.observed.timeline.clone(),
-        audit,
-        verdict: Verdict::pass(),
-        measured,
-    };
-    let mut report = report;
-    report.judge(common.max_late_millis, audit_error);
+    let mut report = Report::new(scenario, started_micros, workload.run, workload.target, workload.load(&plan));
+    report.observe(&outcome.observed, &outcome.meter);
+    report.generator.dropped_answers = outcome.dropped_answers;
+    report.generator.bytes_per_device = outcome.bytes_per_device;
+    common.audit(source.as_ref(), workload.run, &mut outcome.ledgers, &mut report);
+    report.judge(common.max_late_millis);
     if outcome.reused_message_ids {
         report.verdict.notes.push(
             "devices used message IDs again within EXCHANGE_LIFETIME (RFC 7252 §4.4); more devices or sources avoid it"
@@ -420,6 +451,90 @@ fn run_coap(
         );
     }
     common.publish(&report)
+}
+
+impl MqttCommand {
+    /// Largest payload: as much as brokers take without being told to.
+    const MAX_PAYLOAD: usize = 1 << 20;
+
+    fn workload(&self) -> anyhow::Result<mqtt::Workload> {
+        let common = &self.common;
+        common.check()?;
+        if self.connections == 0 {
+            bail!("--connections 0 would do nothing; give at least 1");
+        }
+        if self.version == 4 {
+            bail!("--version 4 is the protocol level of 3.1.1; give 3 or 5");
+        }
+        let window = self.window.unwrap_or(if common.rate.is_some() { 16 } else { 1 });
+        if !(1..=mqtt::MAX_WINDOW).contains(&window) {
+            bail!("--window {window} must be 1 to {}", mqtt::MAX_WINDOW);
+        }
+        if self.qos == 0 && common.rate.is_none() && !self.idle {
+            bail!("--qos 0 has no acknowledgement to wait for; give a --rate");
+        }
+        if self.connecting == 0 {
+            bail!("--connecting 0 would connect nothing; give at least 1");
+        }
+        if self.connect_rate.is_nan() || self.connect_rate < 0.0 {
+            bail!("--connect-rate {} must be 0 or above", self.connect_rate);
+        }
+        Ok(mqtt::Workload {
+            target: resolve(&self.target)?,
+            connections: self.connections,
+            version: if self.version == 5 { mqtt::Version::V5 } else { mqtt::Version::V3 },
+            qos: self.qos,
+            window,
+            publishes: !self.idle,
+            run: run_id(),
+            prefix: common.device_prefix.clone(),
+            topic: self.topic.clone(),
+            payload: common.payload(256, Self::MAX_PAYLOAD)?,
+            keep_alive: self.keep_alive,
+            username: self.username.clone(),
+            password: self.password.clone(),
+            connect_rate: self.connect_rate,
+            connecting: self.connecting,
+            consumer: self.subscribe.clone().map(|filter| (filter, self.subscribe_qos)),
+            tick_micros: common.tick_micros,
+            threads: common.threads,
+            handicap: Duration::from_millis(common.handicap_millis),
+        })
+    }
+
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        let common = &self.common;
+        let workload = self.workload()?;
+        let drive = common.rate.map_or(Drive::Window(usize::from(workload.window)), Drive::Rate);
+        let plan = common.plan(drive)?;
+        let source = common.source()?;
+        let signals = Signals::take()?;
+        let started_micros = Clock::start().wall_micros(0);
+        let mut outcome = workload.run(plan, &signals, common.server_pid, common.quiet)?;
+        let mut report = Report::new("mqtt", started_micros, workload.run, workload.target, workload.load(&plan));
+        report.observe(&outcome.observed, &outcome.meter);
+        report.connect = Some(outcome.connect.clone());
+        report.generator.bytes_per_device = outcome.bytes_per_device;
+        if let (Some(received), Some((filter, _))) = (&outcome.received, &workload.consumer) {
+            report.consumer = Some(Consumer {
+                filter: filter.clone(),
+                messages: received.messages,
+                twice: received.twice,
+                acked_and_missing: received.missing(&outcome.ledgers),
+                corrupted: received.corrupted,
+                latency: Quantiles::from(&received.latency),
+            });
+        }
+        common.audit(source.as_ref(), workload.run, &mut outcome.ledgers, &mut report);
+        report.judge(common.max_late_millis);
+        if let Some(receive_maximum) = outcome.receive_maximum {
+            report.verdict.notes.push(format!(
+                "the server's Receive Maximum allows {receive_maximum} messages in flight, not {}",
+                workload.window
+            ));
+        }
+        common.publish(&report)
+    }
 }
 
 /// An echo server in a process of its own, so that its processor time is told from the generator's.

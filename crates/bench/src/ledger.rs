@@ -115,6 +115,17 @@ impl Ledger {
         self.acked.contains(self.index(id))
     }
 
+    /// Messages that the server acknowledged.
+    pub fn acked(&self) -> impl Iterator<Item = MessageId> {
+        self.acked.iter().map(|k| self.id(k))
+    }
+
+    /// Whether a message was found.
+    #[must_use]
+    pub fn is_stored(&self, id: MessageId) -> bool {
+        self.stored.contains(self.index(id))
+    }
+
     /// A message was found in what the server stored; false if it had been found before.
     pub fn store(&mut self, id: MessageId) -> bool {
         let fresh = self.stored.insert(self.index(id));

@@ -25,6 +25,7 @@ pub mod clock;
 pub mod coap;
 pub mod ledger;
 pub mod meter;
+pub mod mqtt;
 pub mod payload;
 pub mod process;
 pub mod report;

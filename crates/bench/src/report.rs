@@ -4,6 +4,7 @@
 //! the names say. A field is `null` where it does not apply.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
 use base64::Engine as _;
 use hdrhistogram::Histogram;
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::Audit;
 use crate::clock::SECOND;
-use crate::meter::Counts;
+use crate::meter::{Counts, Meter};
 use crate::process::{Machine, Sample};
 use crate::run::{Drive, Moment, Observed, Plan, Second, Until, micros};
 
@@ -122,6 +123,8 @@ impl Load {
 pub struct Connect {
     /// Connections that were accepted.
     pub connections: u32,
+    /// Connections that were closed or refused instead.
+    pub refused: u32,
     /// From the first SYN to the last CONNACK.
     pub seconds: f64,
     /// Connections per second.
@@ -201,8 +204,6 @@ impl From<&Histogram<u64>> for Quantiles {
 pub struct ServerUse {
     /// Processor seconds, user and system, all threads.
     pub cpu_seconds: f64,
-    /// Processor seconds a million acknowledged messages.
-    pub cpu_seconds_per_million: f64,
     /// Processors kept busy.
     pub cores: f64,
     /// Resident memory at the start, in bytes.
@@ -213,10 +214,19 @@ pub struct ServerUse {
     pub rss_peak: u64,
     /// Its own part of the memory at the end (no file pages), in bytes.
     pub anonymous_end: u64,
+    /// What a message cost, if any was acknowledged.
+    pub per_message: Option<PerMessage>,
+}
+
+/// What an acknowledged message cost the server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PerMessage {
+    /// Processor seconds a million of them.
+    pub cpu_seconds_per_million: f64,
     /// Context switches a message: processor given up.
-    pub voluntary_switches_per_message: f64,
+    pub voluntary_switches: f64,
     /// Context switches a message: processor taken away.
-    pub involuntary_switches_per_message: f64,
+    pub involuntary_switches: f64,
 }
 
 /// What the generator used in the measured part.
@@ -317,28 +327,69 @@ impl ServerUse {
     pub fn of(observed: &Observed) -> Option<ServerUse> {
         let Moment { server: Some(begin), .. } = observed.begin else { return None };
         let Moment { server: Some(end), .. } = observed.end else { return None };
-        let acked = observed.end.acked.saturating_sub(observed.begin.acked).max(1) as f64;
+        let acked = observed.end.acked.saturating_sub(observed.begin.acked) as f64;
         let seconds = observed.end.at.saturating_sub(observed.begin.at).max(1) as f64 / SECOND as f64;
         let used = |value: fn(&Sample) -> u64| value(&end).saturating_sub(value(&begin)) as f64;
         let cpu_seconds = used(|s| s.cpu_millis) / 1_000.0;
         let peak = observed.timeline.iter().filter_map(|second| second.server_rss).max().unwrap_or(0);
         Some(ServerUse {
             cpu_seconds,
-            cpu_seconds_per_million: cpu_seconds / acked * 1e6,
             cores: cpu_seconds / seconds,
             rss_begin: begin.rss,
             rss_end: end.rss,
             rss_peak: peak.max(begin.rss).max(end.rss),
             anonymous_end: end.anonymous,
-            voluntary_switches_per_message: used(|s| s.voluntary_switches) / acked,
-            involuntary_switches_per_message: used(|s| s.involuntary_switches) / acked,
+            per_message: (acked > 0.0).then(|| PerMessage {
+                cpu_seconds_per_million: cpu_seconds / acked * 1e6,
+                voluntary_switches: used(|s| s.voluntary_switches) / acked,
+                involuntary_switches: used(|s| s.involuntary_switches) / acked,
+            }),
         })
     }
 }
 
 impl Report {
+    /// A report of a run that has not been observed.
+    #[must_use]
+    pub fn new(scenario: &str, started_micros: u64, run: u64, target: SocketAddr, load: Load) -> Report {
+        Report {
+            schema: SCHEMA,
+            tool: concat!("tidegate-bench ", env!("CARGO_PKG_VERSION")).to_owned(),
+            scenario: scenario.to_owned(),
+            started_micros,
+            run: format!("{run:016x}"),
+            machine: Machine::this(),
+            target: target.to_string(),
+            load,
+            connect: None,
+            measured: Measured::default(),
+            counts: Counts::default(),
+            latency: Quantiles::default(),
+            lateness: None,
+            server: None,
+            generator: GeneratorUse::default(),
+            consumer: None,
+            timeline: Vec::new(),
+            audit: None,
+            verdict: Verdict::pass(),
+        }
+    }
+
+    /// Takes in what was seen and counted.
+    pub fn observe(&mut self, observed: &Observed, meter: &Meter) {
+        self.measured = Measured::of(observed);
+        self.counts = meter.counts.clone();
+        self.latency = Quantiles::from(&meter.latency);
+        self.lateness = self.load.rate.is_some().then(|| Quantiles::from(&meter.lateness));
+        self.server = ServerUse::of(observed);
+        let cpu_seconds = (observed.end.own_cpu_millis - observed.begin.own_cpu_millis) as f64 / 1_000.0;
+        self.generator.cpu_seconds = cpu_seconds;
+        self.generator.busy = cpu_seconds / self.measured.seconds.max(f64::MIN_POSITIVE) / self.load.threads as f64;
+        self.timeline.clone_from(&observed.timeline);
+    }
+
     /// Judges the run by what it holds. `late_millis` is how late the generator may send 1 % of its messages.
-    pub fn judge(&mut self, late_millis: f64, audit_error: Option<String>) {
+    pub fn judge(&mut self, late_millis: f64) {
         let verdict = &mut self.verdict;
         if let Some(audit) = &self.audit {
             if audit.acked_and_missing > 0 {
@@ -351,8 +402,10 @@ impl Report {
                 verdict.fail(format!("{} messages were stored damaged", audit.corrupted));
             }
         }
-        if let Some(error) = audit_error {
-            verdict.fail(error);
+        if let Some(consumer) = &self.consumer
+            && consumer.corrupted > 0
+        {
+            verdict.fail(format!("{} messages reached the consumer damaged", consumer.corrupted));
         }
         let c = &self.counts;
         if c.wrong + c.malformed > 0 {
@@ -423,6 +476,9 @@ impl Report {
             if let (Some(each), Some(after)) = (connect.server_rss_each, connect.server_rss_after) {
                 write!(out, ", {each:.0} B RSS each, {:.1} MB in all", after as f64 / 1e6)?;
             }
+            if connect.refused > 0 {
+                write!(out, "; {} refused", connect.refused)?;
+            }
             writeln!(out)?;
         }
         let counts = &self.counts;
@@ -442,17 +498,22 @@ impl Report {
             self.write_counts(out)?;
         }
         if let Some(server) = &self.server {
-            writeln!(
+            write!(
                 out,
-                "  server    {:.2} CPU s = {:.2} s per million, {:.2} cores; RSS {:.1} MB (peak {:.1}); {:.3}+{:.3} switches a message",
+                "  server    {:.2} CPU s, {:.2} cores; RSS {:.1} MB (peak {:.1})",
                 server.cpu_seconds,
-                server.cpu_seconds_per_million,
                 server.cores,
                 server.rss_end as f64 / 1e6,
                 server.rss_peak as f64 / 1e6,
-                server.voluntary_switches_per_message,
-                server.involuntary_switches_per_message
             )?;
+            if let Some(each) = &server.per_message {
+                write!(
+                    out,
+                    "; {:.2} s per million, {:.3}+{:.3} switches a message",
+                    each.cpu_seconds_per_million, each.voluntary_switches, each.involuntary_switches
+                )?;
+            }
+            writeln!(out)?;
         }
         writeln!(
             out,

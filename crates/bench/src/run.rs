@@ -9,8 +9,8 @@
 use std::io::Write;
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::sync::{Barrier, Mutex, OnceLock};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Barrier, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -105,6 +105,8 @@ struct Interval {
 /// The run, as its threads see it.
 #[derive(Debug)]
 pub struct Control {
+    /// Started with the first stage.
+    pub(crate) first_clock: Clock,
     clock: OnceLock<Clock>,
     /// Threads that are ready, and the watching one.
     ready: Barrier,
@@ -114,6 +116,17 @@ pub struct Control {
     stops: AtomicU8,
     wake: EventFd,
     shards: Vec<Shared>,
+    stage: Mutex<Stage>,
+    stage_ended: Condvar,
+    connected: AtomicU32,
+}
+
+/// Runs that first set connections up do so in a stage of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    First,
+    Second,
+    Off,
 }
 
 impl Control {
@@ -134,13 +147,52 @@ impl Control {
             interval: Mutex::new(Interval { latency: histogram(), at: 0 }),
         };
         Ok(Control {
+            first_clock: Clock::start(),
             clock: OnceLock::new(),
             ready: Barrier::new(threads + 1),
             plan,
             stops: AtomicU8::new(0),
             wake,
             shards: std::iter::repeat_with(shard).take(threads).collect(),
+            stage: Mutex::new(Stage::First),
+            stage_ended: Condvar::new(),
+            connected: AtomicU32::new(0),
         })
+    }
+
+    /// A thread of a first stage waits for the second; false if there is none.
+    pub(crate) fn go_ahead(&self) -> bool {
+        let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        while *stage == Stage::First {
+            stage = self.stage_ended.wait(stage).unwrap_or_else(PoisonError::into_inner);
+        }
+        *stage == Stage::Second
+    }
+
+    /// Lets the threads into the second stage.
+    pub(crate) fn let_go(&self) {
+        self.end_stage(Stage::Second);
+    }
+
+    /// Ends the threads after the first stage.
+    pub(crate) fn call_off(&self) {
+        self.stops.store(2, Relaxed);
+        self.end_stage(Stage::Off);
+    }
+
+    fn end_stage(&self, stage: Stage) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+        self.stage_ended.notify_all();
+    }
+
+    /// A thread of a first stage counts a connection.
+    pub(crate) fn count_connected(&self) {
+        self.connected.fetch_add(1, Relaxed);
+    }
+
+    /// Connections of all threads.
+    pub(crate) fn connected(&self) -> u32 {
+        self.connected.load(Relaxed)
     }
 
     /// A generator thread has made its devices. Waits until all have, and gives the clock, which starts then.

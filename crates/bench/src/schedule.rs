@@ -56,7 +56,7 @@ mod tests {
         let mut bursts = std::collections::BTreeMap::<u64, u32>::new();
         for k in 0..30_000 {
             let due = schedule.due(k);
-            assert!(due >= last && due % 500_000 == 0);
+            assert!(due >= last && due.is_multiple_of(500_000));
             let exact = k as f64 / 30_000.0 * SECOND as f64;
             assert!((due as f64 - exact) < 500_000.0 + 1.0 && due as f64 >= exact - 1.0);
             *bursts.entry(due).or_default() += 1;

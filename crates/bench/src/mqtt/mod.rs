@@ -1,0 +1,396 @@
+//! Simulated MQTT clients (MQTT 3.1.1 and 5.0).
+//!
+//! # Constraints
+//!
+//! - Thousands of connections a thread, driven by one epoll instance, without a task or a buffer each: an idle connection costs the
+//!   generator a descriptor and 56 bytes.
+//! - As many system calls as the server must make and no more: one read and one write for all the acknowledgements that
+//!   arrived on a connection together.
+//!
+//! # Operation
+//!
+//! A run has two stages. First the connections are set up, no more than a bounded number at a time, which is measured by itself:
+//! rate, time to CONNACK, the server's processor time and memory a connection. Then the clients publish, or are idle.
+//!
+//! A packet identifier is the message's number modulo 65,535, plus one. So an acknowledgement is matched to its message by
+//! arithmetic, and one that comes twice or for nothing is told from a right one. At QoS 2 a message counts as acknowledged with its
+//! PUBREC, with which the server takes it over (MQTT 5.0 §4.3.3).
+
+mod consumer;
+mod crowd;
+pub(crate) mod wire;
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use hdrhistogram::Histogram;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+pub use wire::Version;
+
+use crate::clock::SECOND;
+use crate::ledger::Ledger;
+use crate::meter::{Meter, histogram};
+use crate::process;
+use crate::report::{Connect, Load, Quantiles};
+use crate::run::{Control, Drive, Observed, Plan, Signals, Until, watch};
+use crate::schedule::Schedule;
+pub use consumer::Received;
+use crowd::{Connected, Crowd};
+
+/// Descriptors of the process besides connections: standard streams, epoll, event and signal descriptors, files in /proc.
+const OTHER_FILES: u64 = 64;
+
+/// Connections from one source address towards a server on loopback. The default range of ephemeral ports (32768–60999) holds 28,232; the
+/// kernel gives out those of one parity first, and from 14,116 on walks through all of them at each connect, which takes it
+/// milliseconds.
+const CONNECTIONS_PER_SOURCE: u32 = 12_000;
+
+/// Connections towards another host, which all come from one source address: what the range of ephemeral ports holds, less a few of
+/// other programs.
+const MAX_CONNECTIONS_PER_SOURCE: u32 = 28_000;
+
+/// First of the source addresses, where one does not suffice.
+const FIRST_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 2, 0, 1);
+
+/// Longest time without any connection being accepted while some are wanted: longer than the kernel takes to repeat a SYN four
+/// times (1 + 2 + 4 + 8 s).
+const STALLED: Duration = Duration::from_secs(20);
+
+/// Wait for the server to accept a connection at all.
+const PROBE_WAIT: Duration = Duration::from_secs(5);
+
+/// Time for the server to come to rest after the last connection, before its memory is looked at.
+const SETTLE: Duration = Duration::from_millis(1_500);
+
+/// What the clients do.
+#[derive(Debug, Clone)]
+pub struct Workload {
+    /// The server.
+    pub target: SocketAddr,
+    /// How many clients, at least 1.
+    pub connections: u32,
+    /// 3.1.1 or 5.0.
+    pub version: Version,
+    /// QoS of publishes, `0..=2`.
+    pub qos: u8,
+    /// Messages in flight on a connection, `1..=MAX_WINDOW`.
+    pub window: u16,
+    /// Publish at all.
+    pub publishes: bool,
+    /// The run's identifier.
+    pub run: u64,
+    /// Clients are called this and their index.
+    pub prefix: String,
+    /// Topic; `{device}` stands for the client's name.
+    pub topic: String,
+    /// Bytes of a payload, at least [`crate::payload::MIN_LEN`].
+    pub payload: usize,
+    /// Keep-alive in seconds; 0 for none. Clients ping at three quarters of it.
+    pub keep_alive: u16,
+    /// User name; `{device}` stands for the client's name.
+    pub username: Option<String>,
+    /// Password, likewise.
+    pub password: Option<String>,
+    /// Connections per second at most; 0 for no limit.
+    pub connect_rate: f64,
+    /// Connections that may be under way at a time, a thread.
+    pub connecting: usize,
+    /// A consumer that subscribes to this filter, with this QoS (0 or 1).
+    pub consumer: Option<(String, u8)>,
+    /// Distance of bursts in open loop.
+    pub tick_micros: u64,
+    /// Generator threads.
+    pub threads: usize,
+    /// A delay before each loop of the generator: makes it too slow, to see that a run says so.
+    pub handicap: Duration,
+}
+
+/// Largest window: packet identifiers in flight must be far fewer than there are, or an acknowledgement could stand for either of two
+/// messages.
+pub const MAX_WINDOW: u16 = 4_096;
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Setting the connections up.
+    pub connect: Connect,
+    /// Counts and histograms of all threads.
+    pub meter: Meter,
+    /// Acknowledged messages, one ledger a thread.
+    pub ledgers: Vec<Ledger>,
+    /// What the consumer received.
+    pub received: Option<Received>,
+    /// What the watching thread saw.
+    pub observed: Observed,
+    /// Bytes of generator state a connection.
+    pub bytes_per_device: f64,
+    /// The server allows fewer messages in flight than the window (MQTT 5.0 §3.2.2.3.3).
+    pub receive_maximum: Option<u16>,
+}
+
+/// What one thread of several does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Share {
+    /// Keeps the connections.
+    Idle,
+    /// Publishes by a schedule, up to so many messages.
+    Scheduled { schedule: Schedule, messages: u64 },
+    /// Keeps the window of each connection full, up to so many messages.
+    Windowed { messages: u64 },
+}
+
+/// What a thread tells when its connections are set up.
+pub(crate) type ConnectResult = anyhow::Result<Connected>;
+
+impl Workload {
+    /// What the report says of it.
+    #[must_use]
+    pub fn load(&self, plan: &Plan) -> Load {
+        let mut load = Load {
+            devices: self.connections,
+            delivery: if self.publishes { format!("QoS {}", self.qos) } else { "idle".to_owned() },
+            payload: self.payload,
+            threads: self.threads,
+            sources: self.sources(),
+            ..Load::of(plan)
+        };
+        if !self.publishes {
+            (load.rate, load.window) = (None, None);
+        }
+        load
+    }
+
+    fn sources(&self) -> u32 {
+        if self.target.ip().is_loopback() && self.target.is_ipv4() {
+            self.connections.div_ceil(CONNECTIONS_PER_SOURCE)
+        } else {
+            1
+        }
+    }
+
+    /// The source address of a connection, if it is not left to the system.
+    pub(crate) fn source(&self, index: u32) -> Option<Ipv4Addr> {
+        (self.sources() > 1).then(|| Ipv4Addr::from(u32::from(FIRST_SOURCE) + index / CONNECTIONS_PER_SOURCE))
+    }
+
+    /// Raises the limit of open files as far as it goes, and sees whether it suffices.
+    fn check_files(&self) -> anyhow::Result<()> {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
+        let wanted = u64::from(self.connections) + OTHER_FILES;
+        if wanted > hard {
+            bail!(
+                "{} connections need {wanted} open files, the limit is {hard}; use at most --connections {}, or raise it (ulimit -Hn)",
+                self.connections,
+                hard.saturating_sub(OTHER_FILES)
+            );
+        }
+        if wanted > soft {
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files")?;
+        }
+        if self.sources() == 1 && self.connections > MAX_CONNECTIONS_PER_SOURCE {
+            bail!(
+                "{} connections to one address need more ports than a source address has; use at most {MAX_CONNECTIONS_PER_SOURCE}",
+                self.connections
+            );
+        }
+        Ok(())
+    }
+
+    /// Connects the clients and runs them.
+    ///
+    /// # Errors
+    ///
+    /// The server is not there, does not accept so many, or a limit of the system is reached.
+    pub fn run(&self, plan: Plan, signals: &Signals, server: Option<u32>, quiet: bool) -> anyhow::Result<Outcome> {
+        self.check_files()?;
+        if let Err(error) = TcpStream::connect_timeout(&self.target, PROBE_WAIT) {
+            if error.kind() == ErrorKind::ConnectionRefused {
+                bail!("nothing listens on tcp {}; start the server, or give its address with --target", self.target);
+            }
+            return Err(error).with_context(|| format!("{} cannot be reached", self.target));
+        }
+        let threads = self.threads.clamp(1, self.connections as usize);
+        let control = Control::new(plan, threads)?;
+        let (tell, told) = mpsc::channel::<ConnectResult>();
+        let before = server.and_then(|pid| process::sample(pid).ok());
+        std::thread::scope(|scope| {
+            let control = &control;
+            let threads: Vec<_> = (0..threads)
+                .map(|shard| {
+                    let tell = tell.clone();
+                    scope.spawn(move || {
+                        let at = |shard: usize| (self.connections as usize * shard / threads) as u32;
+                        let indices = at(shard)..at(shard + 1);
+                        let share = share(&plan, self, shard, threads, indices.end - indices.start);
+                        let mut crowd = match Crowd::new(self, &plan, shard, indices, share) {
+                            Ok(crowd) => crowd,
+                            Err(error) => {
+                                let _ = tell.send(Err(error));
+                                return None;
+                            }
+                        };
+                        let connected = crowd.connect(control);
+                        let failed = connected.is_err();
+                        // Nobody listens if another thread failed before.
+                        if tell.send(connected).is_err() || failed {
+                            return None;
+                        }
+                        drop(tell);
+                        control.go_ahead().then(|| crowd.run(control))
+                    })
+                })
+                .collect();
+            drop(tell);
+            let connect = self.await_connections(&told, threads.len(), control, quiet);
+            let connect = match connect {
+                Ok(connect) => connect,
+                Err(error) => {
+                    control.call_off();
+                    return Err(error);
+                }
+            };
+            let connected_at = server.and_then(|pid| process::sample(pid).ok());
+            std::thread::sleep(SETTLE);
+            let settled = server.and_then(|pid| process::sample(pid).ok());
+            control.let_go();
+            let observed = watch(control, signals, server, quiet);
+            let mut outcome = Outcome {
+                connect: connect.report(before, connected_at, settled),
+                meter: Meter::new(plan.measured()),
+                ledgers: Vec::new(),
+                received: None,
+                observed,
+                bytes_per_device: Crowd::bytes_per_connection(if self.publishes { self.window } else { 0 }),
+                receive_maximum: None,
+            };
+            for thread in threads {
+                let Some(part) = thread.join().expect("a generator thread panicked") else { continue };
+                let part = part?;
+                outcome.meter.counts.add(&part.meter.counts);
+                // All have the same bounds.
+                let _ = outcome.meter.latency.add(&part.meter.latency);
+                let _ = outcome.meter.lateness.add(&part.meter.lateness);
+                outcome.ledgers.push(part.ledger);
+                outcome.received = outcome.received.or(part.received);
+                if part.receive_maximum < self.window && self.publishes {
+                    outcome.receive_maximum = Some(part.receive_maximum);
+                }
+            }
+            Ok(outcome)
+        })
+    }
+
+    fn await_connections(
+        &self,
+        told: &mpsc::Receiver<ConnectResult>,
+        threads: usize,
+        control: &Control,
+        quiet: bool,
+    ) -> anyhow::Result<ConnectStage> {
+        let started = Instant::now();
+        let mut stage = ConnectStage { connections: 0, refused: 0, first: u64::MAX, last: 0, latency: histogram() };
+        let mut heard = 0;
+        let mut reason = None;
+        let (mut last_count, mut last_moved) = (0, Instant::now());
+        let mut last_line = started;
+        while heard < threads {
+            match told.recv_timeout(Duration::from_millis(100)) {
+                Ok(connected) => {
+                    let connected = connected?;
+                    heard += 1;
+                    stage.connections += connected.connections;
+                    stage.refused += connected.refused;
+                    reason = reason.or(connected.reason);
+                    stage.first = stage.first.min(connected.first);
+                    stage.last = stage.last.max(connected.last);
+                    let _ = stage.latency.add(&connected.latency);
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => bail!("a generator thread ended early"),
+            }
+            let count = control.connected();
+            if count != last_count {
+                (last_count, last_moved) = (count, Instant::now());
+            } else if last_moved.elapsed() > STALLED {
+                bail!(
+                    "{} accepted {count} of {} connections and then none for {} s; is its limit of open files or connections reached?",
+                    self.target,
+                    self.connections,
+                    STALLED.as_secs()
+                );
+            }
+            if !quiet && last_line.elapsed() >= Duration::from_secs(1) {
+                last_line = Instant::now();
+                eprintln!("{:>5.0} s  {count} of {} connected", started.elapsed().as_secs_f64(), self.connections);
+            }
+        }
+        if stage.connections == 0 {
+            match reason {
+                Some(reason) => {
+                    bail!("{} refused every connection: {reason}; see --username and --password", self.target)
+                }
+                None => bail!("{} closed every connection; is it an MQTT server of this version?", self.target),
+            }
+        }
+        Ok(stage)
+    }
+}
+
+/// The first stage of a run.
+struct ConnectStage {
+    connections: u32,
+    refused: u32,
+    /// First SYN, in nanoseconds of a common clock.
+    first: u64,
+    /// Last CONNACK.
+    last: u64,
+    latency: Histogram<u64>,
+}
+
+impl ConnectStage {
+    fn report(
+        &self,
+        before: Option<process::Sample>,
+        connected: Option<process::Sample>,
+        settled: Option<process::Sample>,
+    ) -> Connect {
+        let seconds = self.last.saturating_sub(self.first).max(1) as f64 / SECOND as f64;
+        let each = f64::from(self.connections);
+        let cpu =
+            before.zip(connected).map(|(before, after)| after.cpu_millis.saturating_sub(before.cpu_millis) as f64);
+        Connect {
+            connections: self.connections,
+            refused: self.refused,
+            seconds,
+            per_second: each / seconds,
+            latency: Quantiles::from(&self.latency),
+            server_cpu_micros_each: cpu.map(|millis| millis * 1_000.0 / each),
+            server_rss_before: before.map(|sample| sample.rss),
+            server_rss_after: settled.map(|sample| sample.rss),
+            server_rss_each: before.zip(settled).map(|(before, after)| (after.rss as f64 - before.rss as f64) / each),
+        }
+    }
+}
+
+fn share(plan: &Plan, workload: &Workload, shard: usize, threads: usize, connections: u32) -> Share {
+    if !workload.publishes {
+        return Share::Idle;
+    }
+    let messages = match plan.until {
+        Until::Messages(messages) => {
+            messages * (shard as u64 + 1) / threads as u64 - messages * shard as u64 / threads as u64
+        }
+        Until::Elapsed(_) => u64::MAX,
+    };
+    match plan.drive {
+        Drive::Rate(rate) => {
+            let rate = rate * f64::from(connections) / f64::from(workload.connections);
+            Share::Scheduled { schedule: Schedule::new(rate, plan.ramp.as_secs_f64(), workload.tick_micros), messages }
+        }
+        Drive::Window(_) => Share::Windowed { messages },
+    }
+}
