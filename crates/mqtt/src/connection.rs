@@ -101,6 +101,8 @@ pub struct Connection {
     throttled: bool,
     /// Reason strings may stand on any packet.
     problem_info: bool,
+    /// The client asked for response information.
+    response_info: bool,
 }
 
 /// What a driver grants to a CONNECT.
@@ -197,6 +199,7 @@ impl Connection {
             version: Version::V4,
             throttled: false,
             problem_info: true,
+            response_info: false,
         }
     }
 
@@ -279,6 +282,7 @@ impl Connection {
         self.maximum_packet = connect.maximum_packet;
         self.alias_maximum = connect.topic_alias_maximum.min(limits.topic_aliases_out);
         self.problem_info = connect.request_problem_info;
+        self.response_info = connect.request_response_info;
         if let Some(will) = &connect.will {
             if will.retain && !limits.retain_available {
                 let violation = Violation::Retain;
@@ -524,7 +528,7 @@ impl Connection {
             session_expiry: self.session_expiry,
             keep_alive,
             assigned_client_id: accept.assigned_client_id,
-            response_information: accept.response_information,
+            response_information: accept.response_information.filter(|_| self.response_info),
             maximum_packet: self.maximum_packet,
         };
         codec::accept(self.version, limits, &terms, out);

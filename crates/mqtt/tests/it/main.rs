@@ -1,0 +1,5 @@
+//! The rules of MQTT 3.1.1 and 5.0 that a server must keep, one test each; `CONFORMANCE.md` maps statements to them.
+
+mod connect;
+mod inbound;
+mod support;
