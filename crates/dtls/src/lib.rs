@@ -26,6 +26,13 @@
 //! [`Server::seen`] whatever the log knows of received records. What is sent from then on lies above all that can have been
 //! sent before.
 
+#[cfg(test)]
+extern crate self as tidegate_dtls;
+
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
+
 mod alert;
 mod association;
 mod cid;

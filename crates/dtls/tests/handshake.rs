@@ -345,8 +345,7 @@ fn handshakes_are_bounded_in_number_and_in_bytes_and_the_oldest_makes_room() {
 }
 
 #[test]
-fn renegotiation_is_refused_and_the_association_goes_on() {
-    // A hello inside an association takes a client that our own is not; its records are made from an export.
+fn a_hello_in_the_clear_does_not_touch_the_association_of_its_address() {
     let (mut server, mut client, id) =
         connected(ServerConfig::default(), ClientConfig { cid: None, ..ClientConfig::default() }, 5);
     let mut other = TestClient::connect(&Arc::default(), 1, None, START, &mut Rng(4));

@@ -201,9 +201,13 @@ impl Server {
     }
 
     /// The association in a form to be stored, in which half a block or more of sequence numbers is unused. It changes
-    /// nothing; [`Server::persisted`] does, once the bytes are durable.
+    /// nothing; [`Server::persisted`] does, once the bytes are durable. None without [`ServerConfig::persist`], for then any
+    /// number may have been used.
     #[must_use]
     pub fn export(&self, id: AssociationId) -> Option<Export> {
+        if !self.config.persist {
+            return None;
+        }
         let index = self.index(id)?;
         let association = self.table.peek_live(index)?;
         let tag = association.tag(id.slot(), self.table.generation(index));
@@ -495,3 +499,6 @@ impl Server {
 
 /// The last use is kept in steps of this time, so an association lives that much longer than idle, never shorter.
 const IDLE_GRAIN: std::time::Duration = std::time::Duration::from_secs(crate::table::USE_QUANTUM as u64);
+
+#[cfg(test)]
+mod tests;
