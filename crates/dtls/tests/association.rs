@@ -223,7 +223,11 @@ fn blocks_of_sequence_numbers_are_neighbours_and_run_out_unless_confirmed() {
     assert_eq!(asks(server.handle(&datagram, client.path, START)), 0, "it is said once");
     let next = server.server.export(id).unwrap();
     assert_eq!(next.sequence_end(), 2 * SEQUENCE_BLOCK);
-    assert_eq!(server.server.seal(id, b"", &mut server.out), Err(SealError::Unreserved), "an export alone reserves nothing");
+    assert_eq!(
+        server.server.seal(id, b"", &mut server.out),
+        Err(SealError::Unreserved),
+        "an export alone reserves nothing"
+    );
     server.server.persisted(id, next.sequence_end(), &mut server.out);
     server.server.seal(id, b"", &mut server.out).unwrap();
     assert_eq!(sequence(&server.sent()[0].1), SEQUENCE_BLOCK);
@@ -240,7 +244,8 @@ fn blocks_of_sequence_numbers_are_neighbours_and_run_out_unless_confirmed() {
 
 #[test]
 fn what_was_exported_is_imported_whole_and_anything_else_is_refused() {
-    let config = ClientConfig { cid: ConnectionId::new(b"abc"), max_fragment_length: Some(2), ..ClientConfig::default() };
+    let config =
+        ClientConfig { cid: ConnectionId::new(b"abc"), max_fragment_length: Some(2), ..ClientConfig::default() };
     let mut server = TestServer::new(persistent(1), 1);
     let mut client = TestClient::connect(&Arc::new(config), 1, None, START, &mut Rng(5));
     let (happened, _) = converse(&mut server, &mut client, START);
@@ -376,7 +381,8 @@ fn a_revoked_owner_is_found_and_ended() {
     let shared = Arc::new(ClientConfig::default());
     let mut rng = Rng(5);
     for (device, port) in [(1, 1), (2, 2), (1, 3)] {
-        let credentials = tidegate_dtls::Credentials::new(support::identity(device).as_bytes(), support::key(device)).unwrap();
+        let credentials =
+            tidegate_dtls::Credentials::new(support::identity(device).as_bytes(), support::key(device)).unwrap();
         let mut client = TestClient::connect_as(&shared, credentials, path(port), None, START, &mut rng);
         converse(&mut server, &mut client, START);
     }
@@ -398,7 +404,11 @@ fn plain_and_foreign_records_do_nothing_to_an_association() {
         record
     };
     assert_eq!(drops(&server.handle(&plain(23, b"data"), at, START)), [DropReason::Unexpected]);
-    assert_eq!(drops(&server.handle(&plain(21, &[2, 40]), at, START)), [DropReason::UnknownAssociation], "a forged alert");
+    assert_eq!(
+        drops(&server.handle(&plain(21, &[2, 40]), at, START)),
+        [DropReason::UnknownAssociation],
+        "a forged alert"
+    );
     assert!(server.handle(&plain(20, &[1]), at, START).is_empty());
     let mut other_epoch = client.seal(b"x");
     other_epoch[4] = 2;
@@ -413,11 +423,8 @@ fn plain_and_foreign_records_do_nothing_to_an_association() {
 
 #[test]
 fn records_without_the_agreed_cid_are_not_taken() {
-    let (mut server, mut client, id) = connected(
-        small(),
-        ClientConfig { cid: ConnectionId::new(b"mine"), ..ClientConfig::default() },
-        1,
-    );
+    let (mut server, mut client, id) =
+        connected(small(), ClientConfig { cid: ConnectionId::new(b"mine"), ..ClientConfig::default() }, 1);
     let datagram = client.seal(b"x");
     let mut plain = datagram.clone();
     plain.drain(11..20);
