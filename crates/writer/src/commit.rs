@@ -17,7 +17,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tidegate_record::peek_len;
 
-use crate::format::{FRAME_HEADER_LEN, HEADER_LEN, finish_frame};
+use crate::error::Refused;
+use crate::format::{FRAME_HEADER_LEN, finish_frame};
 use crate::segment::{self, Active, Sealed};
 use crate::shared::{Shared, lock};
 
@@ -96,21 +97,22 @@ impl Committer {
         // A frame's header is written over the end of the frame before, which is stored by then.
         let mut start = FRAME_HEADER_LEN;
         while count > 0 {
+            let first = peek_len(&buffer[start..]).expect("the batch encoded it");
+            self.make_room(FRAME_HEADER_LEN + first)?;
             let (end, records) = self.cut(buffer, start, count);
-            let frame = &mut buffer[start - FRAME_HEADER_LEN..end];
-            self.make_room(frame.len())?;
-            self.commit(frame, records)?;
+            self.commit(&mut buffer[start - FRAME_HEADER_LEN..end], records)?;
             count -= u64::from(records);
             start = end;
         }
         Ok(())
     }
 
-    /// Where the frame that begins with the record at `start` ends, and its number of records.
+    /// Where the frame that begins with the record at `start` ends, and its number of records: as many as a commit may have and the
+    /// segment can take, and one at least.
     fn cut(&self, buffer: &[u8], start: usize, count: u64) -> (usize, u32) {
         let config = &self.shared.config;
-        let segment = config.segment_bytes as usize - HEADER_LEN - 2 * FRAME_HEADER_LEN;
-        let most_bytes = config.commit_bytes.min(segment);
+        let room = self.active.as_ref().map_or(0, |active| usable(active) as usize);
+        let most_bytes = config.commit_bytes.min(room);
         if buffer.len() - start <= most_bytes && count <= u64::from(config.commit_records) {
             return (buffer.len(), count as u32);
         }
@@ -164,7 +166,7 @@ impl Committer {
         Halt::Failed
     }
 
-    /// Has a segment that can take a frame of `len` bytes and a seal; waits for one if there is none.
+    /// Has a segment that can take a frame of `len` bytes and a seal; rolls to the next one, and waits for it, if need be.
     fn make_room(&mut self, len: usize) -> Result<(), Halt> {
         let need = (len + FRAME_HEADER_LEN) as u64;
         if self.active.as_ref().is_some_and(|active| active.room() >= need) {
@@ -172,7 +174,12 @@ impl Committer {
         }
         self.seal()?;
         loop {
-            let spare = lock(&self.shared.files).next.take();
+            let spare = {
+                let mut files = lock(&self.shared.files);
+                let mut queue = lock(&self.shared.queue);
+                queue.no_next = queue.no_next.or(Some(Refused::Full));
+                files.next.take()
+            };
             if let Some(spare) = spare {
                 let shared = &self.shared;
                 let config = &shared.config;
@@ -243,7 +250,7 @@ impl Committer {
         let path = active.path.clone();
         let sealed = self.seal().is_ok();
         let len = lock(&self.shared.files).sealed.back().map_or(0, |s| s.len);
-        if sealed && let Err(error) = segment::truncate(&path, len) {
+        if sealed && let Err(error) = segment::truncate(&*self.shared.config.storage, &path, len) {
             // All is durable without it; the next start does it.
             tracing::warn!(segment = %path.display(), %error, "truncating the last segment");
         }

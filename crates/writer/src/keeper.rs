@@ -3,10 +3,12 @@
 //!
 //! # What may be removed
 //!
-//! The oldest segments first, and only those that every cursor has passed. They stay for `retain` after their last record; without
-//! regard to it they go when the next segment would not fit `max_bytes`, or the disk. A cursor whose sink is neither in the configuration nor was asked
-//! for since the start still holds its segments, but not against new records: when it alone stands in the way, it is passed over, and
-//! that is said.
+//! The oldest segments first, and only those that every cursor has passed. They stay for `retain` after their last record. If there is a
+//! sink, so that what it has passed is elsewhere too, they go without regard to `retain` when the next segment would not fit
+//! `max_bytes`, or the disk.
+//!
+//! A cursor file whose sink is neither in the configuration nor was asked for since the start still holds its segments, but not
+//! against the records of sinks that are there: when it alone stands in the way, it is passed over, and that is said.
 
 use std::fs;
 use std::io;
@@ -72,17 +74,19 @@ impl Keeper {
         self.retire();
         let space = self.watch_space();
         let no_next = self.prepare(space).err();
+        {
+            let files = lock(&self.shared.files);
+            let mut queue = lock(&self.shared.queue);
+            // The log thread may have taken what was just prepared.
+            queue.no_next = if files.next.is_some() { None } else { no_next.or(Some(Refused::Full)) };
+            self.shared.publish(&queue);
+        }
         if no_next != self.warned {
             match no_next {
                 Some(reason) => tracing::warn!(reason = reason.name(), "no segment can be allocated: {reason}"),
                 None => tracing::info!("segments can be allocated again"),
             }
             self.warned = no_next;
-        }
-        {
-            let mut queue = lock(&self.shared.queue);
-            queue.no_next = no_next;
-            self.shared.publish(&queue);
         }
         if no_next.is_none() {
             self.shared.work.notify_all();
@@ -137,7 +141,7 @@ impl Keeper {
         for path in paths {
             let len = lock(&self.shared.files).sealed.iter().find(|s| s.path == path).map(|s| s.len);
             if let Some(len) = len
-                && let Err(error) = segment::truncate(&path, len)
+                && let Err(error) = segment::truncate(&*self.shared.config.storage, &path, len)
             {
                 // Its records are durable without it. The next start does it again.
                 tracing::warn!(segment = %path.display(), %error, "truncating a segment");
@@ -159,8 +163,16 @@ impl Keeper {
     fn passed(&self, force: bool) -> Option<Sealed> {
         let files = lock(&self.shared.files);
         let oldest = files.sealed.front()?;
+        if files.sealed.len() == 1 && files.active_len == 0 {
+            // It alone tells the next start which epoch and number come next.
+            return None;
+        }
         let holds = |position: u64| position + 1 < oldest.next;
         if files.cursors.values().any(|c| (c.wanted || !force) && holds(c.position)) {
+            return None;
+        }
+        if force && !files.cursors.values().any(|c| c.wanted) {
+            // Nobody has what is in it.
             return None;
         }
         if force {

@@ -370,7 +370,7 @@ impl Appender {
             return refuse(Refused::TooLarge);
         }
         let mut queue = lock(&shared.queue);
-        if let Some(reason) = shared.refusal(&queue, batch.bytes.len()) {
+        if let Some(reason) = shared.refusal(&queue, batch.bytes.len(), u64::from(batch.count)) {
             shared.publish(&queue);
             drop(queue);
             return refuse(reason);

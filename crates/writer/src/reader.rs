@@ -151,7 +151,7 @@ impl Reader {
             Err(source) => {
                 match peek_len(bytes) {
                     Ok(len) if len <= bytes.len() => {
-                        (rest.at, rest.seq, rest.count) = (at + len, seq + 1, rest.count - 1)
+                        (rest.at, rest.seq, rest.count) = (at + len, seq + 1, rest.count - 1);
                     }
                     // Where the next one begins is not known; those of this frame that are lost are the gap before the next frame.
                     _ => self.rest = None,

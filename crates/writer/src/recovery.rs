@@ -68,6 +68,13 @@ struct Run {
     last_frame: u64,
 }
 
+impl Run {
+    /// No records, standing for the number that comes next.
+    fn empty(next: u64) -> Run {
+        Run { first: next, next, start: 0, end: 0, last_frame: 0 }
+    }
+}
+
 /// One file, checked.
 #[derive(Debug)]
 struct Scan {
@@ -101,7 +108,7 @@ fn io_error<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -
 pub(crate) fn recover(data: &Path, storage: &Arc<dyn Storage>, verify_sealed: bool) -> Result<Recovery, OpenError> {
     let dir = data.join(LOG_DIR);
     let mut recovery = Recovery { next: 1, ..Recovery::default() };
-    recovery.spares = sort_out(&dir, &mut recovery)?;
+    recovery.spares = sort_out(&dir, storage, &mut recovery)?;
     // What an earlier pass checked needs no second look, unless its file changed.
     let mut known: Vec<(PathBuf, Arc<Scan>)> = Vec::new();
     for _ in 0..MAX_PASSES {
@@ -141,7 +148,7 @@ enum Pass {
 }
 
 /// Removes what was half written, finds the spares, and sets aside files that only look like segments.
-fn sort_out(dir: &Path, recovery: &mut Recovery) -> Result<Vec<PathBuf>, OpenError> {
+fn sort_out(dir: &Path, storage: &Arc<dyn Storage>, recovery: &mut Recovery) -> Result<Vec<PathBuf>, OpenError> {
     let mut spares = Vec::new();
     for entry in fs::read_dir(dir).map_err(io_error("listing", dir))? {
         let path = entry.map_err(io_error("listing", dir))?.path();
@@ -149,12 +156,12 @@ fn sort_out(dir: &Path, recovery: &mut Recovery) -> Result<Vec<PathBuf>, OpenErr
             Some(TEMPORARY_EXTENSION) => fs::remove_file(&path).map_err(io_error("removing", &path))?,
             Some(SPARE_EXTENSION) => spares.push(path),
             Some("seg")
-                if !path
+                if path
                     .file_name()
                     .and_then(|n| n.to_str())
-                    .is_some_and(|n| crate::format::parse_file_name(n).is_some()) =>
+                    .is_none_or(|n| crate::format::parse_file_name(n).is_none()) =>
             {
-                set_aside(dir, &path, 0, "the file name is not one of this log".into(), true, recovery)?;
+                set_aside(dir, storage, &path, 0, "the file name is not one of this log".into(), true, recovery)?;
             }
             _ => {}
         }
@@ -307,9 +314,12 @@ fn pass(
             // Nobody knows how many records it held, so none of their numbers is given out again.
             if following.is_none() {
                 let most = scan.len.saturating_sub(HEADER_LEN as u64) / FIXED_LEN as u64;
-                recovery.next = recovery.next.max(first.saturating_add(most));
+                let next = first.saturating_add(most);
+                let header = Header { epoch: *epoch, first: next, salt: 0, created: 0, node: String::new() };
+                let (temporary, name) = copy_run(dir, storage, path, &header, &Run::empty(next))?;
+                fs::rename(&temporary, &name).map_err(io_error("renaming", &temporary))?;
             }
-            set_aside(dir, path, offset, problem, true, recovery)?;
+            set_aside(dir, storage, path, offset, problem, true, recovery)?;
             return Ok(Pass::Changed(path.clone()));
         };
         if let Some((offset, problem)) = &scan.damage {
@@ -321,7 +331,7 @@ fn pass(
             && *first < previous.next
         {
             let problem = format!("its records overlap those of {}", previous.path.display());
-            set_aside(dir, path, 0, problem, true, recovery)?;
+            set_aside(dir, storage, path, 0, problem, true, recovery)?;
             return Ok(Pass::Changed(path.clone()));
         }
         if let Some((following, ..)) = following
@@ -387,7 +397,7 @@ fn end(path: &Path, storage: &Arc<dyn Storage>, header: &Header, scan: &Scan, ne
     }
     storage.sync_data(&file).map_err(io_error("syncing", path))?;
     file.set_len(len).map_err(io_error("truncating", path))?;
-    file.sync_all().map_err(io_error("syncing", path))?;
+    storage.sync_data(&file).map_err(io_error("syncing", path))?;
     Ok(len)
 }
 
@@ -405,18 +415,16 @@ fn salvage(
 ) -> Result<(), OpenError> {
     let mut copies = Vec::new();
     for run in &scan.runs {
-        let new = Header {
-            first: run.first,
-            salt: random().map_err(io_error("reading", Path::new("/dev/urandom")))?,
-            ..header.clone()
-        };
-        let name = dir.join(new.file_name());
-        let temporary = name.with_extension(TEMPORARY_EXTENSION);
-        copy_run(path, header, run, &temporary, &new, storage).map_err(io_error("copying to", &temporary))?;
-        copies.push((temporary, name));
+        copies.push(copy_run(dir, storage, path, header, run)?);
+    }
+    if let Some(next) = scan.sealed
+        && next > scan.next(header.first)
+    {
+        // The last records are lost, their numbers are known: an empty segment keeps them from being given out again.
+        copies.push(copy_run(dir, storage, path, header, &Run::empty(next))?);
     }
     let replaced = copies.iter().any(|(_, name)| name == path);
-    set_aside(dir, path, offset, problem.into(), false, recovery)?;
+    set_aside(dir, storage, path, offset, problem.into(), false, recovery)?;
     // The last first: until the file itself is replaced, the next start does all of this again.
     for (temporary, name) in copies.iter().rev() {
         fs::rename(temporary, name).map_err(io_error("renaming", temporary))?;
@@ -427,38 +435,47 @@ fn salvage(
     storage.sync_dir(dir).map_err(io_error("syncing", dir))
 }
 
+/// Writes a run of the frames of `from` as a segment of its own; returns its temporary and its later name.
 fn copy_run(
+    dir: &Path,
+    storage: &Arc<dyn Storage>,
     from: &Path,
     old: &Header,
     run: &Run,
-    to: &Path,
-    new: &Header,
-    storage: &Arc<dyn Storage>,
-) -> io::Result<()> {
-    let file = File::create(to)?;
-    storage.write_at(&file, &new.encode(), 0)?;
-    let mut at = HEADER_LEN as u64;
-    let mut frames = Frames::new(File::open(from)?, old);
-    frames.jump(run.start, run.first);
-    let mut copy = Vec::new();
-    while frames.offset() < run.end {
-        let Step::Frame { base, count, records } = frames.step()? else {
-            return Err(io::Error::other("a frame that was valid is not any more"));
-        };
-        copy.clear();
-        copy.resize(FRAME_HEADER_LEN, 0);
-        copy.extend_from_slice(&frames.buffer()[records]);
-        finish_frame(&mut copy, new.seed(), base, count);
-        storage.write_at(&file, &copy, at)?;
-        at += copy.len() as u64;
-    }
-    storage.write_at(&file, &seal_frame(new.seed(), run.next), at)?;
-    file.sync_all()
+) -> Result<(PathBuf, PathBuf), OpenError> {
+    let salt = random().map_err(io_error("reading", Path::new("/dev/urandom")))?;
+    let new = Header { first: run.first, salt, ..old.clone() };
+    let name = dir.join(new.file_name());
+    let temporary = name.with_extension(TEMPORARY_EXTENSION);
+    let copy = || {
+        let file = File::create(&temporary)?;
+        storage.write_at(&file, &new.encode(), 0)?;
+        let mut at = HEADER_LEN as u64;
+        let mut frames = Frames::new(File::open(from)?, old);
+        frames.jump(run.start, run.first);
+        let mut copy = Vec::new();
+        while frames.offset() < run.end {
+            let Step::Frame { base, count, records } = frames.step()? else {
+                return Err(io::Error::other("a frame that was valid is not any more"));
+            };
+            copy.clear();
+            copy.resize(FRAME_HEADER_LEN, 0);
+            copy.extend_from_slice(&frames.buffer()[records]);
+            finish_frame(&mut copy, new.seed(), base, count);
+            storage.write_at(&file, &copy, at)?;
+            at += copy.len() as u64;
+        }
+        storage.write_at(&file, &seal_frame(new.seed(), run.next), at)?;
+        storage.sync_data(&file)
+    };
+    copy().map_err(io_error("copying to", &temporary))?;
+    Ok((temporary, name))
 }
 
 /// Keeps `path` in quarantine, says so, and removes it from the log if nothing takes its place.
 fn set_aside(
     dir: &Path,
+    storage: &Arc<dyn Storage>,
     path: &Path,
     offset: u64,
     problem: String,
@@ -484,10 +501,10 @@ fn set_aside(
             Err(e) => return Err(io_error("keeping", path)(e)),
         }
     }
-    File::open(&quarantine).and_then(|d| d.sync_all()).map_err(io_error("syncing", &quarantine))?;
+    storage.sync_dir(&quarantine).map_err(io_error("syncing", &quarantine))?;
     if remove {
         fs::remove_file(path).map_err(io_error("removing", path))?;
-        File::open(dir).and_then(|d| d.sync_all()).map_err(io_error("syncing", dir))?;
+        storage.sync_dir(dir).map_err(io_error("syncing", dir))?;
     }
     tracing::error!(
         segment = %path.display(), kept = %kept.display(), offset, problem,

@@ -90,7 +90,7 @@ pub(crate) fn list(dir: &Path) -> io::Result<Vec<(u64, u32, PathBuf)>> {
 pub(crate) fn allocate(storage: &dyn Storage, path: &Path, len: u64) -> io::Result<()> {
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
     storage.allocate(&file, len)?;
-    file.sync_all()
+    storage.sync_data(&file)
 }
 
 /// Begins a segment in `spare`; returns once its header and its name are durable.
@@ -129,9 +129,9 @@ impl Active {
 }
 
 /// Gives back what a sealed segment does not need of its allocation, and makes its seal and length durable.
-pub(crate) fn truncate(path: &Path, len: u64) -> io::Result<()> {
+pub(crate) fn truncate(storage: &dyn Storage, path: &Path, len: u64) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
-    file.sync_data()?;
+    storage.sync_data(&file)?;
     file.set_len(len)?;
-    file.sync_all()
+    storage.sync_data(&file)
 }

@@ -1,6 +1,7 @@
 //! What the front ends, the log thread, the keeper and the sinks have in common.
 //!
-//! Two locks, never held together: `queue`, taken by every append for the time of one copy, and `files`, which no append takes.
+//! Two locks: `queue`, taken by every append for the time of one copy, and `files`, which no append takes. Who needs both takes `files`
+//! first.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -71,7 +72,8 @@ pub(crate) struct Queue {
     pub(crate) failed: bool,
     /// Free space is below the low-water mark.
     pub(crate) disk_low: bool,
-    /// Why there is no segment allocated behind the one being written.
+    /// Why there is no segment allocated behind the one being written; [`Refused::Full`] until the keeper has found out. It is none only
+    /// while [`Files::next`] is there.
     pub(crate) no_next: Option<Refused>,
     /// Bytes that the segment being written can still take.
     pub(crate) room: u64,
@@ -256,8 +258,8 @@ impl Shared {
         self.kick.notify_all();
     }
 
-    /// Why `bytes` more would not be accepted.
-    pub(crate) fn refusal(&self, queue: &Queue, bytes: usize) -> Option<Refused> {
+    /// Why `records` more, of `bytes`, would not be accepted.
+    pub(crate) fn refusal(&self, queue: &Queue, bytes: usize, records: u64) -> Option<Refused> {
         if queue.failed {
             return Some(Refused::Failed);
         }
@@ -267,10 +269,12 @@ impl Shared {
         if queue.disk_low {
             return Some(Refused::DiskLow);
         }
-        if let Some(reason) = queue.no_next
-            && (queue.pending + bytes) as u64 > queue.room
-        {
-            return Some(reason);
+        if let Some(reason) = queue.no_next {
+            // With nothing behind this segment, only what is sure to fit is accepted: each record may become a frame of its own.
+            let frames = queue.next - 1 - self.durable().0 + records;
+            if (queue.pending + bytes) as u64 + frames * FRAME_HEADER_LEN as u64 > queue.room {
+                return Some(reason);
+            }
         }
         (queue.pending + bytes > self.config.pending_bytes).then_some(Refused::Full)
     }
@@ -279,7 +283,7 @@ impl Shared {
     pub(crate) fn publish(&self, queue: &Queue) {
         // With small bounds one pass would be all of it.
         let one_pass = ONE_PASS.min(self.config.pending_bytes / 8);
-        let pressure = match self.refusal(queue, one_pass) {
+        let pressure = match self.refusal(queue, one_pass, 1) {
             Some(reason) => Pressure::Refuse(reason),
             None if queue.no_next.is_some() || queue.pending > self.config.pending_bytes / 2 => Pressure::Shed,
             None => Pressure::Normal,

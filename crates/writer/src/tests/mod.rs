@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tidegate_record::{Protocol, Record, Seq};
 
 use crate::storage::{FileStorage, Space, Storage};
-use crate::{Appender, Batch, Durable, Log, LogConfig, ReadError, Reader, Recovered};
+use crate::{Batch, Log, LogConfig, ReadError, Reader, Recovered};
 
 mod bounds;
 mod damage;
@@ -135,7 +135,9 @@ struct Rig {
 
 impl Rig {
     fn new() -> Rig {
-        let dir = tempfile::tempdir().unwrap();
+        // In memory where that is possible: thousands of logs are opened, and what a disk does is simulated.
+        let memory = Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
         let faults = Arc::new(Faults::default());
         let config = LogConfig {
             dir: dir.path().into(),
@@ -143,7 +145,7 @@ impl Rig {
             segment_bytes: 64 << 10,
             commit_bytes: 16 << 10,
             commit_records: 64,
-            pending_bytes: 64 << 10,
+            pending_bytes: 48 << 10,
             low_water_bytes: 0,
             max_bytes: 64 << 20,
             storage: faults.clone(),
@@ -174,7 +176,11 @@ fn copy_dir(from: &Path, to: &Path) {
         if entry.file_type().unwrap().is_dir() {
             copy_dir(&entry.path(), &target);
         } else {
-            std::fs::copy(entry.path(), target).unwrap();
+            // The keeper may have recycled it since it was listed.
+            match std::fs::copy(entry.path(), target) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                copied => assert!(copied.is_ok(), "{copied:?}"),
+            }
         }
     }
 }
@@ -215,6 +221,13 @@ fn store(log: &Log, numbers: std::ops::Range<u64>) -> Seq {
     last
 }
 
+/// Stores the commits `commits` of `size` records each, numbered from one.
+fn store_each(log: &Log, commits: std::ops::Range<u64>, size: u64) {
+    for i in commits {
+        store(log, 1 + i * size..1 + (i + 1) * size);
+    }
+}
+
 /// All that a reader of another process sees: number by sequence number, and the errors that it was told.
 fn read(dir: &Path) -> (BTreeMap<u64, u64>, Vec<ReadError>) {
     drain(&mut Reader::open(dir, Seq::NONE).unwrap())
@@ -241,9 +254,4 @@ fn drain(reader: &mut Reader) -> (BTreeMap<u64, u64>, Vec<ReadError>) {
 /// Numbers equal to their sequence numbers, as [`store`] of `1..` makes them.
 fn identity(numbers: impl Iterator<Item = u64>) -> BTreeMap<u64, u64> {
     numbers.map(|n| (n, n)).collect()
-}
-
-#[allow(dead_code)]
-fn handles(log: &Log) -> (Appender, Durable) {
-    (log.appender(), log.durable())
 }
