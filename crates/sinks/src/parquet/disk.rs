@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ::parquet::errors::ParquetError;
 
+use super::SET_ASIDE;
 use super::name::{FileName, Hour};
 
 /// A roll that could not be delivered: the file system's fault, and worth another try.
@@ -188,17 +189,15 @@ fn write_synced(
 /// Removes what a crash left half-written by `node`; returns how many files that were. Those of other nodes may be in the making.
 pub(super) fn remove_temporaries(root: &Path, node: &str) -> io::Result<usize> {
     let mut removed = 0;
-    for_each_file(
-        root,
-        |_| true,
-        |hour, file, path| {
-            if FileName::parse_temporary(hour, file).is_some_and(|name| name.node == node) {
-                fs::remove_file(path)?;
-                removed += 1;
-            }
-            Ok(())
-        },
-    )?;
+    let mut remove = |file: &str, path: &Path| {
+        if FileName::is_temporary_of(node, file) {
+            fs::remove_file(path)?;
+            removed += 1;
+        }
+        Ok(())
+    };
+    for_each_file(root, |_| true, |_, file, path| remove(file, path))?;
+    for_each_entry(&root.join(SET_ASIDE), &mut remove)?;
     Ok(removed)
 }
 

@@ -257,6 +257,7 @@ impl Hold {
 
     fn group(&self, epoch: u32, places: &[u32], groups: &mut BTreeMap<(u32, Hour), Group>) {
         let mut current: Option<Group> = None;
+        let mut is_first = true;
         for &place in places {
             let record = self.record_at(place as usize);
             let hour = Hour::of(record.received).expect("only records of a nameable hour are taken");
@@ -273,8 +274,10 @@ impl Hold {
                 }));
             }
             if let Some(group) = &mut current {
-                if group.rows.is_empty() {
-                    group.rows.reserve(places.len().min(self.at.len()));
+                if is_first {
+                    // Nearly always all of them are of one hour.
+                    group.rows.reserve(places.len());
+                    is_first = false;
                 }
                 group.last = record.seq;
                 group.rows.push(self.row(place, record.received - hour.start(), record.device));

@@ -195,7 +195,8 @@ impl ParquetSink {
     fn publish(&mut self, group: &Group) -> Result<(), DeliverError> {
         let Group { epoch, hour, first, last, ref rows } = *group;
         let name = FileName { node: self.config.node.clone(), epoch, first, last, hour };
-        if self.published.contains(&name) {
+        // Whoever makes room on a full disk may have removed it.
+        if self.published.contains(&name) && name.directory(&self.config.dir).join(name.visible()).exists() {
             return Ok(());
         }
         let (hold, columns) = (&self.hold, &mut self.columns);

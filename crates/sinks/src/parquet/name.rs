@@ -102,9 +102,10 @@ impl FileName {
         Self::parse_stem(hour, file.strip_suffix(EXTENSION)?)
     }
 
-    /// The name that a temporary file would have got.
-    pub(super) fn parse_temporary(hour: Hour, file: &str) -> Option<FileName> {
-        Self::parse_stem(hour, file.strip_prefix(TEMPORARY_PREFIX)?.strip_suffix(TEMPORARY_EXTENSION)?)
+    /// Whether a file is a temporary one of `node`, in whichever directory.
+    pub(super) fn is_temporary_of(node: &str, file: &str) -> bool {
+        let stem = file.strip_prefix(TEMPORARY_PREFIX).and_then(|file| file.strip_suffix(TEMPORARY_EXTENSION));
+        stem.and_then(|stem| Self::parse_stem(Hour(0), stem)).is_some_and(|name| name.node == node)
     }
 
     fn parse_stem(hour: Hour, stem: &str) -> Option<FileName> {
@@ -171,7 +172,9 @@ mod tests {
         };
         assert_eq!(name.visible(), "gw-1.eu-3-1-90.parquet");
         assert_eq!(FileName::parse(name.hour, &name.visible()), Some(name.clone()));
-        assert_eq!(FileName::parse_temporary(name.hour, &name.temporary()), Some(name.clone()));
+        assert!(FileName::is_temporary_of("gw-1.eu", &name.temporary()));
+        assert!(!FileName::is_temporary_of("gw-1", &name.temporary()));
+        assert!(!FileName::is_temporary_of("gw-1.eu", &name.visible()));
         assert!(!name.temporary().ends_with(EXTENSION));
         for bad in [
             "gw-3-1-90",

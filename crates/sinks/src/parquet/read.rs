@@ -141,7 +141,7 @@ pub fn files(dir: &Path, filter: &Filter) -> Result<Vec<StoredFile>, ReadError> 
 
 /// The wanted records of one file, ordered by sequence number.
 ///
-/// They are held in their encoded form, with 12 bytes each for the order: at most what the sink held when it wrote the file, so its
+/// They are held in their encoded form, with 16 bytes each for the order: at most what the sink held when it wrote the file, so its
 /// `roll_bytes` and a quarter. Reading takes one column of one row group besides.
 #[derive(Debug)]
 pub struct Records {

@@ -263,6 +263,8 @@ fn unfinished_files_of_other_nodes_and_files_of_others_stay() {
         fs::write(hour.join(name), "x").unwrap();
     }
     fs::write(dir.path().join("README"), "x").unwrap();
+    fs::create_dir(dir.path().join("set-aside")).unwrap();
+    fs::write(dir.path().join("set-aside/.gw-1-3-4-4.tmp"), "x").unwrap();
     drop(sink(dir.path()));
     assert_eq!(
         names(dir.path()),
@@ -303,6 +305,24 @@ fn an_error_makes_nothing_visible_and_the_repetition_everything() {
     assert_eq!(metric(&registry, "tidegate_parquet_held_bytes"), 0.0);
     let written: usize = tree(dir.path()).values().map(Vec::len).sum();
     assert_eq!(metric(&registry, "tidegate_parquet_written_bytes_total"), written as f64);
+}
+
+#[test]
+fn a_file_that_was_removed_before_the_repetition_is_written_again() {
+    let dir = TempDir::new().unwrap();
+    let mut sink = sink(dir.path());
+    let readings = [Reading::new("a", EIGHT), Reading::new("a", EIGHT + HOUR)];
+    let in_the_way = dir.path().join("dt=2026-11-24/hr=09");
+    fs::create_dir(dir.path().join("dt=2026-11-24")).unwrap();
+    fs::write(&in_the_way, "").unwrap();
+    take_all(&mut sink, 1, &readings);
+    sink.deliver().unwrap_err();
+    fs::remove_file(&in_the_way).unwrap();
+    fs::remove_file(dir.path().join("dt=2026-11-24/hr=08/gw-1-3-1-1.parquet")).unwrap();
+    sink.reset();
+    take_all(&mut sink, 1, &readings);
+    sink.deliver().unwrap();
+    assert_eq!(scan_all(dir.path(), Filter::default()), numbered(&readings, 1));
 }
 
 /// The sum of the samples of a counter or gauge.
