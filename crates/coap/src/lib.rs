@@ -41,10 +41,12 @@
 //! input and at [`Exchanges::next_deadline`](exchange::Exchanges::next_deadline), drain
 //! [`Exchanges::poll`](exchange::Exchanges::poll) until it is empty.
 
+pub mod block;
 pub mod build;
 pub mod client;
 pub mod code;
 pub mod dedup;
+pub mod echo;
 pub mod exchange;
 pub mod link;
 pub mod message;

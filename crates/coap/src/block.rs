@@ -1,0 +1,374 @@
+//! Bodies that take several datagrams (RFC 7959): uploads put together, downloads cut into blocks.
+//!
+//! # Constraints
+//!
+//! An upload is atomic (RFC 7959 §2.5): its body is handed out whole or not at all. What unfinished ones hold is bounded for each
+//! device and in total, and is given back when a device stays away ([`Limits`]). Downloads hold nothing: every block is cut from
+//! the body that there is, so any block may be asked for at any time.
+//!
+//! # Operation
+//!
+//! [`operation`] names what a request is part of; [`Uploads::accept`] takes its block. What is not [`Progress::Complete`] is
+//! answered with [`Progress::response`] and stored nowhere. A block that comes twice is taken once, whether its message is a
+//! duplicate (RFC 7252 §4.5) or not, so only the last block belongs in a [`Ring`](crate::dedup::Ring): it becomes the record.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::ops::Range;
+
+use crate::build::Response;
+use crate::code::Code;
+use crate::dedup::scope_in;
+use crate::message::Message;
+use crate::option::{Block, is_no_cache_key, number};
+use crate::timing::Seconds;
+
+/// What unfinished uploads may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of one body. Default: [`DEFAULT_MAX_BODY`].
+    pub max_body: usize,
+    /// Unfinished uploads of one device; another one takes the place of the first. Default: [`DEFAULT_PER_DEVICE`].
+    pub per_device: usize,
+    /// Bytes of all, with [`OVERHEAD`] for each. Default: [`DEFAULT_TOTAL`].
+    pub total: usize,
+    /// Seconds without a block after which an upload is given up. Default: EXCHANGE_LIFETIME, as RFC 7959 §2.5 proposes.
+    pub lifetime: u32,
+    /// The largest size exponent that is agreed to. Default: 6, blocks of 1,024 bytes.
+    pub max_szx: u8,
+}
+
+/// A day of readings once a minute, 40 bytes each, and as much as a record's payload should be.
+pub const DEFAULT_MAX_BODY: usize = 64 * 1024;
+/// One that is under way and one that replaces it, from a device that lost its place.
+pub const DEFAULT_PER_DEVICE: usize = 2;
+/// Some 15,000 bodies of 4 kB under way.
+pub const DEFAULT_TOTAL: usize = 64 * 1024 * 1024;
+/// Bytes counted for an upload besides its body: its entries in three maps.
+pub const OVERHEAD: usize = 256;
+/// Room made for a body because its sender says how large it will be; it may say anything, so what is beyond this grows with
+/// what has come.
+const TRUSTED_SIZE1: usize = 8 * 1024;
+
+const _: () = assert!(TRUSTED_SIZE1 <= DEFAULT_MAX_BODY && DEFAULT_MAX_BODY + OVERHEAD <= DEFAULT_TOTAL);
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            max_body: DEFAULT_MAX_BODY,
+            per_device: DEFAULT_PER_DEVICE,
+            total: DEFAULT_TOTAL,
+            lifetime: crate::Timing::RFC7252.exchange_lifetime().as_secs() as u32,
+            max_szx: 6,
+        }
+    }
+}
+
+/// Names the operation that a request is a part of: requests from the same endpoint with the same code and options belong
+/// together, Block1, Block2 and options that are no part of a cache key aside (RFC 7959 §2.5, RFC 9175 §3.3; Request-Tag is
+/// among those that count). `endpoint` tells endpoints apart.
+#[must_use]
+pub fn operation(endpoint: u64, message: &Message<'_>) -> u64 {
+    message
+        .options()
+        .filter(|o| !matches!(o.number, number::BLOCK1 | number::BLOCK2) && !is_no_cache_key(o.number))
+        .fold(endpoint ^ u64::from(message.code.0), |hash, o| scope_in(hash ^ u64::from(o.number) << 16, o.value))
+}
+
+/// What became of a block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress<'a> {
+    /// It was the last one, and here is the body. Its response carries this Block1.
+    Complete(Cow<'a, [u8]>, Block),
+    /// It is kept; the next one may come: 2.31.
+    Continue(Block),
+    /// Blocks before it are missing, or others came in their place: 4.08. The sender is to begin again.
+    Incomplete,
+    /// The body exceeds this many bytes: 4.13.
+    TooLarge(usize),
+    /// Its payload is not as long as its size says: 4.00.
+    WrongSize,
+    /// There is no room for it at the moment: 5.03. What came before is kept.
+    Busy,
+}
+
+impl Progress<'_> {
+    /// The response; for a complete body, the one that says that it is stored.
+    #[must_use]
+    pub fn response(&self) -> Response<'static> {
+        match *self {
+            Progress::Complete(_, block) => Response { block1: Some(block), ..Response::new(Code::CHANGED) },
+            Progress::Continue(block) => Response { block1: Some(block), ..Response::new(Code::CONTINUE) },
+            Progress::Incomplete => {
+                Response::diagnostic(Code::REQUEST_ENTITY_INCOMPLETE, "blocks are missing: begin again with block 0")
+            }
+            Progress::TooLarge(limit) => Response::too_large(u32::try_from(limit).unwrap_or(u32::MAX)),
+            Progress::WrongSize => Response::diagnostic(Code::BAD_REQUEST, "the payload does not fill the block"),
+            Progress::Busy => Response::unavailable(BUSY_SECONDS),
+        }
+    }
+}
+
+/// When to try again while there is no room: uploads under way take about that long at NB-IoT pace.
+const BUSY_SECONDS: u32 = 30;
+
+/// Unfinished uploads. `K` names a device.
+#[derive(Debug)]
+pub struct Uploads<K> {
+    limits: Limits,
+    uploads: HashMap<(K, u64), Upload>,
+    /// The operations of each device that has any, in the order of their beginning.
+    by_device: HashMap<K, Vec<u64>>,
+    /// One an upload, the longest untouched first. The number tells equal times apart.
+    by_age: BTreeMap<Touched, (K, u64)>,
+    /// The sum of all [`Upload::held`]; at most [`Limits::total`].
+    held: usize,
+    touches: u64,
+}
+
+type Touched = (Seconds, u64);
+
+#[derive(Debug)]
+struct Upload {
+    /// All blocks so far, without a gap.
+    body: Vec<u8>,
+    touched: Touched,
+}
+
+impl Upload {
+    fn held(&self) -> usize {
+        OVERHEAD + self.body.capacity()
+    }
+}
+
+impl<K: Clone + Eq + Hash> Uploads<K> {
+    /// None under way.
+    #[must_use]
+    pub fn new(limits: Limits) -> Uploads<K> {
+        Uploads {
+            limits,
+            uploads: HashMap::new(),
+            by_device: HashMap::new(),
+            by_age: BTreeMap::new(),
+            held: 0,
+            touches: 0,
+        }
+    }
+
+    /// How many are under way.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.uploads.len()
+    }
+
+    /// Whether none is under way.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.uploads.is_empty()
+    }
+
+    /// Bytes held, [`OVERHEAD`] included; at most [`Limits::total`].
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Takes the block `payload` of `operation`. `size1` is what the sender says that the whole body has.
+    pub fn accept<'a>(
+        &mut self,
+        now: Seconds,
+        device: &K,
+        operation: u64,
+        block: Block,
+        size1: Option<u32>,
+        payload: &'a [u8],
+    ) -> Progress<'a> {
+        let declared = size1.map_or(0, |size| size as usize);
+        let key = (device.clone(), operation);
+        if payload.len() > block.size() || block.more && payload.len() != block.size() {
+            return Progress::WrongSize;
+        }
+        let end = block.offset() + payload.len();
+        if end.max(declared) > self.limits.max_body {
+            self.drop_upload(&key);
+            return Progress::TooLarge(self.limits.max_body);
+        }
+        let answer = Block { szx: block.szx.min(self.limits.max_szx), ..block };
+        if block.num == 0 {
+            if !block.more {
+                self.drop_upload(&key);
+                return Progress::Complete(Cow::Borrowed(payload), answer);
+            }
+            // A first block begins anew, unless it is the one that we have, come late or again. If its sender does mean to begin
+            // anew, the blocks that follow will be the same, or tell.
+            if self.uploads.get(&key).is_some_and(|u| u.body.starts_with(payload)) {
+                self.touch(&key, now);
+                return Progress::Continue(answer);
+            }
+            self.drop_upload(&key);
+            return self.begin(now, key, declared, payload, answer);
+        }
+        let Some(upload) = self.uploads.get(&key) else {
+            return Progress::Incomplete;
+        };
+        if upload.body.len() != block.offset() {
+            if block.more && upload.body.get(block.offset()..end) == Some(payload) {
+                self.touch(&key, now);
+                return Progress::Continue(answer);
+            }
+            if block.offset() < upload.body.len() {
+                // Other bytes than before: the sender works on another body, of which we have no beginning.
+                self.drop_upload(&key);
+            }
+            return Progress::Incomplete;
+        }
+        if !block.more {
+            let Some(mut upload) = self.remove(&key) else { return Progress::Incomplete };
+            upload.body.extend_from_slice(payload);
+            return Progress::Complete(Cow::Owned(upload.body), answer);
+        }
+        if !self.make_room(now, &key, end, declared) {
+            return Progress::Busy;
+        }
+        if let Some(upload) = self.uploads.get_mut(&key) {
+            upload.body.extend_from_slice(payload);
+        }
+        self.touch(&key, now);
+        Progress::Continue(answer)
+    }
+
+    fn begin<'a>(
+        &mut self,
+        now: Seconds,
+        key: (K, u64),
+        declared: usize,
+        payload: &[u8],
+        answer: Block,
+    ) -> Progress<'a> {
+        let capacity = payload.len().max(declared.min(TRUSTED_SIZE1));
+        let first = self.by_device.get(&key.0).filter(|own| own.len() >= self.limits.per_device.max(1));
+        if let Some(&first) = first.and_then(|own| own.first()) {
+            self.drop_upload(&(key.0.clone(), first));
+        }
+        if self.held + OVERHEAD + capacity > self.limits.total {
+            self.expire(now);
+            if self.held + OVERHEAD + capacity > self.limits.total {
+                return Progress::Busy;
+            }
+        }
+        let mut body = Vec::new();
+        body.reserve_exact(capacity);
+        body.extend_from_slice(payload);
+        let upload = Upload { body, touched: self.next_touch(now) };
+        self.held += upload.held();
+        self.by_age.insert(upload.touched, key.clone());
+        self.by_device.entry(key.0.clone()).or_default().push(key.1);
+        self.uploads.insert(key, upload);
+        Progress::Continue(answer)
+    }
+
+    /// Makes room for a body of `end` bytes; false if the total does not allow it.
+    fn make_room(&mut self, now: Seconds, key: &(K, u64), end: usize, declared: usize) -> bool {
+        let capacity = self.uploads.get(key).map_or(0, |u| u.body.capacity());
+        if capacity >= end {
+            return true;
+        }
+        let wanted = end.max(declared.min(TRUSTED_SIZE1)).max((capacity * 2).min(self.limits.max_body));
+        if self.held - capacity + wanted > self.limits.total {
+            // Itself it is not to expire over this.
+            self.touch(key, now);
+            self.expire(now);
+            if self.held - capacity + wanted > self.limits.total {
+                return false;
+            }
+        }
+        if let Some(upload) = self.uploads.get_mut(key) {
+            upload.body.reserve_exact(wanted - upload.body.len());
+            self.held = self.held - capacity + upload.body.capacity();
+        }
+        true
+    }
+
+    fn next_touch(&mut self, now: Seconds) -> Touched {
+        self.touches += 1;
+        (now, self.touches)
+    }
+
+    fn touch(&mut self, key: &(K, u64), now: Seconds) {
+        let touched = self.next_touch(now);
+        if let Some(upload) = self.uploads.get_mut(key) {
+            self.by_age.remove(&upload.touched);
+            upload.touched = touched;
+            self.by_age.insert(touched, key.clone());
+        }
+    }
+
+    fn remove(&mut self, key: &(K, u64)) -> Option<Upload> {
+        let upload = self.uploads.remove(key)?;
+        self.by_age.remove(&upload.touched);
+        self.held -= upload.held();
+        if let Some(own) = self.by_device.get_mut(&key.0) {
+            own.retain(|&operation| operation != key.1);
+            if own.is_empty() {
+                self.by_device.remove(&key.0);
+            }
+        }
+        Some(upload)
+    }
+
+    fn drop_upload(&mut self, key: &(K, u64)) {
+        self.remove(key);
+    }
+
+    /// Gives up what was not touched for [`Limits::lifetime`]; returns how many.
+    pub fn expire(&mut self, now: Seconds) -> usize {
+        let mut count = 0;
+        while let Some((&(touched, _), key)) = self.by_age.first_key_value() {
+            if now.since(touched) < self.limits.lifetime {
+                break;
+            }
+            let key = key.clone();
+            self.drop_upload(&key);
+            count += 1;
+        }
+        count
+    }
+}
+
+/// The block of a body to answer with, and which bytes of the body it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slice {
+    /// Block2 of the response; none if the body fits and no block was asked for.
+    pub block2: Option<Block>,
+    /// The bytes.
+    pub range: Range<usize>,
+}
+
+/// The requester asked for a block behind the end of the body; 4.00.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("there is no such block")]
+pub struct NoSuchBlock;
+
+/// Cuts the block that `asked` (Block2 of the request) wants from a body of `len` bytes (RFC 7959 §2.4), in blocks of at most
+/// 2^(`max_szx` + 4) bytes. The number is that of the answer's size: a client that asks for the second block of 1,024 and gets
+/// blocks of 256 gets the fifth.
+pub fn slice(len: usize, asked: Option<Block>, max_szx: u8) -> Result<Slice, NoSuchBlock> {
+    let max_szx = max_szx.min(6);
+    let szx = asked.map_or(max_szx, |block| block.szx.min(max_szx));
+    let start = asked.map_or(0, Block::offset);
+    if start >= len.max(1) {
+        return Err(NoSuchBlock);
+    }
+    let size = Block { num: 0, more: false, szx }.size();
+    let end = len.min(start + size);
+    let block = Block { num: u32::try_from(start / size).map_err(|_| NoSuchBlock)?, more: end < len, szx };
+    if block.num > crate::option::MAX_BLOCK_NUM {
+        return Err(NoSuchBlock);
+    }
+    let needed = asked.is_some() || block.more;
+    Ok(Slice { block2: needed.then_some(block), range: start..end })
+}
+
+#[cfg(test)]
+mod tests;
