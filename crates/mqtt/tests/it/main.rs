@@ -2,4 +2,7 @@
 
 mod connect;
 mod inbound;
+mod outbound;
+mod strict;
+mod subscribe;
 mod support;
