@@ -6,8 +6,9 @@
 //! - A datagram is read where it lies; a reading is classified, deduplicated and answered without an allocation.
 //! - RFC 7252 decides what is well-formed; nothing lenient stands behind the parser. What is not well-formed carries the
 //!   answer that the RFC asks for and a [`Reason`] for a counter.
-//! - What is kept for a device is its [`dedup::Ring`] (8 bytes while idle) and, if the server starts messages to it, a
-//!   [`mid::Sequence`] (6 bytes).
+//! - What is kept for a device is its [`dedup::Ring`] (8 bytes while idle), a [`mid::Sequence`] (6 bytes) if the server starts
+//!   messages to it, and its [`observe::Relations`] (8 bytes while there are none) if it may observe. What takes more, exchanges
+//!   and uploads under way, is bounded as a whole.
 //!
 //! # Format
 //!
@@ -51,6 +52,7 @@ pub mod exchange;
 pub mod link;
 pub mod message;
 pub mod mid;
+pub mod observe;
 pub mod option;
 mod reason;
 pub mod server;

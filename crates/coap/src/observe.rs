@@ -1,0 +1,336 @@
+//! Observations (RFC 7641), the server's side: who of one device observes what, and when it is told.
+//!
+//! # Constraints
+//!
+//! A device has its [`Relations`]: 8 bytes while there are none, then 16 and, a relation, 32 and what names the topic. Tokens
+//! longer than 8 bytes are not observed with: such a request is answered as a plain GET, which RFC 7641 §4.1 allows.
+//!
+//! # Operation
+//!
+//! A GET with Observe 0 [registers](Relations::register), with Observe 1 [deregisters](Relations::deregister); the response to the
+//! former carries [`Registered::observe`]. When a topic changes, [`notify`](Relations::notify) says whether to send now, and
+//! as what. One notification at a time is under way to a relation (RFC 7641 §4.5.1): what changes meanwhile is told with the
+//! next one, so an observer may miss states in between but ends with the last.
+//!
+//! The caller gives each notification a message ID; a confirmable one goes to [`Exchanges`](crate::exchange::Exchanges). What
+//! comes of it comes back: [`acknowledged`](Relations::acknowledged), [`refused`](Relations::refused) (it cancels, §3.6) or
+//! [`gave_up`](Relations::gave_up).
+//!
+//! # Devices that sleep
+//!
+//! RFC 7641 §4.5 has a server forget an observer that does not answer. A device that sleeps does not answer either, and has its
+//! relation still when it wakes. So a relation that was not answered falls silent: it is told nothing until the device is
+//! [heard of](Relations::heard), and then what it missed; it is forgotten if that takes longer than [`Policy::silence`]. With a
+//! `silence` of zero it is forgotten at once, as the RFC says.
+
+use thin_vec::ThinVec;
+
+use crate::code::Type;
+use crate::timing::Seconds;
+
+/// Longest token of a relation.
+pub const MAX_TOKEN: usize = 8;
+
+/// The range of sequence numbers (RFC 7641 §3.4): 24 bits.
+const SEQUENCE_MASK: u32 = (1 << 24) - 1;
+
+/// When notifications are confirmable and when relations end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Relations of one device. Default: [`DEFAULT_PER_DEVICE`].
+    pub per_device: usize,
+    /// Seconds after which the next notification is confirmable again; zero makes every one confirmable. At most
+    /// [`MAX_UNCONFIRMED`]. Default: [`DEFAULT_CONFIRM_EVERY`].
+    pub confirm_every: u32,
+    /// Seconds that a relation which does not answer is kept. Default: [`DEFAULT_SILENCE`].
+    pub silence: u32,
+}
+
+/// A sensor node observes its commands, its configuration, its firmware and a topic or two.
+pub const DEFAULT_PER_DEVICE: usize = 8;
+/// Longest time without a confirmable notification that RFC 7641 §4.5 allows: 24 hours.
+pub const MAX_UNCONFIRMED: u32 = 24 * 3600;
+/// An hour: often enough that an observer that went away without a word costs some notifications only.
+pub const DEFAULT_CONFIRM_EVERY: u32 = 3600;
+/// A week: longer than the longest extended discontinuous reception or power saving cycle in use.
+pub const DEFAULT_SILENCE: u32 = 7 * 24 * 3600;
+
+const _: () = assert!(DEFAULT_CONFIRM_EVERY <= MAX_UNCONFIRMED);
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy { per_device: DEFAULT_PER_DEVICE, confirm_every: DEFAULT_CONFIRM_EVERY, silence: DEFAULT_SILENCE }
+    }
+}
+
+/// What one device observes. `T` names a topic.
+#[derive(Debug, Clone)]
+pub struct Relations<T> {
+    /// No two with the same endpoint and token.
+    relations: ThinVec<Relation<T>>,
+}
+
+const _: () = assert!(size_of::<Relations<u32>>() == 8 && size_of::<Relation<u32>>() <= 36);
+
+#[derive(Debug, Clone)]
+struct Relation<T> {
+    topic: T,
+    /// Tells the endpoints of a device apart.
+    endpoint: u32,
+    token: [u8; MAX_TOKEN],
+    /// At most [`MAX_TOKEN`].
+    token_len: u8,
+    state: State,
+    /// The message ID of the last notification; meaningless before the first.
+    mid: u16,
+    /// Of the last notification; at most [`SEQUENCE_MASK`].
+    sequence: u32,
+    /// When the observer was last known to be interested: it registered, or acknowledged.
+    confirmed: Seconds,
+    /// When the last notification was sent, or the relation fell silent.
+    since: Seconds,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It knows the last state, or has been sent it.
+    Told,
+    /// A confirmable notification is under way.
+    Waiting,
+    /// The same, and the topic changed since.
+    WaitingChanged,
+    /// It did not answer; what changed is not known to it.
+    Silent,
+}
+
+impl<T> Relation<T> {
+    fn token(&self) -> &[u8] {
+        &self.token[..usize::from(self.token_len)]
+    }
+
+    fn is(&self, endpoint: u32, token: &[u8]) -> bool {
+        self.endpoint == endpoint && self.token() == token
+    }
+
+    fn notification(&mut self, now: Seconds, policy: &Policy) -> Notification<'_, T> {
+        self.sequence = (self.sequence + 1) & SEQUENCE_MASK;
+        self.since = now;
+        let unconfirmed = policy.confirm_every.min(MAX_UNCONFIRMED);
+        let kind = if now.since(self.confirmed) >= unconfirmed { Type::Con } else { Type::Non };
+        self.state = if kind == Type::Con { State::Waiting } else { State::Told };
+        Notification {
+            kind,
+            observe: self.sequence,
+            endpoint: self.endpoint,
+            topic: &self.topic,
+            token: &self.token[..usize::from(self.token_len)],
+        }
+    }
+}
+
+/// A notification to be sent: the topic's present state.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Notification<'a, T> {
+    /// [`Type::Con`] or [`Type::Non`].
+    pub kind: Type,
+    /// The value of its Observe option.
+    pub observe: u32,
+    /// To which endpoint of the device.
+    pub endpoint: u32,
+    /// The topic.
+    pub topic: &'a T,
+    /// Its token.
+    pub token: &'a [u8],
+}
+
+/// What became of a registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registered {
+    /// It is observing, or still is.
+    Yes {
+        /// The value of the response's Observe option.
+        observe: u32,
+    },
+    /// It is not: its token is too long, or it has as many relations as it may. The response is that to a plain GET.
+    No,
+}
+
+impl Registered {
+    /// The Observe option of the response.
+    #[must_use]
+    pub const fn observe(self) -> Option<u32> {
+        match self {
+            Registered::Yes { observe } => Some(observe),
+            Registered::No => None,
+        }
+    }
+}
+
+impl<T> Default for Relations<T> {
+    fn default() -> Relations<T> {
+        Relations { relations: ThinVec::new() }
+    }
+}
+
+impl<T: PartialEq> Relations<T> {
+    /// None.
+    #[must_use]
+    pub fn new() -> Relations<T> {
+        Relations::default()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.relations.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.relations.is_empty()
+    }
+
+    /// The topics observed, one a relation.
+    pub fn topics(&self) -> impl Iterator<Item = &T> {
+        self.relations.iter().map(|r| &r.topic)
+    }
+
+    /// Registers the request with `token` from `endpoint`. One with the same token replaces the one before (RFC 7641 §4.1).
+    pub fn register(&mut self, endpoint: u32, token: &[u8], topic: T, now: Seconds, policy: &Policy) -> Registered {
+        if token.len() > MAX_TOKEN {
+            return Registered::No;
+        }
+        if let Some(relation) = self.relations.iter_mut().find(|r| r.is(endpoint, token)) {
+            relation.topic = topic;
+            relation.state = State::Told;
+            (relation.confirmed, relation.since) = (now, now);
+            // The response is a notification (RFC 7641 §4.2), so it counts on.
+            relation.sequence = (relation.sequence + 1) & SEQUENCE_MASK;
+            return Registered::Yes { observe: relation.sequence };
+        }
+        if self.relations.len() >= policy.per_device {
+            return Registered::No;
+        }
+        let mut padded = [0; MAX_TOKEN];
+        padded[..token.len()].copy_from_slice(token);
+        self.relations.reserve_exact(1);
+        self.relations.push(Relation {
+            topic,
+            endpoint,
+            token: padded,
+            token_len: token.len() as u8,
+            state: State::Told,
+            mid: 0,
+            sequence: 1,
+            confirmed: now,
+            since: now,
+        });
+        Registered::Yes { observe: 1 }
+    }
+
+    /// Ends the relation of `endpoint` with `token` (RFC 7641 §3.6); returns its topic.
+    pub fn deregister(&mut self, endpoint: u32, token: &[u8]) -> Option<T> {
+        self.remove(|r| r.is(endpoint, token))
+    }
+
+    fn remove(&mut self, which: impl Fn(&Relation<T>) -> bool) -> Option<T> {
+        let i = self.relations.iter().position(which)?;
+        let relation = self.relations.swap_remove(i);
+        if self.relations.is_empty() {
+            self.relations = ThinVec::new();
+        }
+        Some(relation.topic)
+    }
+
+    /// `topic` changed: `send` is called with the notifications that are to be sent now, and returns the message ID that it gave
+    /// each, or none if it could not send it; that one is then told later, by [`heard`](Self::heard).
+    pub fn notify(
+        &mut self,
+        topic: &T,
+        now: Seconds,
+        policy: &Policy,
+        mut send: impl FnMut(Notification<'_, T>) -> Option<u16>,
+    ) {
+        for relation in self.relations.iter_mut().filter(|r| r.topic == *topic) {
+            match relation.state {
+                State::Told => tell(relation, now, policy, &mut send),
+                State::Waiting => relation.state = State::WaitingChanged,
+                State::WaitingChanged | State::Silent => {}
+            }
+        }
+    }
+
+    /// The notification with `mid` to `endpoint` is acknowledged; `send` is called as by [`notify`](Self::notify) if the topic
+    /// changed since. False if there is no such notification.
+    pub fn acknowledged(
+        &mut self,
+        endpoint: u32,
+        mid: u16,
+        now: Seconds,
+        policy: &Policy,
+        mut send: impl FnMut(Notification<'_, T>) -> Option<u16>,
+    ) -> bool {
+        let waiting = |r: &&mut Relation<T>| matches!(r.state, State::Waiting | State::WaitingChanged);
+        let mine = self.relations.iter_mut().filter(waiting).find(|r| r.endpoint == endpoint && r.mid == mid);
+        let Some(relation) = mine else { return false };
+        relation.confirmed = now;
+        if relation.state == State::WaitingChanged {
+            tell(relation, now, policy, &mut send);
+        } else {
+            relation.state = State::Told;
+        }
+        true
+    }
+
+    /// The notification with `mid` is reset, confirmable or not: the observer has no use for it, and the relation ends
+    /// (RFC 7641 §3.6). Returns its topic.
+    pub fn refused(&mut self, endpoint: u32, mid: u16) -> Option<T> {
+        self.remove(|r| r.endpoint == endpoint && r.mid == mid && r.sequence != 1)
+    }
+
+    /// The confirmable notification with `mid` was not answered. The relation falls silent, or ends if [`Policy::silence`] is
+    /// zero; then its topic is returned.
+    pub fn gave_up(&mut self, endpoint: u32, mid: u16, now: Seconds, policy: &Policy) -> Option<T> {
+        let waiting = |r: &Relation<T>| {
+            r.endpoint == endpoint && r.mid == mid && matches!(r.state, State::Waiting | State::WaitingChanged)
+        };
+        if policy.silence == 0 {
+            return self.remove(waiting);
+        }
+        let relation = self.relations.iter_mut().find(|r| waiting(r))?;
+        (relation.state, relation.since) = (State::Silent, now);
+        None
+    }
+
+    /// The device sent something: `send` is called for what fell silent, as by [`notify`](Self::notify).
+    pub fn heard(&mut self, now: Seconds, policy: &Policy, mut send: impl FnMut(Notification<'_, T>) -> Option<u16>) {
+        for relation in self.relations.iter_mut().filter(|r| r.state == State::Silent) {
+            tell(relation, now, policy, &mut send);
+        }
+    }
+
+    /// Ends what was silent for longer than [`Policy::silence`]; `ended` is called with each topic.
+    pub fn expire(&mut self, now: Seconds, policy: &Policy, mut ended: impl FnMut(T)) {
+        let over = |r: &Relation<T>| r.state == State::Silent && now.since(r.since) >= policy.silence;
+        while let Some(topic) = self.remove(over) {
+            ended(topic);
+        }
+    }
+}
+
+/// Sends the relation the present state. What could not be sent leaves it silent, to be told when the device is heard of.
+fn tell<T>(
+    relation: &mut Relation<T>,
+    now: Seconds,
+    policy: &Policy,
+    send: &mut impl FnMut(Notification<'_, T>) -> Option<u16>,
+) {
+    match send(relation.notification(now, policy)) {
+        Some(mid) => relation.mid = mid,
+        None => relation.state = State::Silent,
+    }
+}
+
+#[cfg(test)]
+mod tests;
