@@ -28,7 +28,7 @@ fn bounded(server: &Server) {
 pub fn datagram(bytes: &[u8]) {
     for cid in [None, ConnectionId::new(b""), ConnectionId::new(b"own")] {
         let client_config = ClientConfig { cid, ..ClientConfig::default() };
-        let (mut server, mut client, id) = connected(config(false, 1), client_config.clone(), 7);
+        let (mut server, mut client, id) = connected(config(false, 1), client_config.clone(), 21);
         for from in [client.path, path(900)] {
             let happened = server.handle(bytes, from, START);
             let out: usize = server.sent().iter().map(|(_, datagram)| datagram.len()).sum();
