@@ -190,7 +190,7 @@ fn observers_end_with_the_last_state_whatever_is_lost() {
                 Some(mid)
             };
             // At the end everything is answered and everybody wakes.
-            match if step < 150 { random(10) } else { 6 + random(2) * 3 } {
+            match if step < 150 { random(10) } else { 6 + step % 2 * 3 } {
                 0..5 => {
                     let topic = random(2) as usize;
                     topics[topic] += 1;
