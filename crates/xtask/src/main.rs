@@ -1,8 +1,9 @@
-//! What developers and CI run: `cargo xtask setup`, `cargo xtask test`.
+//! What developers and CI run: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`.
 //!
 //! Every task finds the repository and the target directory by itself, so it may be started from anywhere within the
 //! checkout, and leaves nothing outside of the target directory but the Debian packages it says it installs.
 
+mod bench;
 mod place;
 mod setup;
 mod test;
@@ -25,12 +26,15 @@ enum Task {
     Setup,
     /// Install what the tests need, build the binaries and run every test of the workspace.
     Test(test::Args),
+    /// Measure the numbers that Tidegate promises, beside peers and ceilings in the same run.
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Task::Test(args) => test::run(&args),
+        Task::Bench(args) => bench::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -1,0 +1,222 @@
+//! The servers that are measured.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::Rig;
+use crate::place;
+
+/// Wait for a server to listen: the gateway recovers its log first, which is empty here.
+const START: Duration = Duration::from_secs(20);
+/// Wait for a server to end after SIGTERM: the gateway drains for ten seconds at most.
+const STOP: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// `tidegate-bench echo`
+    Echo,
+    /// `coap-server` of Debian's libcoap3-bin
+    Libcoap,
+    /// Debian's mosquitto
+    Mosquitto,
+    Tidegate,
+}
+
+impl Kind {
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Kind::Echo => "bare echo",
+            Kind::Libcoap => "libcoap",
+            Kind::Mosquitto => "mosquitto",
+            Kind::Tidegate => "Tidegate",
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Coap,
+    Mqtt,
+}
+
+/// A server that listens.
+pub(super) struct Running {
+    child: Child,
+    pub(super) address: SocketAddr,
+    /// Of the gateway; removed when it stops.
+    pub(super) data_dir: Option<PathBuf>,
+}
+
+impl Running {
+    /// Starts a server with fresh state on a free port.
+    pub(super) fn start(kind: Kind, protocol: Protocol, rig: &Rig, extra: &[&str]) -> Result<Running> {
+        match kind {
+            Kind::Echo => {
+                let mut command = Command::new(rig.release.join("tidegate-bench"));
+                command.args(["echo", "coap", "--listen", "127.0.0.1:0"]);
+                Running::announced(command, "coap", None)
+            }
+            Kind::Tidegate => {
+                let dir = rig.disk.join(format!("data-{}-{}", std::process::id(), free_port(false)?.port()));
+                fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+                let mut command = Command::new(rig.release.join("tidegate"));
+                command.arg("serve").args(extra).arg("--data-dir").arg(&dir);
+                for key in ["coap.listen", "mqtt.listen", "http.listen"] {
+                    command.arg("--set").arg(format!("{key}=127.0.0.1:0"));
+                }
+                let name = if protocol == Protocol::Coap { "coap" } else { "mqtt" };
+                Running::announced(command, name, Some(dir))
+            }
+            Kind::Libcoap => {
+                let program = ["coap-server-notls", "coap-server"].into_iter().find(|program| place::has(program));
+                let program = program.context("coap-server is not installed: apt-get install libcoap3-bin")?;
+                let address = free_port(false)?;
+                let mut command = Command::new(program);
+                command.args(["-A", "127.0.0.1", "-p", &address.port().to_string(), "-v", "0"]);
+                Running::polled(command, address, answers_ping)
+            }
+            Kind::Mosquitto => {
+                if !place::has("mosquitto") {
+                    bail!("mosquitto is not installed: apt-get install mosquitto");
+                }
+                let address = free_port(true)?;
+                let file = rig.out.join(format!("mosquitto-{}.conf", address.port()));
+                // Without limits of its own, and without a disk: it is to be as fast as it can.
+                let config = format!(
+                    "listener {} 127.0.0.1\nallow_anonymous true\nmax_inflight_messages 0\nmax_queued_messages 0\n\
+                     persistence false\nlog_type error\nset_tcp_nodelay true\n",
+                    address.port()
+                );
+                fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
+                let mut command = Command::new("mosquitto");
+                command.env("PATH", path_with_daemons()).arg("-c").arg(&file);
+                let running = Running::polled(command, address, |address| TcpStream::connect(address).is_ok());
+                let _ = fs::remove_file(&file);
+                running
+            }
+        }
+    }
+
+    /// A server that says `<name> listening on <address>`, one line a listener.
+    fn announced(mut command: Command, name: &str, data_dir: Option<PathBuf>) -> Result<Running> {
+        let shown = format!("{command:?}");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {shown}"))?;
+        let output = child.stdout.take().context("no output to read")?;
+        let mut lines = BufReader::new(output).lines();
+        let wanted = format!("{name} listening on ");
+        let address = loop {
+            let Some(Ok(line)) = lines.next() else {
+                let status = child.wait().context("lost the server")?;
+                bail!("{shown} ended ({status}) before it listened; run it to see why");
+            };
+            if let Some(address) = line.strip_prefix(&wanted) {
+                break address.trim().parse::<SocketAddr>().with_context(|| format!("no address in: {line}"))?;
+            }
+        };
+        // The pipe must not fill or break.
+        thread::spawn(move || lines.for_each(drop));
+        Ok(Running { child, address, data_dir })
+    }
+
+    /// A server that says nothing, and is asked until it answers.
+    fn polled(mut command: Command, address: SocketAddr, answers: impl Fn(SocketAddr) -> bool) -> Result<Running> {
+        let shown = format!("{command:?}");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {shown}"))?;
+        let mut running = Running { child, address, data_dir: None };
+        let started = Instant::now();
+        while !answers(address) {
+            if let Ok(Some(status)) = running.child.try_wait() {
+                bail!("{shown} ended ({status}) before it listened");
+            }
+            if started.elapsed() > START {
+                bail!("{shown} does not listen on {address}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(running)
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Resident memory, in bytes.
+    pub(super) fn rss(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).context("the server is gone")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().context("no number in VmRSS")?;
+        Ok(kilobytes * 1_024)
+    }
+
+    /// Ends it, as an operator would, and removes its data.
+    pub(super) fn stop(mut self) -> Result<()> {
+        let pid = Pid::from_raw(self.pid().try_into().context("a process id is small")?);
+        kill(pid, Signal::SIGTERM).context("the server ended by itself")?;
+        let started = Instant::now();
+        while self.child.try_wait().context("lost the server")?.is_none() {
+            if started.elapsed() > STOP {
+                bail!("the server does not end on SIGTERM");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Does nothing to a child that was waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(dir) = &self.data_dir
+            && let Err(error) = fs::remove_dir_all(dir)
+        {
+            let _ = writeln!(std::io::stderr(), "xtask: cannot remove {}: {error}", dir.display());
+        }
+    }
+}
+
+/// A port that nobody uses now.
+fn free_port(tcp: bool) -> Result<SocketAddr> {
+    let any = "127.0.0.1:0";
+    let address = if tcp { TcpListener::bind(any)?.local_addr()? } else { UdpSocket::bind(any)?.local_addr()? };
+    Ok(address)
+}
+
+/// Whether a CoAP server answers a ping (RFC 7252 §4.3).
+fn answers_ping(address: SocketAddr) -> bool {
+    let ask = || -> std::io::Result<usize> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.connect(address)?;
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        socket.send(&[0x40, 0, 0, 1])?;
+        socket.recv(&mut [0; 16])
+    };
+    ask().is_ok()
+}
+
+/// Debian puts daemons where only root looks.
+fn path_with_daemons() -> std::ffi::OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin:/sbin");
+    path
+}
