@@ -3,6 +3,9 @@
 mod connect;
 mod inbound;
 mod outbound;
+mod retained;
+mod session;
 mod strict;
 mod subscribe;
 mod support;
+mod trie_model;
