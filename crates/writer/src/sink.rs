@@ -2,10 +2,10 @@
 //!
 //! # Operation
 //!
-//! [`Runner::work`]: read what is durable, let the sink take it; when the sink says that it is due, plan the range, deliver, advance the
+//! Read what is durable, let the sink take it; when the sink says that it is due, plan the range, deliver, advance the
 //! cursor. A delivery never spans epochs. Whatever goes wrong, a panic of the sink included, is answered in one way, the one that a
 //! crash takes too: forget all that was taken, wait, and begin again at the cursor with the plan that may be there. The wait doubles from
-//! [`FIRST_RETRY`] to [`LAST_RETRY`], for ever: a dead sink only grows the backlog, which is measured and bounded by the log.
+//! `FIRST_RETRY` to `LAST_RETRY`, for ever: a dead sink only grows the backlog, which is measured and bounded by the log.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -6,10 +6,13 @@ use super::*;
 use crate::sink::{Sink, SinkHandle, spawn};
 use crate::{CursorError, SinkError};
 
+/// The epoch of a delivery and the numbers in it.
+type Delivery = (u32, Vec<u64>);
+
 /// What a sink has delivered, by first and last sequence number: as files would be, a repetition replaces.
 #[derive(Default)]
 struct Shop {
-    delivered: Mutex<BTreeMap<(u64, u64), (u32, Vec<u64>)>>,
+    delivered: Mutex<BTreeMap<(u64, u64), Delivery>>,
     /// Deliveries to fail before they do anything, and after they have done it.
     fail_before: AtomicU64,
     fail_after: AtomicU64,

@@ -98,7 +98,7 @@ fn concurrent_appenders_get_ranges_of_their_own() {
                         Ok(last) => {
                             assert!(batch.is_empty());
                             (0..n).for_each(|i| {
-                                assert!(given.insert(last.0 + 1 - n + i, thread << 32 | (sent + i)).is_none())
+                                assert!(given.insert(last.0 + 1 - n + i, thread << 32 | (sent + i)).is_none());
                             });
                             sent += n;
                         }
