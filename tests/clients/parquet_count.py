@@ -5,4 +5,4 @@ import sys
 import duckdb
 
 files = f"read_parquet('{sys.argv[1]}/*/*/*.parquet')"
-print(*duckdb.sql(f"SELECT count(*), count(DISTINCT seq) FROM {files}").fetchone())
+print(*duckdb.sql(f"SELECT count(*), count(DISTINCT seq) FROM {files}").fetchall()[0])

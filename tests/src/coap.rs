@@ -1,4 +1,4 @@
-//! CoAP, byte by byte (RFC 7252 §3), with an endpoint that sends whatever a test wants.
+//! CoAP, byte by byte (RFC 7252 §3, with the longer tokens of RFC 8974), with an endpoint that sends whatever a test wants.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -122,9 +122,10 @@ impl Message {
     /// The bytes of the message.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let token_len = u8::try_from(self.token.len()).expect("a short token");
+        let (token_len, token_len_more) = nibble(self.token.len());
         let mut out = vec![1 << 6 | (self.kind as u8) << 4 | token_len, self.code];
         out.extend(self.mid.to_be_bytes());
+        out.extend(token_len_more);
         out.extend(&self.token);
         let mut options = self.options.clone();
         options.sort_by_key(|(number, _)| *number);
@@ -157,10 +158,7 @@ impl Message {
             return None;
         }
         let kind = [Kind::Con, Kind::Non, Kind::Ack, Kind::Rst][usize::from(head[0] >> 4 & 3)];
-        let token_len = usize::from(head[0] & 0xF);
-        if token_len > 8 {
-            return None;
-        }
+        let token_len = extended(head[0] & 0xF, &mut rest)?;
         let mut message = Message::new(kind, head[1], u16::from_be_bytes([head[2], head[3]]));
         let (token, tail) = rest.split_at_checked(token_len)?;
         message.token = token.to_vec();

@@ -31,8 +31,6 @@ pub fn tidegate() -> Command {
 #[derive(Debug, Clone)]
 pub struct Setup {
     data_dir: Option<PathBuf>,
-    /// Where a temporary data directory is made.
-    parent: PathBuf,
     /// `--set` arguments; a later one wins.
     settings: Vec<String>,
     env: Vec<(String, PathBuf)>,
@@ -44,7 +42,7 @@ impl Default for Setup {
             ["coap", "mqtt", "http"].map(|name| format!("{name}.listen=127.0.0.1:0")).into();
         // Small segments start fast and are many; how much room the machine has must not decide a test.
         settings.extend(["log.segment_bytes=4 MiB".into(), "log.low_water_bytes=0".into()]);
-        Setup { data_dir: None, parent: std::env::temp_dir(), settings, env: Vec::new() }
+        Setup { data_dir: None, settings, env: Vec::new() }
     }
 }
 
@@ -69,14 +67,6 @@ impl Setup {
         self
     }
 
-    /// Stores in memory, on a disk that has less free than `log.low_water_bytes`: the gateway refuses everything.
-    #[must_use]
-    pub fn full(mut self) -> Setup {
-        self.parent = "/dev/shm".into();
-        // The most that may be configured, and more than any machine's memory.
-        self.set("log.low_water_bytes=1 TiB")
-    }
-
     /// Runs on the disk that `shim` simulates.
     #[must_use]
     pub fn shim(mut self, shim: &Shim) -> Setup {
@@ -92,10 +82,8 @@ impl Setup {
 
     /// Starts the gateway and waits until it serves or ends.
     pub fn try_start(self) -> Result<Gateway, Exited> {
-        let temporary = self
-            .data_dir
-            .is_none()
-            .then(|| TempDir::with_prefix_in("tidegate-test-", &self.parent).expect("a temporary directory"));
+        let temporary =
+            self.data_dir.is_none().then(|| TempDir::with_prefix("tidegate-test-").expect("a temporary directory"));
         let data_dir = match (&self.data_dir, &temporary) {
             (Some(dir), _) => dir.clone(),
             (None, Some(temporary)) => temporary.path().join("data"),

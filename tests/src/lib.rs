@@ -25,7 +25,7 @@ mod wait;
 
 pub use disk::{Shim, SmallDisk};
 pub use gateway::{Exited, Gateway, Setup, http_get, tidegate};
-pub use load::{Ledger, Load};
+pub use load::{Ledger, Load, audit};
 pub use metrics::Metrics;
 pub use random::Random;
 pub use stored::Stored;

@@ -42,26 +42,27 @@ impl Ledger {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Checks what is stored: every acknowledged payload, none of the load's payloads twice.
-    pub fn audit<'a>(&self, stored: impl IntoIterator<Item = &'a [u8]>) {
-        let mut times: HashMap<&[u8], u32> = HashMap::new();
-        for payload in stored {
-            *times.entry(payload).or_default() += 1;
-        }
-        let acked = self.acked.lock().expect("no test panics with it");
-        assert!(!acked.is_empty(), "nothing was acknowledged");
-        let missing: Vec<&String> = acked.iter().filter(|payload| !times.contains_key(payload.as_bytes())).collect();
-        assert!(
-            missing.is_empty(),
-            "{} of {} acknowledged are missing: {:?}…",
-            missing.len(),
-            acked.len(),
-            &missing[..missing.len().min(5)]
-        );
-        let twice: Vec<_> = times.iter().filter(|(_, times)| **times > 1).take(5).collect();
-        let shown: Vec<_> = twice.iter().map(|(payload, times)| (String::from_utf8_lossy(payload), times)).collect();
-        assert!(shown.is_empty(), "stored more than once: {shown:?}…");
+    /// What was acknowledged so far.
+    #[must_use]
+    pub fn acked(&self) -> Vec<String> {
+        self.acked.lock().expect("no test panics with it").clone()
     }
+}
+
+/// Checks what is stored: every acknowledged payload, none of the load's payloads twice. `acked` must be taken before the
+/// stored payloads are read, as the load may go on meanwhile.
+pub fn audit<'a>(acked: &[String], stored: impl IntoIterator<Item = &'a [u8]>) {
+    let mut times: HashMap<&[u8], u32> = HashMap::new();
+    for payload in stored {
+        *times.entry(payload).or_default() += 1;
+    }
+    assert!(!acked.is_empty(), "nothing was acknowledged");
+    let missing: Vec<&String> = acked.iter().filter(|payload| !times.contains_key(payload.as_bytes())).collect();
+    let few = &missing[..missing.len().min(5)];
+    assert!(missing.is_empty(), "{} of {} acknowledged are missing: {few:?}…", missing.len(), acked.len());
+    let twice = times.iter().filter(|(_, times)| **times > 1).take(5);
+    let shown: Vec<_> = twice.map(|(payload, times)| (String::from_utf8_lossy(payload), times)).collect();
+    assert!(shown.is_empty(), "stored more than once: {shown:?}…");
 }
 
 /// Devices that send as fast as they are answered, until dropped.
@@ -84,17 +85,22 @@ const MIDS_PER_ENDPOINT: u16 = 60_000;
 /// Messages under way on one MQTT connection.
 const MQTT_WINDOW: usize = 16;
 
+/// Loads started by this program: part of every payload, so that two loads never send the same.
+static LOADS: AtomicU64 = AtomicU64::new(0);
+
 impl Load {
     /// Starts one CoAP endpoint and three MQTT connections (QoS 1 and 2 over MQTT 5, QoS 1 over 3.1.1).
     #[must_use]
     pub fn start(coap: SocketAddr, mqtt: SocketAddr, ledger: &Arc<Ledger>) -> Load {
+        let run = LOADS.fetch_add(1, Ordering::Relaxed);
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         let (its_ledger, its_stop) = (Arc::clone(ledger), Arc::clone(&stop));
-        threads.push(thread::spawn(move || coap_devices(coap, &its_ledger, &its_stop)));
+        threads.push(thread::spawn(move || coap_devices(coap, run, &its_ledger, &its_stop)));
         for (name, version, qos) in [("m5q1", Version::V5, 1), ("m5q2", Version::V5, 2), ("m4q1", Version::V4, 1)] {
             let (ledger, stop) = (Arc::clone(ledger), Arc::clone(&stop));
-            threads.push(thread::spawn(move || mqtt_device(mqtt, name, version, qos, &ledger, &stop)));
+            let name = format!("{name}-{run}");
+            threads.push(thread::spawn(move || mqtt_device(mqtt, &name, version, qos, &ledger, &stop)));
         }
         Load { stop, threads }
     }
@@ -120,15 +126,15 @@ impl Drop for Load {
     }
 }
 
-fn coap_devices(gateway: SocketAddr, ledger: &Ledger, stop: &AtomicBool) {
+fn coap_devices(gateway: SocketAddr, run: u64, ledger: &Ledger, stop: &AtomicBool) {
     let mut number = 0u64;
     while !stop.load(Ordering::Relaxed) {
-        coap_endpoint(gateway, &mut number, ledger, stop);
+        coap_endpoint(gateway, run, &mut number, ledger, stop);
     }
 }
 
 /// One endpoint, until its message IDs are used up.
-fn coap_endpoint(gateway: SocketAddr, number: &mut u64, ledger: &Ledger, stop: &AtomicBool) {
+fn coap_endpoint(gateway: SocketAddr, run: u64, number: &mut u64, ledger: &Ledger, stop: &AtomicBool) {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");
     socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a positive time");
     let mut mid = 0u16;
@@ -141,7 +147,7 @@ fn coap_endpoint(gateway: SocketAddr, number: &mut u64, ledger: &Ledger, stop: &
         {
             mid += 1;
             *number += 1;
-            let payload = format!("coap-{number}");
+            let payload = format!("coap-{run}-{number}");
             let ep = format!("load-{device}");
             let message = Message::post(Kind::Con, mid, "load/coap", &ep, payload.as_bytes());
             let _ = socket.send_to(&message.encode(), gateway);

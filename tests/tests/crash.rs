@@ -3,15 +3,19 @@
 use std::sync::Arc;
 
 use tidegate_tests::foreign::{finish, python};
-use tidegate_tests::{Gateway, Ledger, Load, Random, Setup, Stored, until};
+use tidegate_tests::{Gateway, Ledger, Load, Random, Setup, Stored, audit, until};
 
 /// How often the gateway is killed.
 const KILLS: usize = 100;
 
-fn audit(ledger: &Ledger, records: &[Stored]) {
-    ledger.audit(records.iter().map(|record| record.payload.as_slice()));
+/// Checks what is stored while the load may go on.
+fn check(ledger: &Ledger, gateway: &Gateway) -> Vec<Stored> {
+    let acked = ledger.acked();
+    let records = gateway.records();
+    audit(&acked, records.iter().map(|record| record.payload.as_slice()));
     let gap = records.windows(2).find(|pair| pair[0].seq >= pair[1].seq);
     assert!(gap.is_none(), "sequence numbers rise: {gap:?}");
+    records
 }
 
 #[test]
@@ -32,13 +36,12 @@ fn a_hundred_kills_lose_nothing_that_was_acknowledged_and_double_nothing() {
         gateway.kill();
         gateway.restart();
         if life % 25 == 24 {
-            audit(&ledger, &gateway.records());
+            check(&ledger, &gateway);
         }
     }
     load.stop();
     assert!(gateway.terminate().success(), "{}", gateway.stderr());
-    let records = gateway.records();
-    audit(&ledger, &records);
+    let records = check(&ledger, &gateway);
     let (coap, mqtt) = ledger.counts();
     println!("{KILLS} kills, {coap} acknowledged over CoAP, {mqtt} over MQTT, {} stored", records.len());
 
@@ -58,7 +61,7 @@ fn sigterm_under_load_stores_what_it_acknowledged() {
         let status = gateway.terminate();
         assert_eq!(status.code(), Some(0), "{}", gateway.stderr());
         load.stop();
-        audit(&ledger, &gateway.records());
+        check(&ledger, &gateway);
         gateway.restart();
     }
 }

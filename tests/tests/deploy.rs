@@ -5,7 +5,7 @@ use std::fs;
 use std::net::UdpSocket;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use tidegate_tests::coap::{CHANGED, Endpoint, Kind, Message};
@@ -84,7 +84,9 @@ fn the_unit_starts_stops_and_fails_as_it_says() {
         let len = notify.recv(&mut buffer).expect("the gateway tells systemd");
         String::from_utf8_lossy(&buffer[..len]).into_owned()
     };
-    let mut serve = command(&one("ExecStart")).env("NOTIFY_SOCKET", &socket).spawn().expect("it starts");
+    let mut serve = command(&one("ExecStart"));
+    serve.env("NOTIFY_SOCKET", &socket).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut serve = serve.spawn().expect("it starts");
     assert_eq!(heard(), "READY=1");
     assert!(state.join("log").is_dir(), "its data is in the state directory");
     let pid = nix::unistd::Pid::from_raw(i32::try_from(serve.id()).expect("positive"));
@@ -184,8 +186,26 @@ fn the_container_file_names_what_is_there() {
 
 /// A gateway to which everything has happened that a dashboard shows.
 fn busy_gateway() -> Gateway {
-    let gateway = Setup::new().set("coap.max_payload_bytes=64").set("sinks.parquet.roll_seconds=1").start();
+    let shim = Shim::new();
+    let gateway = Setup::new()
+        .shim(&shim)
+        .set("coap.max_payload_bytes=64")
+        .set("log.pending_bytes=1 MiB")
+        .set("sinks.parquet.roll_seconds=1")
+        .start();
     traffic(&gateway);
+
+    // A disk that is slow for a while, so that some readings are shed.
+    shim.hold();
+    let mut client = Client::connect(gateway.mqtt, Version::V4, "flood");
+    let mut sensor = Endpoint::new(gateway.coap);
+    until("readings are shed", || {
+        client.publish("t", &[b'x'; 100_000], 0);
+        let non = Message::post(Kind::Non, sensor.mid(), "t", "sensor", b"reading");
+        sensor.send(&non);
+        (gateway.metrics().get("tidegate_shed_total", &[]) >= 1.0).then_some(())
+    });
+    shim.release();
     gateway
 }
 
@@ -255,7 +275,7 @@ fn prometheus_scrapes_the_gateway_and_fills_every_panel() {
         .arg(format!("--storage.tsdb.path={}", dir.path().join("tsdb").display()))
         .arg(format!("--web.listen-address=127.0.0.1:{port}"))
         .arg("--log.level=error")
-        .stderr(std::process::Stdio::null());
+        .stderr(Stdio::null());
     let _prometheus = Running::start(&mut prometheus);
     let query = |expression: &str| -> Option<Value> {
         let address = format!("127.0.0.1:{port}").parse().expect("an address");

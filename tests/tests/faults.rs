@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_tests::coap::{self, CHANGED, Endpoint, Kind, Message};
+use tidegate_tests::foreign::finish;
 use tidegate_tests::mqtt::{Client, Packet, Version};
-use tidegate_tests::{Gateway, Ledger, Load, Setup, Shim, SmallDisk, until};
+use tidegate_tests::{Gateway, Ledger, Load, Setup, Shim, SmallDisk, Stored, audit, tidegate, until};
 
 #[test]
 fn a_failed_sync_is_never_retried() {
@@ -66,7 +67,14 @@ fn a_disk_that_is_nearly_full_refuses_and_recovers_by_itself() {
     assert!(refusal.find_uint(coap::MAX_AGE).is_some_and(|seconds| seconds > 0));
     let pid = client.publish("t", b"?", 1);
     assert_eq!(client.receive(), Packet::Puback { pid, code: 0x97 });
-    assert_eq!(gateway.get("/readyz").0, 503);
+    let pid = client.publish("t", b"?", 2);
+    assert_eq!(client.receive(), Packet::Pubrec { pid, code: 0x97 });
+    client.ping();
+    assert_eq!(client.receive(), Packet::Pingresp, "it stays connected");
+    assert!(gateway.metrics().get("tidegate_refused_total", &["protocol=\"coap\""]) >= 1.0);
+    assert!(gateway.metrics().get("tidegate_refused_total", &["protocol=\"mqtt\""]) >= 2.0);
+    assert_eq!(gateway.get("/healthz").0, 200, "it is alive");
+    assert_eq!(gateway.get("/readyz").0, 503, "but takes nothing");
     // MQTT 3.1.1 is not read meanwhile.
     let mut waiting = Client::connect(gateway.mqtt, Version::V4, "four");
     let waiting_pid = waiting.publish("t", b"waits for room", 1);
@@ -84,6 +92,57 @@ fn a_disk_that_is_nearly_full_refuses_and_recovers_by_itself() {
     for expected in ["room", "room again", "room again, mqtt", "waits for room"] {
         assert!(payloads.contains(&expected.to_owned()), "{expected} in {payloads:?}");
     }
+}
+
+#[test]
+fn a_gateway_that_starts_on_a_full_disk_refuses_until_there_is_room() {
+    let mut disk = SmallDisk::mount(96 << 20);
+    let setup = || Setup::new().data_dir(&disk.path().join("data")).set("log.low_water_bytes=32 MiB");
+    let mut gateway = setup().start();
+    let mut meter = Endpoint::new(gateway.coap);
+    assert_eq!(meter.post("t", "meter", b"before").code, CHANGED);
+    gateway.kill();
+    disk.fill_up_to(16 << 20);
+    gateway.restart();
+    assert_eq!(meter.post("t", "meter", b"?").code, coap::UNAVAILABLE);
+    disk.make_room();
+    until("it takes readings", || (meter.post("t", "meter", b"after").code == CHANGED).then_some(()));
+    assert!(gateway.payloads().contains(&"before".into()));
+}
+
+#[test]
+fn a_disk_that_is_too_slow_sheds_what_nobody_waits_for_and_refuses_the_rest() {
+    let shim = Shim::new();
+    let gateway = Setup::new().shim(&shim).set("log.pending_bytes=1 MiB").start();
+    let mut meter = Endpoint::new(gateway.coap);
+    assert_eq!(meter.post("t", "meter", b"quick").code, CHANGED);
+    shim.hold();
+    let mut sensor = Endpoint::new(gateway.coap);
+    let metric = |name: &str| gateway.metrics().get(name, &["protocol=\"coap\""]);
+    until("non-confirmable readings are shed", || {
+        for _ in 0..100 {
+            let mid = sensor.mid();
+            sensor.send(&Message::post(Kind::Non, mid, "t", &format!("sensor-{}", mid % 50), &[b'n'; 1024]));
+        }
+        (metric("tidegate_shed_total") >= 1.0).then_some(())
+    });
+    // Confirmable ones go on until there is no room at all.
+    until("confirmable readings are refused", || {
+        for _ in 0..100 {
+            let mid = meter.mid();
+            meter.send(&Message::post(Kind::Con, mid, "t", &format!("meter-{}", mid % 50), &[b'c'; 1024]));
+        }
+        while let Some(answer) = meter.try_receive(Duration::from_millis(100)) {
+            assert_ne!(answer.code, CHANGED, "nothing is durable now");
+            if answer.code == coap::UNAVAILABLE {
+                return Some(());
+            }
+        }
+        None
+    });
+    shim.release();
+    let mut other = Endpoint::new(gateway.coap);
+    until("readings are taken again", || (other.post("t", "other", b"again").code == CHANGED).then_some(()));
 }
 
 #[test]
@@ -111,7 +170,7 @@ fn a_disk_that_is_full_under_load_loses_nothing_that_was_acknowledged() {
     load.stop();
     gateway.kill();
     gateway.restart();
-    ledger.audit(gateway.records().iter().map(|record| record.payload.as_slice()));
+    audit(&ledger.acked(), gateway.records().iter().map(|record| record.payload.as_slice()));
 }
 
 #[test]
@@ -243,11 +302,16 @@ fn a_flipped_bit_in_the_middle_is_set_aside_and_said_aloud() {
     let aside = fs::read_dir(&quarantine).expect("there is a quarantine").count();
     assert!(aside > 0, "nothing in {}", quarantine.display());
     assert!(gateway.stderr().contains("quarantine"), "it says so: {}", gateway.stderr());
-    let payloads = gateway.payloads();
-    assert!(!payloads.contains(&"reading 0007".into()) || payloads.len() == 20, "{payloads:?}");
-    for n in 0..7 {
-        assert!(payloads.contains(&format!("reading {n:04}")), "what stands before it is whole: {payloads:?}");
-    }
+    assert!(gateway.metrics().get("tidegate_log_quarantined_files_total", &[]) >= 1.0);
     assert_eq!(meter.post("t", "meter", b"reading 9999").code, CHANGED);
-    assert!(gateway.payloads().contains(&"reading 9999".into()));
+
+    // What is whole is printed, what is missing is said, and the exit code does not hide it.
+    let output = finish(tidegate().arg("records").arg("--data-dir").arg(&gateway.data_dir));
+    let payloads: Vec<String> = output.stdout.lines().map(|line| Stored::parse(line).text()).collect();
+    for n in (0..20).filter(|n| *n != 7).chain([9999]) {
+        assert!(payloads.contains(&format!("reading {n:04}")), "{n} in {payloads:?}");
+    }
+    assert!(!payloads.contains(&"reading 0007".into()));
+    assert_ne!(output.code, Some(0));
+    assert!(output.stderr.contains('8'), "record 8 is named: {}", output.stderr);
 }

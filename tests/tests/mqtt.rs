@@ -341,26 +341,6 @@ fn a_subscriber_sees_at_once_what_is_not_promised_and_the_rest_once_durable() {
 }
 
 #[test]
-fn a_full_gateway_refuses_version_5_by_reason_and_does_not_read_the_rest() {
-    let gateway = Setup::new().full().start();
-    let mut client = Client::connect(gateway.mqtt, Version::V5, "five");
-    let pid = client.publish("t", b"refused", 1);
-    assert_eq!(client.receive(), Packet::Puback { pid, code: 0x97 });
-    let pid = client.publish("t", b"refused", 2);
-    assert_eq!(client.receive(), Packet::Pubrec { pid, code: 0x97 });
-    client.ping();
-    assert_eq!(client.receive(), Packet::Pingresp, "it stays connected");
-
-    // 3.1.1 has no word for it: the publish waits, unacknowledged, until there is room.
-    let mut client = Client::connect(gateway.mqtt, Version::V4, "four");
-    client.publish("t", b"waits", 1);
-    until("its connection is not read", || {
-        (gateway.metrics().get("tidegate_mqtt_paused_connections", &[]) >= 1.0).then_some(())
-    });
-    assert_eq!(gateway.records(), []);
-}
-
-#[test]
 fn a_subscriber_that_never_reads_harms_nobody() {
     let gateway = Setup::new().set("mqtt.max_outgoing_bytes=256 KiB").start();
     let mut deaf = Client::connect(gateway.mqtt, Version::V5, "deaf");

@@ -106,7 +106,7 @@ impl Place {
         let path = format!("{}:{}", venv.display(), std::env::var("PATH").unwrap_or_default());
         command.arg("-c").arg(line).current_dir(self.dir.path()).env("PATH", path);
         // A file a second instead of one a minute, so that nobody waits for the query.
-        command.env("TIDEGATE__SINKS__PARQUET__ROLL_SECONDS", "1");
+        command.env("TIDEGATE__SINKS__PARQUET__ROLL_SECONDS", "1").env("TIDEGATE_LOG", "error");
         command
     }
 
