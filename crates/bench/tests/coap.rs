@@ -134,9 +134,12 @@ fn kept_foreign(store: &Store) {
     store.line("bench-00000000", &payload);
 }
 
+/// Datagrams by endpoint and message ID.
+type Copies = BTreeMap<(SocketAddr, Vec<u8>), Vec<Vec<u8>>>;
+
 #[test]
 fn an_unanswered_message_is_sent_again_with_the_same_bytes_until_it_is_answered() {
-    let seen: Arc<Mutex<BTreeMap<(SocketAddr, Vec<u8>), Vec<Vec<u8>>>>> = Arc::default();
+    let seen: Arc<Mutex<Copies>> = Arc::default();
     let keep = seen.clone();
     let toy = Toy::start_with_peer(move |request, peer, _| {
         let mut seen = keep.lock().unwrap();
@@ -204,7 +207,7 @@ fn answers_are_counted_by_kind() {
     let counted: Arc<Mutex<BTreeMap<&'static str, u64>>> = Arc::default();
     let tally = counted.clone();
     let toy = Toy::start(move |request, n| {
-        let mut count = |kind| *tally.lock().unwrap().entry(kind).or_default() += 1;
+        let count = |kind| *tally.lock().unwrap().entry(kind).or_default() += 1;
         let mut previous = before.lock().unwrap();
         let (mid, token) = (&request[2..4], token_of(request));
         let mut answers = match n % 10 {

@@ -1,31 +1,25 @@
 //! The connections of one generator thread, and its loop.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::mem::size_of;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use hdrhistogram::Histogram;
+use anyhow::Context;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeSpec;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::SockRef;
 
 use super::consumer::{Consumer, Received};
-use super::wire::{
-    CONNACK, Connect, DISCONNECT, FAILURE, Malformed, PINGREQ, PINGRESP, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL,
-    Packet, SERVER_DISCONNECT, Template, put_acknowledgement,
-};
-use super::{ConnectResult, Share, Workload};
-use crate::audit::device_name;
+use super::wire::{DISCONNECT, PINGREQ, Template};
+use super::{Share, Workload};
 use crate::clock::{Clock, SECOND};
-use crate::ledger::{Ledger, MessageId};
-use crate::meter::{Meter, histogram};
+use crate::ledger::Ledger;
+use crate::meter::Meter;
 use crate::payload::Mark;
 use crate::run::{Control, Phase, Plan};
 
@@ -33,7 +27,7 @@ use crate::run::{Control, Phase, Plan};
 const READ_BYTES: usize = 16 << 10;
 
 /// Connections that are looked at before anything else gets its turn.
-const EVENTS: usize = 512;
+pub(super) const EVENTS: usize = 512;
 
 /// Messages that are begun before answers get their turn.
 const BURST: usize = 512;
@@ -46,34 +40,34 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const QUIET: u64 = SECOND;
 
 /// The epoll datum of the consumer, which is no connection's index.
-const CONSUMER: u64 = u64::MAX;
+pub(super) const CONSUMER: u64 = u64::MAX;
 
 /// Packet identifiers are `1..=IDS`; zero is none (MQTT 5.0 §2.2.1).
-const IDS: u32 = 65_535;
+pub(super) const IDS: u32 = 65_535;
 
 /// One client.
 #[derive(Debug)]
-struct Connection {
-    stream: Option<TcpStream>,
-    state: State,
+pub(super) struct Connection {
+    pub(super) stream: Option<TcpStream>,
+    pub(super) state: State,
     /// Messages in flight: `<= window`.
-    in_flight: u16,
+    pub(super) in_flight: u16,
     /// Messages begun.
-    begun: u32,
+    pub(super) begun: u32,
     /// Messages due, in open loop: `begun <= due`.
-    due: u32,
+    pub(super) due: u32,
     /// When connecting began.
-    since: u64,
+    pub(super) since: u64,
     /// The beginning of a packet whose end has not arrived.
-    tail: Option<Box<[u8]>>,
+    pub(super) tail: Option<Box<[u8]>>,
     /// What the kernel did not take yet.
-    unsent: Option<Box<[u8]>>,
+    pub(super) unsent: Option<Box<[u8]>>,
 }
 
 const _: () = assert!(size_of::<Connection>() <= 56, "the module doc says so");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     /// Not begun.
     Fresh,
     /// SYN is sent.
@@ -88,31 +82,19 @@ enum State {
 
 /// A message in flight.
 #[derive(Debug, Clone, Copy)]
-struct Slot {
-    due_at: u64,
-    number: u32,
-    state: Flight,
+pub(super) struct Slot {
+    pub(super) due_at: u64,
+    pub(super) number: u32,
+    pub(super) state: Flight,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flight {
+pub(super) enum Flight {
     None,
     /// Awaits PUBACK or PUBREC.
     Published,
     /// Awaits PUBCOMP.
     Released,
-}
-
-/// The first stage of one thread.
-#[derive(Debug)]
-pub(crate) struct Connected {
-    pub(crate) connections: u32,
-    pub(crate) refused: u32,
-    /// What the server said to one that it refused.
-    pub(crate) reason: Option<String>,
-    pub(crate) first: u64,
-    pub(crate) last: u64,
-    pub(crate) latency: Histogram<u64>,
 }
 
 /// What a thread leaves behind.
@@ -123,44 +105,34 @@ pub(crate) struct Part {
     pub(crate) receive_maximum: u16,
 }
 
-/// Why a connection ends.
-enum Loss {
-    /// The server closed it, or it broke.
-    Closed,
-    /// The server sent what it may not.
-    Malformed,
-    /// The server said no, with a code.
-    Refused(String),
-}
-
 /// The connections of one thread.
 pub(crate) struct Crowd<'a> {
-    workload: &'a Workload,
-    shard: usize,
-    share: Share,
+    pub(super) workload: &'a Workload,
+    pub(super) shard: usize,
+    pub(super) share: Share,
     /// Index in the run of `connections[0]`.
-    first: u32,
-    connections: Vec<Connection>,
+    pub(super) first: u32,
+    pub(super) connections: Vec<Connection>,
     /// `slots[i * window + number % window]` is message `number` of connection `i`, if in flight.
-    slots: Vec<Slot>,
-    epoll: Epoll,
-    template: Template,
-    consumer: Option<Consumer>,
-    ledger: Ledger,
-    meter: Meter,
-    clock: Clock,
-    in_flight: usize,
-    live: u32,
-    refused: u32,
+    pub(super) slots: Vec<Slot>,
+    pub(super) epoll: Epoll,
+    pub(super) template: Template,
+    pub(super) consumer: Option<Consumer>,
+    pub(super) ledger: Ledger,
+    pub(super) meter: Meter,
+    pub(super) clock: Clock,
+    pub(super) in_flight: usize,
+    pub(super) live: u32,
+    pub(super) refused: u32,
     /// Messages begun, or due in open loop.
-    started: u64,
+    pub(super) started: u64,
     /// Connection that pings next.
-    pinger: usize,
-    pings: u64,
-    receive_maximum: u16,
+    pub(super) pinger: usize,
+    pub(super) pings: u64,
+    pub(super) receive_maximum: u16,
     /// Where packets are read to and built.
-    input: Vec<u8>,
-    output: Vec<u8>,
+    pub(super) input: Vec<u8>,
+    pub(super) output: Vec<u8>,
 }
 
 impl<'a> Crowd<'a> {
@@ -212,128 +184,6 @@ impl<'a> Crowd<'a> {
     pub(crate) fn bytes_per_connection(window: u16) -> f64 {
         (size_of::<Connection>() + usize::from(window) * size_of::<Slot>()) as f64
     }
-
-    // --- first stage
-
-    /// Sets the connections up.
-    pub(crate) fn connect(&mut self, control: &Control) -> ConnectResult {
-        self.clock = control.first_clock;
-        let mut events = [EpollEvent::empty(); EVENTS];
-        let mut connected = Connected {
-            connections: 0,
-            refused: 0,
-            reason: None,
-            first: self.clock.now(),
-            last: 0,
-            latency: histogram(),
-        };
-        let share = self.connections.len() as f64 / f64::from(self.workload.connections);
-        let rate = self.workload.connect_rate * share;
-        let mut next = 0;
-        loop {
-            if control.is_abandoned() {
-                bail!("called off");
-            }
-            let now = self.clock.now();
-            let allowed = if rate > 0.0 {
-                ((now - connected.first) as f64 / SECOND as f64 * rate) as usize + 1
-            } else {
-                usize::MAX
-            };
-            let settled = (self.live + self.refused) as usize;
-            while next < self.connections.len() && next - settled < self.workload.connecting && next < allowed {
-                self.open(next)?;
-                next += 1;
-            }
-            if settled == self.connections.len() {
-                break;
-            }
-            // With a rate, the next connection is due soon; else only an event moves anything.
-            let timeout = if rate > 0.0 { 1u16 } else { 100 };
-            let n = match self.epoll.wait(&mut events, timeout) {
-                Ok(n) => n,
-                Err(Errno::EINTR) => 0,
-                Err(error) => return Err(error).context("cannot wait for connections"),
-            };
-            let now = self.clock.now();
-            for event in &events[..n] {
-                let i = event.data() as usize;
-                let was_live = self.connections[i].state == State::Live;
-                self.on_event(i, event.events(), now);
-                self.send(i);
-                if !was_live && self.connections[i].state == State::Live {
-                    connected.latency.saturating_record((now - self.connections[i].since) / 1_000);
-                    connected.last = now;
-                    control.count_connected();
-                }
-            }
-        }
-        connected.connections = self.live;
-        connected.refused = self.refused;
-        connected.reason = self.meter.counts.refused.keys().next().cloned();
-        if let (Some((filter, qos)), 0) = (&self.workload.consumer, self.shard) {
-            let consumer = Consumer::subscribe(self.workload, filter, *qos)?;
-            let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET, CONSUMER);
-            self.epoll.add(&consumer.stream, event).context("cannot watch the consumer's connection")?;
-            self.consumer = Some(consumer);
-        }
-        Ok(connected)
-    }
-
-    /// Begins a connection.
-    fn open(&mut self, i: usize) -> anyhow::Result<()> {
-        let target = self.workload.target;
-        let socket =
-            Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP)).map_err(|error| match error
-                .raw_os_error()
-            {
-                Some(code) if code == Errno::EMFILE as i32 || code == Errno::ENFILE as i32 => anyhow::anyhow!(
-                    "too many open files after {i} connections; use fewer --connections or raise the limit (ulimit -n)"
-                ),
-                _ => anyhow::Error::new(error).context("cannot open a TCP socket"),
-            })?;
-        socket.set_nonblocking(true)?;
-        socket.set_tcp_nodelay(true)?;
-        if let Some(source) = self.workload.source(self.first + i as u32) {
-            // The port is chosen when the destination is known, so that sources may use the same ones.
-            setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
-            socket.bind(&SocketAddr::from((source, 0)).into()).with_context(|| format!("cannot send from {source}"))?;
-        }
-        match socket.connect(&target.into()) {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {}
-            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => bail!(
-                "out of local ports after {i} connections; use fewer --connections, or widen net.ipv4.ip_local_port_range"
-            ),
-            Err(error) => return Err(error).with_context(|| format!("{target} cannot be reached")),
-        }
-        let stream = TcpStream::from(socket);
-        // Edge-triggered for both directions: nothing has to be changed ever after.
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-        self.epoll.add(&stream, EpollEvent::new(flags, i as u64)).context("cannot watch a connection")?;
-        let connection = &mut self.connections[i];
-        connection.since = self.clock.now();
-        connection.stream = Some(stream);
-        connection.state = State::Connecting;
-        Ok(())
-    }
-
-    fn greet(&mut self, i: usize) {
-        let name = device_name(&self.workload.prefix, self.first + i as u32);
-        let named = |text: &Option<String>| text.as_ref().map(|text| text.replace("{device}", &name));
-        let (username, password) = (named(&self.workload.username), named(&self.workload.password));
-        let connect = Connect {
-            version: self.workload.version,
-            client_id: &name,
-            keep_alive: self.workload.keep_alive,
-            username: username.as_deref(),
-            password: password.as_deref(),
-        };
-        connect.write(&mut self.output);
-        self.connections[i].state = State::Greeting;
-    }
-
-    // --- second stage
 
     /// Runs the clients to the end.
     pub(crate) fn run(mut self, control: &Control) -> anyhow::Result<Part> {
@@ -544,7 +394,7 @@ impl<'a> Crowd<'a> {
     }
 
     /// Whether a connection may send another message: its window and the server's are open, and the kernel takes what it sends.
-    fn may_begin(&self, i: usize) -> bool {
+    pub(super) fn may_begin(&self, i: usize) -> bool {
         let connection = &self.connections[i];
         if connection.state != State::Live || connection.unsent.is_some() {
             return false;
@@ -554,7 +404,7 @@ impl<'a> Crowd<'a> {
                 && self.slots[self.slot(i, connection.begun)].state == Flight::None
     }
 
-    fn slot(&self, i: usize, number: u32) -> usize {
+    pub(super) fn slot(&self, i: usize, number: u32) -> usize {
         let window = usize::from(self.workload.window);
         i * window + number as usize % window
     }
@@ -570,7 +420,7 @@ impl<'a> Crowd<'a> {
     }
 
     /// Builds the next message of a connection.
-    fn begin(&mut self, i: usize, due_at: u64) {
+    pub(super) fn begin(&mut self, i: usize, due_at: u64) {
         let number = self.connections[i].begun;
         self.connections[i].begun += 1;
         self.meter.counts.messages += 1;
@@ -593,7 +443,7 @@ impl<'a> Crowd<'a> {
     }
 
     /// Sends what was built for a connection.
-    fn send(&mut self, i: usize) {
+    pub(super) fn send(&mut self, i: usize) {
         if self.output.is_empty() {
             return;
         }
@@ -625,7 +475,7 @@ impl<'a> Crowd<'a> {
     }
 
     /// Sends what the kernel did not take before.
-    fn send_rest(&mut self, i: usize) {
+    pub(super) fn send_rest(&mut self, i: usize) {
         let connection = &mut self.connections[i];
         let (Some(unsent), Some(stream)) = (connection.unsent.take(), &connection.stream) else { return };
         let mut stream: &TcpStream = stream;
@@ -661,199 +511,6 @@ impl<'a> Crowd<'a> {
                 self.output.extend_from_slice(&PINGREQ);
                 self.send(i);
             }
-        }
-    }
-
-    // --- answers
-
-    fn on_consumer(&mut self) {
-        let Some(consumer) = &mut self.consumer else { return };
-        match consumer.on_ready(&self.clock) {
-            Ok(true) => {}
-            Ok(false) => self.meter.counts.disconnects += 1,
-            Err(Malformed) => self.meter.counts.malformed += 1,
-        }
-    }
-
-    /// Takes in what happened to a connection; what there is to say is left in `output`.
-    fn on_event(&mut self, i: usize, flags: EpollFlags, now: u64) {
-        if self.connections[i].stream.is_none() {
-            return;
-        }
-        if self.connections[i].state == State::Connecting {
-            if flags.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
-                self.lose(i, &Loss::Closed, now);
-                return;
-            }
-            if flags.contains(EpollFlags::EPOLLOUT) {
-                self.greet(i);
-            }
-            return;
-        }
-        if flags.contains(EpollFlags::EPOLLOUT) && self.connections[i].unsent.is_some() {
-            self.send_rest(i);
-        }
-        if let Err(loss) = self.read(i, now) {
-            self.output.clear();
-            self.lose(i, &loss, now);
-        }
-    }
-
-    fn read(&mut self, i: usize, now: u64) -> Result<(), Loss> {
-        let mut input = std::mem::take(&mut self.input);
-        let result = loop {
-            let connection = &mut self.connections[i];
-            let Some(stream) = &connection.stream else { break Ok(()) };
-            let mut stream: &TcpStream = stream;
-            let n = match stream.read(&mut input) {
-                Ok(0) => break Err(Loss::Closed),
-                Ok(n) => n,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break Ok(()),
-                Err(_) => break Err(Loss::Closed),
-            };
-            if let Err(loss) = self.on_input(i, &input[..n], now) {
-                break Err(loss);
-            }
-            if n < input.len() {
-                break Ok(());
-            }
-        };
-        self.input = input;
-        result
-    }
-
-    fn on_input(&mut self, i: usize, bytes: &[u8], now: u64) -> Result<(), Loss> {
-        let joined = self.connections[i].tail.take().map(|tail| [&tail, bytes].concat());
-        let mut rest = joined.as_deref().unwrap_or(bytes);
-        while let Some(packet) = Packet::take(&mut rest).map_err(|Malformed| Loss::Malformed)? {
-            self.on_packet(i, &packet, now)?;
-        }
-        if !rest.is_empty() {
-            self.connections[i].tail = Some(rest.into());
-        }
-        Ok(())
-    }
-
-    fn on_packet(&mut self, i: usize, packet: &Packet<'_>, now: u64) -> Result<(), Loss> {
-        let malformed = |Malformed| Loss::Malformed;
-        match (packet.first, self.connections[i].state) {
-            (CONNACK, State::Greeting) => {
-                let (code, receive_maximum) = packet.connack(self.workload.version).map_err(malformed)?;
-                if code != 0 {
-                    return Err(Loss::Refused(format!("CONNACK {code:#04x}")));
-                }
-                self.receive_maximum = self.receive_maximum.min(receive_maximum.max(1));
-                self.connections[i].state = State::Live;
-                self.live += 1;
-            }
-            (PUBACK, State::Live) if self.workload.qos == 1 => {
-                let (id, reason) = packet.acknowledgement().map_err(malformed)?;
-                self.on_acknowledgement(i, id, reason, "PUBACK", now);
-            }
-            (PUBREC, State::Live) if self.workload.qos == 2 => {
-                let (id, reason) = packet.acknowledgement().map_err(malformed)?;
-                self.on_acknowledgement(i, id, reason, "PUBREC", now);
-            }
-            (PUBCOMP, State::Live) if self.workload.qos == 2 => {
-                let (id, _) = packet.acknowledgement().map_err(malformed)?;
-                match self.in_flight_slot(i, id) {
-                    Some(slot) if self.slots[slot].state == Flight::Released => self.free(i, slot),
-                    _ => self.meter.counts.wrong += 1,
-                }
-            }
-            (PINGRESP, State::Live) => {}
-            (SERVER_DISCONNECT, _) => {
-                let reason = packet.body.first().copied().unwrap_or(0);
-                return Err(Loss::Refused(format!("DISCONNECT {reason:#04x}")));
-            }
-            // A client that did not subscribe is sent no publish, nor anything else.
-            (first, _) if first & 0xf0 == PUBLISH => self.meter.counts.wrong += 1,
-            _ => return Err(Loss::Malformed),
-        }
-        Ok(())
-    }
-
-    /// The slot of the message in flight with a packet identifier.
-    fn in_flight_slot(&self, i: usize, id: u16) -> Option<usize> {
-        let number = self.number_of(i, id)?;
-        let slot = self.slot(i, number);
-        (self.slots[slot].state != Flight::None && self.slots[slot].number == number).then_some(slot)
-    }
-
-    /// The latest message that had a packet identifier.
-    fn number_of(&self, i: usize, id: u16) -> Option<u32> {
-        let last = self.connections[i].begun.checked_sub(1)?;
-        let residue = u32::from(id).checked_sub(1)?;
-        last.checked_sub((last % IDS + IDS - residue) % IDS)
-    }
-
-    fn on_acknowledgement(&mut self, i: usize, id: u16, reason: u8, kind: &str, now: u64) {
-        let Some(slot) = self.in_flight_slot(i, id).filter(|&slot| self.slots[slot].state == Flight::Published) else {
-            let number = self.number_of(i, id);
-            let id = number.map(|number| MessageId { device: self.first + i as u32, number });
-            if id.is_some_and(|id| self.ledger.is_acked(id)) {
-                self.meter.counts.duplicate += 1;
-            } else {
-                self.meter.counts.wrong += 1;
-            }
-            return;
-        };
-        let Slot { due_at, number, .. } = self.slots[slot];
-        self.meter.answered(due_at, now);
-        if reason >= FAILURE {
-            self.meter.counts.refuse(format!("{kind} {reason:#04x}"));
-            self.free(i, slot);
-            return;
-        }
-        self.meter.counts.acked += 1;
-        self.ledger.ack(MessageId { device: self.first + i as u32, number });
-        if self.workload.qos == 2 {
-            self.slots[slot].state = Flight::Released;
-            put_acknowledgement(PUBREL, id, &mut self.output);
-        } else {
-            self.free(i, slot);
-        }
-    }
-
-    fn free(&mut self, i: usize, slot: usize) {
-        self.slots[slot].state = Flight::None;
-        self.connections[i].in_flight -= 1;
-        self.in_flight -= 1;
-    }
-
-    /// A connection is over, and what was in flight on it is lost.
-    fn lose(&mut self, i: usize, loss: &Loss, now: u64) {
-        let was_live = self.connections[i].state == State::Live;
-        match loss {
-            Loss::Closed => {}
-            Loss::Malformed => self.meter.counts.malformed += 1,
-            Loss::Refused(reason) => self.meter.counts.refuse(reason.clone()),
-        }
-        self.meter.counts.disconnects += 1;
-        let connection = &mut self.connections[i];
-        connection.stream = None;
-        connection.tail = None;
-        connection.unsent = None;
-        connection.state = State::Over;
-        if was_live {
-            self.live -= 1;
-        } else {
-            self.refused += 1;
-        }
-        if self.slots.is_empty() {
-            return;
-        }
-        let window = usize::from(self.workload.window);
-        for slot in i * window..(i + 1) * window {
-            if self.slots[slot].state == Flight::None {
-                continue;
-            }
-            if self.slots[slot].state == Flight::Published {
-                self.meter.counts.lost += 1;
-                self.meter.answered(self.slots[slot].due_at, now);
-            }
-            self.free(i, slot);
         }
     }
 }

@@ -16,6 +16,8 @@
 //! arithmetic, and one that comes twice or for nothing is told from a right one. At QoS 2 a message counts as acknowledged with its
 //! PUBREC, with which the server takes it over (MQTT 5.0 §4.3.3).
 
+mod answers;
+mod connecting;
 mod consumer;
 mod crowd;
 pub(crate) mod wire;
@@ -38,8 +40,9 @@ use crate::process;
 use crate::report::{Connect, Load, Quantiles};
 use crate::run::{Control, Drive, Observed, Plan, Signals, Until, watch};
 use crate::schedule::Schedule;
+use connecting::Connected;
 pub use consumer::Received;
-use crowd::{Connected, Crowd};
+use crowd::Crowd;
 
 /// Descriptors of the process besides connections: standard streams, epoll, event and signal descriptors, files in /proc.
 const OTHER_FILES: u64 = 64;
