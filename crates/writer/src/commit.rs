@@ -17,13 +17,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tidegate_record::peek_len;
 
-use crate::error::Refused;
 use crate::format::{FRAME_HEADER_LEN, finish_frame};
 use crate::segment::{self, Active, Sealed};
 use crate::shared::{Shared, lock};
 
-/// Memory of a taken buffer that is kept for the next: what two commits of the usual size need. A flood's buffer goes back.
+/// Commits of the largest size that a buffer has memory for at all times. More is kept only while it is used, so that a flood does not
+/// fault its pages in again and again, and goes back with the first buffer that used less than [`USED`] of it.
 const KEEP_COMMITS: usize = 4;
+
+/// The part, one in this many, of its memory that a buffer must have used to keep it.
+const USED: usize = 8;
 
 /// How long to wait for a segment before looking again whether the keeper has one: it wakes this thread when it does.
 const SEGMENT_WAIT: Duration = Duration::from_millis(250);
@@ -63,8 +66,11 @@ impl Committer {
             if self.store(&mut buffer, count).is_err() {
                 return;
             }
+            if buffer.len() < buffer.capacity() / USED {
+                buffer.truncate(FRAME_HEADER_LEN);
+                buffer.shrink_to(KEEP_COMMITS * self.shared.config.commit_bytes);
+            }
             buffer.truncate(FRAME_HEADER_LEN);
-            buffer.shrink_to(KEEP_COMMITS * self.shared.config.commit_bytes);
         }
         if !self.shared.has_failed() {
             self.close();
@@ -174,12 +180,7 @@ impl Committer {
         }
         self.seal()?;
         loop {
-            let spare = {
-                let mut files = lock(&self.shared.files);
-                let mut queue = lock(&self.shared.queue);
-                queue.no_next = queue.no_next.or(Some(Refused::Full));
-                files.next.take()
-            };
+            let spare = lock(&self.shared.files).next.take();
             if let Some(spare) = spare {
                 let shared = &self.shared;
                 let config = &shared.config;

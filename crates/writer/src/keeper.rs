@@ -75,10 +75,8 @@ impl Keeper {
         let space = self.watch_space();
         let no_next = self.prepare(space).err();
         {
-            let files = lock(&self.shared.files);
             let mut queue = lock(&self.shared.queue);
-            // The log thread may have taken what was just prepared.
-            queue.no_next = if files.next.is_some() { None } else { no_next.or(Some(Refused::Full)) };
+            queue.no_next = no_next;
             self.shared.publish(&queue);
         }
         if no_next != self.warned {

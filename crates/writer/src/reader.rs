@@ -163,16 +163,23 @@ impl Reader {
 
     /// Has the next frame in the buffer, or returns `false` at the end.
     fn advance(&mut self) -> Result<bool, ReadError> {
-        for _ in 0..MAX_LOOKS {
-            if self.limit.as_ref().is_some_and(|shared| self.next > shared.durable().0) {
+        let mut looks = 0;
+        loop {
+            let durable = self.limit.as_ref().map_or(u64::MAX, |shared| shared.durable().0);
+            if self.next.max(1) > durable {
                 return Ok(false);
             }
             let Some(current) = &mut self.current else {
-                if self.find()? {
+                looks += 1;
+                if looks <= MAX_LOOKS && self.find()? {
                     continue;
                 }
                 return Ok(false);
             };
+            if current.frames.next_seq() > durable {
+                // What is durable ends before this frame, which may have been written already.
+                return Ok(false);
+            }
             if current.ended {
                 if self.follow()? {
                     continue;
@@ -189,7 +196,6 @@ impl Reader {
                 }
             }
         }
-        Ok(false)
     }
 
     fn take(&mut self, base: u64, count: u32, records: std::ops::Range<usize>) -> Result<bool, ReadError> {

@@ -18,6 +18,7 @@
 //! After a failed `fdatasync` the kernel may take pages for clean that never reached the medium: a restart reads a whole frame that a power
 //! failure would still take away. Only the last frame can be such a one. It is written again and synced before it counts.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -110,27 +111,26 @@ pub(crate) fn recover(data: &Path, storage: &Arc<dyn Storage>, verify_sealed: bo
     let mut recovery = Recovery { next: 1, ..Recovery::default() };
     recovery.spares = sort_out(&dir, storage, &mut recovery)?;
     // What an earlier pass checked needs no second look, unless its file changed.
-    let mut known: Vec<(PathBuf, Arc<Scan>)> = Vec::new();
+    let mut known: HashMap<PathBuf, Arc<Scan>> = HashMap::new();
     for _ in 0..MAX_PASSES {
         let listed = list(&dir).map_err(io_error("listing", &dir))?;
-        let missing: Vec<_> =
-            listed.iter().filter(|(.., path)| !known.iter().any(|(p, _)| p == path)).cloned().collect();
+        let missing: Vec<_> = listed.iter().filter(|(.., path)| !known.contains_key(path)).cloned().collect();
         let last = listed.last().map(|(.., path)| path.clone());
         for (path, scan) in scan_all(&missing, last.as_deref(), verify_sealed)? {
             recovery.bytes += scan.end;
             recovery.records += scan.runs.iter().map(|run| run.next - run.first).sum::<u64>();
-            known.push((path, Arc::new(scan)));
+            known.insert(path, Arc::new(scan));
         }
         let scans: Vec<_> = listed
             .iter()
             .map(|(first, epoch, path)| {
-                let scan = known.iter().find(|(p, _)| p == path).expect("all are scanned").1.clone();
+                let scan = known[path].clone();
                 (*first, *epoch, path.clone(), scan)
             })
             .collect();
         match pass(&dir, storage, &scans, &mut recovery)? {
             Pass::Whole => return Ok(recovery),
-            Pass::Changed(path) => known.retain(|(p, _)| *p != path && p.exists()),
+            Pass::Changed(path) => known.retain(|p, _| *p != path && p.exists()),
         }
     }
     Err(OpenError::Io {

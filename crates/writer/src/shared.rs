@@ -1,7 +1,6 @@
 //! What the front ends, the log thread, the keeper and the sinks have in common.
 //!
-//! Two locks: `queue`, taken by every append for the time of one copy, and `files`, which no append takes. Who needs both takes `files`
-//! first.
+//! Two locks, never held together: `queue`, taken by every append for the time of one copy, and `files`, which no append takes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -72,8 +71,8 @@ pub(crate) struct Queue {
     pub(crate) failed: bool,
     /// Free space is below the low-water mark.
     pub(crate) disk_low: bool,
-    /// Why there is no segment allocated behind the one being written; [`Refused::Full`] until the keeper has found out. It is none only
-    /// while [`Files::next`] is there.
+    /// Why no segment can be allocated behind the one being written. None as long as the keeper has not found out: what is accepted
+    /// until then, at most `pending_bytes`, may have to wait.
     pub(crate) no_next: Option<Refused>,
     /// Bytes that the segment being written can still take.
     pub(crate) room: u64,

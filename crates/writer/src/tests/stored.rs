@@ -283,3 +283,25 @@ fn replay_gives_what_was_received_since() {
     // The segments were begun long after these times of reception, so all were looked at; later than all, only the last is.
     assert_eq!(log.replay_since(u64::MAX, |_, _| panic!("nothing was")).unwrap(), 0);
 }
+
+#[test]
+fn a_reader_of_the_log_never_sees_what_is_not_durable() {
+    let rig = Rig::new();
+    let (log, _) = rig.open();
+    for last in [5, 10] {
+        let gate = rig.faults.gate.lock().unwrap();
+        let mut batch = Batch::new();
+        (last - 4..last + 1).for_each(|n| push(&mut batch, n, 64));
+        log.appender().append(&mut batch).unwrap();
+        let mut external = Reader::open(rig.dir.path(), Seq(last)).unwrap();
+        let deadline = std::time::Instant::now() + LONG;
+        while external.next().unwrap().is_none() {
+            assert!(std::time::Instant::now() < deadline, "it is never written");
+        }
+        assert_eq!(drain(&mut log.reader(Seq::NONE)).0, identity(1..last - 4));
+        assert!(log.reader(Seq(last)).next().unwrap().is_none());
+        drop(gate);
+        assert!(log.durable().wait(Seq(last), LONG));
+        assert_eq!(drain(&mut log.reader(Seq::NONE)).0, identity(1..last + 1));
+    }
+}
