@@ -54,15 +54,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         None => None,
     };
 
-    let (log, recovered) = Log::open(log_config(&config), &registry)?;
-    info!(
-        epoch = recovered.epoch,
-        last = recovered.last.0,
-        records = recovered.records,
-        cut_bytes = recovered.cut_bytes,
-        took_ms = recovered.took.as_millis() as u64,
-        "log recovered"
-    );
+    let (log, _) = Log::open(log_config(&config), &registry)?;
     let failed = Arc::new(Notify::new());
     let durable = log.durable();
     durable.on_move({

@@ -348,9 +348,7 @@ impl Server {
     fn answer(&mut self, to: &ReplyTo, datagram: &Datagram<'_>, response: &Response<'_>) {
         self.stranger_mid = self.stranger_mid.wrapping_add(1);
         let mid = self.stranger_mid;
-        let start = self.sender.pending_bytes();
         self.sender.push(datagram.peer, datagram.local, |out| response.write(out, to, mid));
-        debug_assert!(self.sender.pending_bytes() >= start);
     }
 
     /// Turns a reading away: a confirmable one is told when to come again, another is dropped.
@@ -379,13 +377,13 @@ impl Server {
             }
             Err(refused) => {
                 self.batch.clear();
-                self.turn_back(refused, now);
+                self.turn_back(refused);
             }
         }
     }
 
     /// The log took nothing of the batch: its messages are forgotten, so that their retransmissions are new, and refused.
-    fn turn_back(&mut self, refused: Refused, _now: Now) {
+    fn turn_back(&mut self, refused: Refused) {
         for answer in self.acks.retract() {
             self.shared.table.peek(answer.device.as_str(), |device| device.coap.forget(answer.scope, answer.to.mid));
             if answer.to.kind == Type::Con {

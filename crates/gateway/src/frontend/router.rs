@@ -220,8 +220,7 @@ impl Router {
         if retain {
             unpoisoned(self.retained.write()).set(&message);
         }
-        let Some(first) = targets.first() else { return None };
-        let worker = first.to.worker();
+        let worker = targets.first()?.to.worker();
         if targets.iter().all(|target| target.to.worker() == worker) {
             if local == Some(worker) {
                 return Some((message, targets));

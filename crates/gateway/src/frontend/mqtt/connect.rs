@@ -3,44 +3,92 @@
 use std::hash::{BuildHasher, RandomState};
 
 use nix::sys::epoll::Epoll;
-use tidegate_mqtt::{Accept, Connect, Ended, Reason, Session};
+use tidegate_mqtt::{Accept, Connect, Connection, Ended, Reason, Session};
 use tidegate_record::DeviceId;
+use tidegate_session::TableFull;
 
 use super::Now;
 use super::clients::{Parked, Slot};
 use super::reactor::Reactor;
 use crate::frontend::router::{Envelope, SessionId};
 
+/// Milliseconds that a closed connection may take to be told why.
+const LINGER_MS: u64 = 5_000;
+
 /// Seconds in a session expiry that never comes (MQTT 5.0 §3.1.2.11.2).
 const NEVER: u32 = u32::MAX;
 
 impl Reactor {
-    /// Decides a CONNECT. `input` is what was read and not acted on, the CONNECT first.
-    pub(super) fn connect(&mut self, epoll: &Epoll, slot: Slot, connect: &Connect<'_>, input: &[u8], now: Now) {
+    /// Decides a CONNECT. `input` is what was read and not acted on, the CONNECT first. Returns where the client is now, if it
+    /// is to be read on.
+    pub(super) fn connect(
+        &mut self,
+        epoll: &Epoll,
+        slot: Slot,
+        connect: &Connect<'_>,
+        input: &[u8],
+        now: Now,
+    ) -> Option<Slot> {
         self.read_secret |= connect.password.is_some();
         let assigned = connect.client_id.is_empty().then(assigned_id);
         let Ok(device) = DeviceId::new(assigned.as_deref().unwrap_or(connect.client_id)) else {
-            return self.refuse(epoll, slot, Reason::ClientIdNotValid, now);
+            self.refuse(epoll, slot, Reason::ClientIdNotValid, now);
+            return None;
         };
-        let Some(id) = self.clients.get(slot).map(|client| client.id) else { return };
-        // Claims the name for this client, unless its session is elsewhere.
-        let claimed = self.shared.table.with_id(device.clone(), now.seconds(), |_, entry| match entry.mqtt {
+        let id = self.clients.get(slot)?.id;
+        // Whoever has the name on this worker is cut off first; if its session ends with that, the name is free.
+        let mut claimed = self.claim(&device, id, now);
+        if let Ok(Err(other)) = claimed
+            && other.worker() == self.index
+        {
+            self.cut_off(epoll, other, now);
+            claimed = self.claim(&device, id, now);
+        }
+        match claimed {
+            Err(_) => {
+                self.refuse(epoll, slot, Reason::ServerBusy, now);
+                None
+            }
+            Ok(Ok(())) => {
+                self.accept_client(slot, device, connect, assigned.as_deref(), None, now);
+                Some(slot)
+            }
+            Ok(Err(home)) if home.worker() == self.index => {
+                let parked = self.clients.by_id(home).and_then(|(_, client)| client.parked.as_ref());
+                if parked.and_then(|parked| parked.session.as_ref()).is_some_and(|session| session.unstored() > 0) {
+                    // Until its publishes are stored, a retransmission could not be told from a new message.
+                    self.defer(slot, input, now);
+                    return None;
+                }
+                let slot = self.move_in(epoll, slot, home)?;
+                let resumed = self.unpark(slot, connect.clean_start, now);
+                self.accept_client(slot, device, connect, assigned.as_deref(), resumed, now);
+                Some(slot)
+            }
+            Ok(Err(home)) => {
+                self.hand_over(epoll, slot, home.worker(), input);
+                None
+            }
+        }
+    }
+
+    /// Takes the name for the session `id`, or tells which session has it.
+    fn claim(&self, device: &DeviceId, id: SessionId, now: Now) -> Result<Result<(), SessionId>, TableFull> {
+        self.shared.table.with_id(device.clone(), now.seconds(), |_, entry| match entry.mqtt {
             Some(other) => Err(other),
             None => {
                 entry.mqtt = Some(id);
                 Ok(())
             }
-        });
-        match claimed {
-            Err(_) => self.refuse(epoll, slot, Reason::ServerBusy, now),
-            Ok(Ok(())) => self.accept_client(slot, device, connect, assigned.as_deref(), Resumed::default(), now),
-            Ok(Err(other)) if other.worker() == self.index => {
-                let resumed = self.take_over(epoll, other, &device, connect.clean_start, now);
-                let Some(slot) = self.move_in(epoll, slot, other) else { return };
-                self.accept_client(slot, device, connect, assigned.as_deref(), resumed, now);
-            }
-            Ok(Err(other)) => self.hand_over(epoll, slot, other.worker(), input),
-        }
+        })
+    }
+
+    /// Keeps a CONNECT for later: it is read again when acknowledgements have been released.
+    fn defer(&mut self, slot: Slot, input: &[u8], now: Now) {
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        client.connection = Connection::new(now.steady_millis());
+        client.tail = input.to_vec();
+        self.resumable.push(client.id);
     }
 
     fn refuse(&mut self, epoll: &Epoll, slot: Slot, reason: Reason, now: Now) {
@@ -60,16 +108,17 @@ impl Reactor {
         device: DeviceId,
         connect: &Connect<'_>,
         assigned: Option<&str>,
-        resumed: Resumed,
+        resumed: Option<Resumed>,
         now: Now,
     ) {
         self.shared.metrics.mqtt_connects.with_label_values(&["accepted"]).inc();
         let mut out = std::mem::take(&mut self.out);
         if let Some(client) = self.clients.get_mut(slot) {
             client.device = Some(device);
+            debug_assert!(resumed.is_none() || !connect.clean_start);
             let accept = Accept {
-                session_present: resumed.present && !connect.clean_start,
-                session: resumed.session,
+                session_present: resumed.is_some(),
+                session: resumed.and_then(|Resumed(session)| session),
                 assigned_client_id: assigned,
                 response_information: None,
             };
@@ -80,50 +129,32 @@ impl Reactor {
         self.file(slot);
     }
 
-    /// Ends what connection the session `id` has, and takes its state out; what a clean start drops is dropped.
-    fn take_over(&mut self, epoll: &Epoll, id: SessionId, device: &DeviceId, clean_start: bool, now: Now) -> Resumed {
-        let Some((slot, client)) = self.clients.by_id(id) else { return Resumed::default() };
-        debug_assert_eq!(client.device.as_ref(), Some(device));
-        let mut resumed = Resumed { present: true, session: None };
-        if let Some(parked) = client.parked.take() {
-            resumed.session = parked.session;
-            // The client is back before its will was due ([MQTT-3.1.3-9]); a clean start ends the session, and the will is due with it.
-            if let Some((will, _)) = parked.will
-                && clean_start
-            {
-                self.publish_will(id, *will, now);
-            }
-        } else {
-            let mut out = std::mem::take(&mut self.out);
-            client.connection.disconnect(Reason::SessionTakenOver, &mut out);
-            self.give(slot, &mut out);
-            self.out = out;
-            let Some((_, client)) = self.clients.by_id(id) else { return Resumed::default() };
-            // What cannot be sent at once is lost with the connection.
-            let _ = client.write();
-            let ended = client.connection.end();
-            client.out = Vec::new();
-            client.sent = 0;
-            client.tail = Vec::new();
-            if let Some(socket) = client.socket.take() {
-                let _ = epoll.delete(&socket);
-                self.shared.metrics.mqtt_connections.dec();
-                self.shared.metrics.mqtt_closed.with_label_values(&["taken_over"]).inc();
-            }
-            // A session that ends with its connection is not there to be resumed.
-            resumed.present = ended.session_expiry > 0;
-            resumed.session = ended.session.filter(|_| ended.session_expiry > 0);
-            if let Some(will) = ended.will
-                && (will.delay == 0 || clean_start || ended.session_expiry == 0)
-            {
-                self.publish_will(id, *will, now);
-            }
+    /// Ends the connection that the session `id` has, if it has one: another connection took its name ([MQTT-3.1.4-3]).
+    fn cut_off(&mut self, epoll: &Epoll, id: SessionId, now: Now) {
+        let Some((slot, client)) = self.clients.by_id(id) else { return };
+        let mut out = std::mem::take(&mut self.out);
+        client.connection.disconnect(Reason::SessionTakenOver, &mut out);
+        self.give(slot, &mut out);
+        self.out = out;
+        // What cannot be sent at once is lost with the connection.
+        self.close(epoll, slot, "taken_over", now);
+    }
+
+    /// Takes what waited for the client in `slot`, which is back: `None` if a clean start drops it.
+    fn unpark(&mut self, slot: Slot, clean_start: bool, now: Now) -> Option<Resumed> {
+        let client = self.clients.get_mut(slot)?;
+        let id = client.id;
+        let parked = *client.parked.take()?;
+        if !clean_start {
+            // It is back before its will was due ([MQTT-3.1.3-9]).
+            return Some(Resumed(parked.session));
         }
-        if clean_start || !resumed.present {
-            self.drop_subscriptions(id);
-            resumed = Resumed::default();
+        self.drop_subscriptions(id);
+        // The session ends here, and the will is due with it.
+        if let Some((will, _)) = parked.will {
+            self.publish_will(id, *will, now);
         }
-        resumed
+        None
     }
 
     /// Moves the connection in `slot` into the slot of its session `id`; returns that slot.
@@ -173,6 +204,7 @@ impl Reactor {
         }
         if !client.flags.closing {
             client.flags.closing = true;
+            self.lingering.push_back((client.id, now.steady_millis() + LINGER_MS));
             self.shared.metrics.mqtt_closed.with_label_values(&[reason]).inc();
         }
         self.mark_dirty(slot);
@@ -182,9 +214,7 @@ impl Reactor {
     /// Closes the connection. Its session stays or goes as its expiry says.
     pub(super) fn close(&mut self, epoll: &Epoll, slot: Slot, reason: &'static str, now: Now) {
         let Some(client) = self.clients.get_mut(slot) else { return };
-        let Some(socket) = client.socket.take() else { return };
         // What is there to be sent goes out if the kernel takes it.
-        client.socket = Some(socket);
         let _ = client.write();
         let Some(socket) = client.socket.take() else { return };
         let _ = epoll.delete(&socket);
@@ -270,12 +300,8 @@ impl Reactor {
     }
 }
 
-/// What a new connection gets of an earlier session.
-#[derive(Default)]
-struct Resumed {
-    present: bool,
-    session: Option<Box<Session>>,
-}
+/// A session that goes on, with its flows and queued messages if there are any.
+struct Resumed(Option<Box<Session>>);
 
 /// A name for a client that gave none (MQTT 5.0 §3.1.3.1): not to be guessed, so that nobody takes it over.
 fn assigned_id() -> String {

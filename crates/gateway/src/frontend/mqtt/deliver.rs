@@ -54,8 +54,7 @@ impl Reactor {
                 if dropped == tidegate_mqtt::Dropped::QueueFull {
                     // It neither reads nor acknowledges, and what it must not lose is more than may be kept for it.
                     client.connection.disconnect(Reason::QuotaExceeded, &mut out);
-                    client.flags.closing = true;
-                    metrics.mqtt_closed.with_label_values(&["slow"]).inc();
+                    self.stuck.push(target.to);
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! The worker's state and its passes: sockets in, packets to their handlers, answers out.
 
+use std::collections::VecDeque;
 use std::net::TcpListener;
 use std::sync::Arc;
 
@@ -54,6 +55,10 @@ pub(super) struct Reactor {
     /// Clients that are not read until the log takes readings again, and those that may be read on.
     pub(super) paused: Vec<SessionId>,
     pub(super) resumable: Vec<SessionId>,
+    /// Closed connections that are still being told why, and until when, in order.
+    pub(super) lingering: VecDeque<(SessionId, u64)>,
+    /// Clients to be cut off because they take no messages.
+    pub(super) stuck: Vec<SessionId>,
     spare: Vec<Vec<u8>>,
     envelopes: Vec<Envelope>,
     /// The log did not take the batch: it is kept, and nothing is read, until it does.
@@ -81,6 +86,8 @@ impl Reactor {
             dirty: Vec::new(),
             paused: Vec::new(),
             resumable: Vec::new(),
+            lingering: VecDeque::new(),
+            stuck: Vec::new(),
             spare: Vec::new(),
             envelopes: Vec::new(),
             held: false,
@@ -181,11 +188,13 @@ impl Reactor {
             Ok(Some(read)) => {
                 if client.tail.is_empty() {
                     let mut buffer = std::mem::take(&mut self.buffer);
-                    let used = self.packets(epoll, slot, &buffer[..read], now);
-                    if let Some(client) = self.clients.get_mut(slot)
-                        && used < read
+                    let (slot, used) = self.packets(epoll, slot, &buffer[..read], now);
+                    if used < read
+                        && let Some(client) = slot.and_then(|slot| self.clients.get_mut(slot))
                     {
                         client.tail = buffer[used..read].to_vec();
+                    }
+                    if let Some(slot) = slot {
                         self.listen(epoll, slot);
                     }
                     if std::mem::take(&mut self.read_secret) {
@@ -217,10 +226,11 @@ impl Reactor {
 
     /// Acts on `bytes`, which are all that is known of the client's input.
     fn input(&mut self, epoll: &Epoll, slot: Slot, mut bytes: Vec<u8>, now: Now) {
-        let used = self.packets(epoll, slot, &bytes, now);
+        let (slot, used) = self.packets(epoll, slot, &bytes, now);
         if std::mem::take(&mut self.read_secret) {
             bytes[..used].fill(0);
         }
+        let Some(slot) = slot else { return };
         let Some(client) = self.clients.get_mut(slot) else { return };
         if used < bytes.len() {
             bytes.drain(..used);
@@ -230,8 +240,9 @@ impl Reactor {
         self.listen(epoll, slot);
     }
 
-    /// Acts on the packets in `input`; returns how many bytes need not be kept.
-    fn packets(&mut self, epoll: &Epoll, slot: Slot, input: &[u8], now: Now) -> usize {
+    /// Acts on the packets in `input`; returns where the client is now, if it is to be read on, and how many bytes need not be
+    /// kept for it.
+    fn packets(&mut self, epoll: &Epoll, mut slot: Slot, input: &[u8], now: Now) -> (Option<Slot>, usize) {
         let millis = now.steady_millis();
         let mut rest = input;
         let mut out = std::mem::take(&mut self.out);
@@ -252,8 +263,15 @@ impl Reactor {
                 Ok(Some(Event::Connect(connect))) => {
                     self.give(slot, &mut out);
                     self.out = out;
-                    self.connect(epoll, slot, &connect, before, now);
+                    let home = self.connect(epoll, slot, &connect, before, now);
                     out = std::mem::take(&mut self.out);
+                    match home {
+                        Some(home) => slot = home,
+                        None => {
+                            self.out = out;
+                            return (None, input.len());
+                        }
+                    }
                 }
                 Ok(Some(Event::Publish(publish))) => self.publish(slot, &publish, now),
                 Ok(Some(Event::Subscribe(subscribe))) => self.subscribe(slot, &subscribe, millis, &mut out),
@@ -271,9 +289,9 @@ impl Reactor {
         self.give(slot, &mut out);
         self.out = out;
         if self.clients.get(slot).is_none_or(|client| client.socket.is_none() || client.flags.closing) {
-            return input.len();
+            return (None, input.len());
         }
-        input.len() - rest.len()
+        (Some(slot), input.len() - rest.len())
     }
 
     /// Puts `out` into the client's own buffer and empties it.
@@ -414,6 +432,12 @@ impl Reactor {
         if self.dirty.is_empty() {
             self.dirty = dirty;
         }
+        for id in std::mem::take(&mut self.stuck) {
+            if let Some((slot, _)) = self.clients.by_id(id) {
+                self.close(epoll, slot, "slow", now);
+            }
+        }
+        self.append(epoll, now);
     }
 
     /// Tells epoll what the client is waiting for, if that has changed.
@@ -470,6 +494,13 @@ impl Reactor {
             self.file(slot);
         }
         self.due = due;
+        while let Some((id, _)) = self.lingering.pop_front_if(|(_, until)| *until <= millis) {
+            if let Some((slot, client)) = self.clients.by_id(id)
+                && client.flags.closing
+            {
+                self.close(epoll, slot, "linger", now);
+            }
+        }
         self.append(epoll, now);
     }
 
