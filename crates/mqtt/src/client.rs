@@ -217,6 +217,8 @@ pub enum FromServer<'a> {
     PubRel {
         /// Which one.
         packet_id: u16,
+        /// Below 0x80 is success.
+        code: u8,
     },
     /// A QoS 2 publish is over.
     PubComp {
@@ -288,7 +290,7 @@ fn packet(version: Version, first: u8, body: &[u8]) -> Result<FromServer<'_>, Vi
         }
         4 => FromServer::PubAck { packet_id: r.packet_id()?, code: code(&mut r)? },
         5 => FromServer::PubRec { packet_id: r.packet_id()?, code: code(&mut r)? },
-        6 => FromServer::PubRel { packet_id: r.packet_id()? },
+        6 => FromServer::PubRel { packet_id: r.packet_id()?, code: code(&mut r)? },
         7 => FromServer::PubComp { packet_id: r.packet_id()?, code: code(&mut r)? },
         9 => {
             let packet_id = r.packet_id()?;

@@ -390,34 +390,34 @@ impl Connection {
         } else if publish.topic.is_empty() {
             return Err(Violation::TopicName);
         }
-        match publish.qos {
-            QoS::AtMostOnce => return Ok(Step::Event(Event::Publish(publish))),
-            QoS::AtLeastOnce => {}
-            QoS::ExactlyOnce => {
-                let session = self.session.get_or_insert_default();
-                match session.find_inbound(publish.packet_id) {
-                    Ok(at) => {
-                        // Received before: no new message ([MQTT-4.3.3-10]). If it is not stored yet, the PUBREC follows
-                        // when it is.
-                        let inbound = &mut session.inbound[at];
-                        let newly_counted = !std::mem::replace(&mut inbound.counted, true);
-                        if inbound.stored {
-                            encode::ack(encode::PUBREC, publish.packet_id, Reason::Success, self.version, out);
-                        }
-                        if newly_counted {
-                            self.count(limits)?;
-                        }
-                        return Ok(Step::Again);
-                    }
-                    Err(at) => {
-                        let inbound = Inbound { packet_id: publish.packet_id, stored: false, counted: true };
-                        session.inbound.insert(at, inbound);
-                    }
+        if publish.qos == QoS::AtMostOnce {
+            return Ok(Step::Event(Event::Publish(publish)));
+        }
+        if publish.qos == QoS::ExactlyOnce {
+            let session = self.session.get_or_insert_default();
+            if let Ok(at) = session.find_inbound(publish.packet_id) {
+                // Received before: no new message ([MQTT-4.3.3-10]). If it is not stored yet, the PUBREC follows when it is.
+                let inbound = &mut session.inbound[at];
+                let newly_counted = !std::mem::replace(&mut inbound.counted, true);
+                if inbound.stored {
+                    encode::ack(encode::PUBREC, publish.packet_id, Reason::Success, self.version, out);
                 }
+                if newly_counted {
+                    self.count(limits)?;
+                }
+                return Ok(Step::Again);
+            }
+        }
+        // A publish that is one too many leaves no trace: it is never offered, so nobody would say that it is stored.
+        self.count(limits)?;
+        if publish.qos == QoS::ExactlyOnce {
+            let inbound = Inbound { packet_id: publish.packet_id, stored: false, counted: true };
+            let session = self.session.get_or_insert_default();
+            if let Err(at) = session.find_inbound(publish.packet_id) {
+                session.inbound.insert(at, inbound);
             }
         }
         self.unstored += 1;
-        self.count(limits)?;
         Ok(Step::Event(Event::Publish(publish)))
     }
 
@@ -485,11 +485,14 @@ impl Connection {
         let flight = &session.inflight[at];
         // A PUBCOMP before the PUBREC ends nothing.
         let over = flight.publish.qos == qos && (qos != QoS::ExactlyOnce || flight.received || reason.is_failure());
-        if !over || at >= session.sent {
+        if !over {
             return Step::Again;
         }
         session.inflight.remove(at);
-        session.sent -= 1;
+        // What an earlier connection sent may be acknowledged before its turn to be sent again has come.
+        if at < session.sent {
+            session.sent -= 1;
+        }
         self.pump(limits, now, out);
         Step::Event(Event::Acknowledged { packet_id, reason })
     }

@@ -148,6 +148,8 @@ fn more_publishes_than_the_receive_maximum_end_a_5_0_connection() {
         peer.feed(&publish(Version::V5, "t", QoS::AtMostOnce, 0)).unwrap();
         assert_eq!(peer.feed(&publish(Version::V5, "t", qos, 4)), Err(Violation::ReceiveMaximum));
         assert_eq!(peer.packets(), [Sent::Disconnect(0x93)]);
+        let unstored = if qos == QoS::ExactlyOnce { 3 } else { 0 };
+        assert_eq!(peer.conn.end().session.map_or(0, |s| s.unstored()), unstored, "it was not offered");
     }
 }
 

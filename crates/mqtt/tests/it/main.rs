@@ -1,7 +1,11 @@
 //! The rules of MQTT 3.1.1 and 5.0 that a server must keep, one test each; `CONFORMANCE.md` maps statements to them.
 
+#[path = "../checks/mod.rs"]
+mod checks;
 mod connect;
+mod corpus;
 mod inbound;
+mod mutation;
 mod outbound;
 mod retained;
 mod session;

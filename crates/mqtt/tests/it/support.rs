@@ -239,7 +239,7 @@ pub(crate) fn read(version: Version, bytes: &[u8]) -> Vec<Sent> {
             },
             FromServer::PubAck { packet_id, code } => Sent::PubAck(packet_id, code),
             FromServer::PubRec { packet_id, code } => Sent::PubRec(packet_id, code),
-            FromServer::PubRel { packet_id } => Sent::PubRel(packet_id),
+            FromServer::PubRel { packet_id, .. } => Sent::PubRel(packet_id),
             FromServer::PubComp { packet_id, code } => Sent::PubComp(packet_id, code),
             FromServer::SubAck { packet_id, codes } => Sent::SubAck(packet_id, codes.to_vec()),
             FromServer::UnsubAck { packet_id, codes } => Sent::UnsubAck(packet_id, codes.to_vec()),
