@@ -170,7 +170,7 @@ struct MqttCommand {
     /// Connections per second at most; 0 for no limit.
     #[arg(long, default_value_t = 0.0)]
     connect_rate: f64,
-    /// Connections under way at a time, a thread.
+    /// Connections under way at a time.
     #[arg(long, default_value_t = 64)]
     connecting: usize,
     /// Have one more client subscribe to this filter, and account for what it receives.

@@ -46,6 +46,7 @@ impl Crowd<'_> {
         };
         let share = self.connections.len() as f64 / f64::from(self.workload.connections);
         let rate = self.workload.connect_rate * share;
+        let under_way = (self.workload.connecting / self.workload.threads).max(1);
         let mut next = 0;
         loop {
             if control.is_abandoned() {
@@ -58,7 +59,7 @@ impl Crowd<'_> {
                 usize::MAX
             };
             let settled = (self.live + self.refused) as usize;
-            while next < self.connections.len() && next - settled < self.workload.connecting && next < allowed {
+            while next < self.connections.len() && next - settled < under_way && next < allowed {
                 self.open(next)?;
                 next += 1;
             }

@@ -100,7 +100,8 @@ pub struct Workload {
     pub password: Option<String>,
     /// Connections per second at most; 0 for no limit.
     pub connect_rate: f64,
-    /// Connections that may be under way at a time, a thread.
+    /// Connections that may be under way at a time, all threads together. More than the server's listen queue holds (mosquitto's: 100)
+    /// would measure the kernel's repeated SYNs.
     pub connecting: usize,
     /// A consumer that subscribes to this filter, with this QoS (0 or 1).
     pub consumer: Option<(String, u8)>,
