@@ -6,6 +6,7 @@ mod connect;
 mod corpus;
 mod inbound;
 mod mutation;
+mod oracle;
 mod outbound;
 mod retained;
 mod session;
