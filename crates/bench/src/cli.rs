@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -64,6 +65,9 @@ enum EchoCommand {
         /// Threads, each with a socket of its own; 0 means one a core.
         #[arg(long, default_value_t = 0)]
         threads: usize,
+        /// End when the process that started this one does.
+        #[arg(long, hide = true)]
+        die_with_parent: bool,
     },
 }
 
@@ -262,7 +266,11 @@ impl Cli {
                 server.stop();
                 result
             }
-            Cmd::Echo { what: EchoCommand::Coap { listen, threads } } => {
+            Cmd::Echo { what: EchoCommand::Coap { listen, threads, die_with_parent } } => {
+                if die_with_parent {
+                    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
+                        .context("cannot ask for the parent's end")?;
+                }
                 let echo = Echo::start(resolve(&listen)?, threads_or_cores(threads))?;
                 println!("coap listening on {}", echo.local_addr());
                 std::io::stdout().flush().context("standard output is closed")?;
@@ -341,6 +349,7 @@ impl Common {
 
     /// Reads back what the server stored, if that is asked for, and puts what was found into the report.
     fn audit(&self, source: Option<&Source>, run: u64, ledgers: &mut [Ledger], report: &mut Report) {
+        report.reported_devices = ledgers.iter().map(Ledger::devices_acked).sum();
         match source.map(|source| source.audit(run, &self.device_prefix, ledgers)) {
             None => {}
             Some(Ok(audit)) => report.audit = Some(audit),
@@ -547,7 +556,9 @@ impl EchoProcess {
     fn start(threads: usize) -> anyhow::Result<EchoProcess> {
         let own = std::env::current_exe().context("cannot find this program's own path")?;
         let mut child = Command::new(own)
-            .args(["echo", "coap", "--threads", &threads.to_string()])
+            .args(["echo", "coap", "--die-with-parent", "--threads", &threads.to_string()])
+            // An interrupt from the terminal is for the generator, which still awaits answers.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

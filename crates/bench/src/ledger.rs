@@ -120,6 +120,13 @@ impl Ledger {
         self.acked.iter().map(|k| self.id(k))
     }
 
+    /// Devices of which at least one message was acknowledged.
+    #[must_use]
+    pub fn devices_acked(&self) -> u32 {
+        let mut devices = Bits::default();
+        self.acked.iter().filter(|k| devices.insert(k % u64::from(self.devices))).count() as u32
+    }
+
     /// Whether a message was found.
     #[must_use]
     pub fn is_stored(&self, id: MessageId) -> bool {
@@ -167,6 +174,7 @@ mod tests {
         assert!(!ledger.ack(id(100, 3)));
         assert!(!ledger.store(id(100, 3)), "twice");
         assert!(ledger.store(id(106, 200_000)), "its ack was lost");
+        assert_eq!(ledger.devices_acked(), 7);
         assert!(ledger.is_acked(id(103, 1)) && !ledger.is_acked(id(106, 200_000)));
         let missing: Vec<_> = ledger.missing().collect();
         assert_eq!(missing, [id(103, 1), id(103, 50_001), id(103, 100_001), id(103, 150_001)]);

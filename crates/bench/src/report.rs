@@ -48,6 +48,8 @@ pub struct Report {
     pub measured: Measured,
     /// Counts of the whole run, warm-up and drain included.
     pub counts: Counts,
+    /// Devices of which at least one message was acknowledged.
+    pub reported_devices: u32,
     /// From when a message was due (open loop) or sent (closed loop) to its answer, for messages of the measured part. Messages
     /// without an answer count with the time that they waited.
     pub latency: Quantiles,
@@ -364,6 +366,7 @@ impl Report {
             connect: None,
             measured: Measured::default(),
             counts: Counts::default(),
+            reported_devices: 0,
             latency: Quantiles::default(),
             lateness: None,
             server: None,
@@ -496,6 +499,9 @@ impl Report {
                 )?;
             }
             self.write_counts(out)?;
+            if self.reported_devices < *devices && counts.acked > 0 {
+                writeln!(out, "            {} of {devices} devices had a message acknowledged", self.reported_devices)?;
+            }
         }
         if let Some(server) = &self.server {
             write!(

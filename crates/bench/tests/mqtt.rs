@@ -131,7 +131,7 @@ fn plan(drive: Drive, messages: u64) -> Plan {
         ramp: Duration::ZERO,
         warm_up: Duration::ZERO,
         until: Until::Messages(messages),
-        drain: Duration::from_millis(500),
+        drain: Duration::from_secs(60),
     }
 }
 
@@ -390,7 +390,7 @@ fn a_consumer_accounts_for_what_it_receives() {
         }
     });
     let workload = Workload { version: Version::V3, consumer: Some(("#".to_owned(), 0)), ..workload(target, 4) };
-    let outcome = run(&workload, Plan { drain: Duration::from_secs(20), ..plan(Drive::Window(4), 400) });
+    let outcome = run(&workload, plan(Drive::Window(4), 400));
     assert_eq!(outcome.meter.counts.acked, 400);
     let received = outcome.received.as_ref().unwrap();
     let sent = subscriber.lock().unwrap().len() as u64;

@@ -367,7 +367,7 @@ fn million(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<Value>) 
     table.at_least(format!("{what}: durable readings/s"), one("/measured/acks_per_second"), least);
     table.at_most("… RSS of the process, MB", mb, 600.0);
     table.at_most("… RSS B a session, all included", Spread::of(&[each]), 300.0);
-    let silent = f64::from(devices) - number(&report, "/counts/acked").min(f64::from(devices));
+    let silent = f64::from(devices) - number(&report, "/reported_devices");
     table.none("… devices that did not report", silent as u64);
     table.none("… acknowledged messages missing, twice or damaged", broken(&report));
     Ok(())

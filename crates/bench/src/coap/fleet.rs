@@ -25,9 +25,9 @@ use crate::timer::{TICK_MILLIS, Wheel};
 /// harm.
 const ANSWER_BYTES: usize = 256;
 
-/// The kernel's queue of answers: a second's worth at 20,000 answers/s (each counts with about 800 B), for when the generator
-/// is not scheduled.
-const RECEIVE_BUFFER: usize = 16 << 20;
+/// The kernel's queue of answers, each of which counts with about 800 B: some 80,000 wait there while the generator is not
+/// scheduled.
+const RECEIVE_BUFFER: usize = 64 << 20;
 
 /// Batches that are received before anything else gets its turn.
 const RECEIVE_ROUNDS: usize = 16;

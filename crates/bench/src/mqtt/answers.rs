@@ -12,6 +12,9 @@ use super::wire::{
 };
 use crate::ledger::MessageId;
 
+/// Events that tell of a connection's end.
+const ENDS: EpollFlags = EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
+
 /// Why a connection ends.
 enum Loss {
     /// The server closed it, or it broke.
@@ -23,9 +26,9 @@ enum Loss {
 }
 
 impl Crowd<'_> {
-    pub(super) fn on_consumer(&mut self) {
+    pub(super) fn on_consumer(&mut self, flags: EpollFlags) {
         let Some(consumer) = &mut self.consumer else { return };
-        match consumer.on_ready(&self.clock) {
+        match consumer.on_ready(flags.intersects(ENDS), &self.clock) {
             Ok(true) => {}
             Ok(false) => self.meter.counts.disconnects += 1,
             Err(Malformed) => self.meter.counts.malformed += 1,
@@ -50,13 +53,14 @@ impl Crowd<'_> {
         if flags.contains(EpollFlags::EPOLLOUT) && self.connections[i].unsent.is_some() {
             self.send_rest(i);
         }
-        if let Err(loss) = self.read(i, now) {
+        // A short read leaves nothing behind but the end, of which no further event would tell.
+        if let Err(loss) = self.read(i, flags.intersects(ENDS), now) {
             self.output.clear();
             self.lose(i, &loss, now);
         }
     }
 
-    fn read(&mut self, i: usize, now: u64) -> Result<(), Loss> {
+    fn read(&mut self, i: usize, ends: bool, now: u64) -> Result<(), Loss> {
         let mut input = std::mem::take(&mut self.input);
         let result = loop {
             let connection = &mut self.connections[i];
@@ -72,7 +76,7 @@ impl Crowd<'_> {
             if let Err(loss) = self.on_input(i, &input[..n], now) {
                 break Err(loss);
             }
-            if n < input.len() {
+            if n < input.len() && !ends {
                 break Ok(());
             }
         };

@@ -91,7 +91,10 @@ impl Crowd<'_> {
         connected.reason = self.meter.counts.refused.keys().next().cloned();
         if let (Some((filter, qos)), 0) = (&self.workload.consumer, self.shard) {
             let consumer = Consumer::subscribe(self.workload, filter, *qos)?;
-            let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET, CONSUMER);
+            let event = EpollEvent::new(
+                EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET,
+                CONSUMER,
+            );
             self.epoll.add(&consumer.stream, event).context("cannot watch the consumer's connection")?;
             self.consumer = Some(consumer);
         }

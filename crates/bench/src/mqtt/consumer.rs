@@ -132,8 +132,8 @@ impl Consumer {
         }
     }
 
-    /// Reads what is there; false once the connection is over.
-    pub(crate) fn on_ready(&mut self, clock: &Clock) -> Result<bool, Malformed> {
+    /// Reads what is there, and the end behind it if it `ends`; false once the connection is over.
+    pub(crate) fn on_ready(&mut self, ends: bool, clock: &Clock) -> Result<bool, Malformed> {
         loop {
             let start = self.input.len();
             self.input.resize(start + READ_BYTES, 0);
@@ -143,7 +143,7 @@ impl Consumer {
                 Ok(0) => return Ok(false),
                 Ok(n) => {
                     self.on_input(clock)?;
-                    if n < READ_BYTES {
+                    if n < READ_BYTES && !ends {
                         return Ok(self.flush());
                     }
                 }

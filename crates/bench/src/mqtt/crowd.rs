@@ -226,12 +226,13 @@ impl<'a> Crowd<'a> {
             let mut now = self.clock.now();
             for event in &events[..n] {
                 if event.data() == CONSUMER {
-                    self.on_consumer();
+                    self.on_consumer(event.events());
                     continue;
                 }
                 let i = event.data() as usize;
                 self.on_event(i, event.events(), now);
-                if phase == Phase::Sending {
+                // What is due is sent, even if the run has ended since.
+                if phase == Phase::Sending || matches!(self.share, Share::Scheduled { .. }) {
                     self.refill(i);
                 }
                 self.send(i);
@@ -258,7 +259,7 @@ impl<'a> Crowd<'a> {
                     (news, news_at) = (received, now);
                 }
                 let is_quiet = self.consumer.is_none() || now >= news_at + QUIET;
-                if self.in_flight == 0 && is_quiet || now >= give_up_at || control.is_abandoned() {
+                if self.is_settled() && is_quiet || now >= give_up_at || control.is_abandoned() {
                     break;
                 }
             }
@@ -340,6 +341,14 @@ impl<'a> Crowd<'a> {
             Share::Idle => false,
             Share::Scheduled { messages, .. } | Share::Windowed { messages } => self.started >= messages,
         }
+    }
+
+    /// Whether nothing is left to wait for: no answer, no message that is due, nothing that the kernel did not take.
+    fn is_settled(&self) -> bool {
+        let settled = |connection: &Connection| {
+            connection.state != State::Live || connection.unsent.is_none() && connection.begun == connection.due
+        };
+        self.in_flight == 0 && self.connections.iter().all(settled)
     }
 
     /// Begins what is due, up to a burst.
