@@ -103,12 +103,14 @@ pub struct Connection {
     problem_info: bool,
     /// The client asked for response information.
     response_info: bool,
+    /// The CONNECT asked for a new session.
+    clean_start: bool,
 }
 
 /// What a driver grants to a CONNECT.
 #[derive(Debug, Default)]
 pub struct Accept<'a> {
-    /// A session of this client is resumed, be it only with its subscriptions.
+    /// A session of this client is resumed, be it only with its subscriptions. Without effect on a clean start.
     pub session_present: bool,
     /// The state of that session, if it has any; only with `session_present`.
     pub session: Option<Box<Session>>,
@@ -200,6 +202,7 @@ impl Connection {
             throttled: false,
             problem_info: true,
             response_info: false,
+            clean_start: false,
         }
     }
 
@@ -283,6 +286,7 @@ impl Connection {
         self.alias_maximum = connect.topic_alias_maximum.min(limits.topic_aliases_out);
         self.problem_info = connect.request_problem_info;
         self.response_info = connect.request_response_info;
+        self.clean_start = connect.clean_start;
         if let Some(will) = &connect.will {
             if will.retain && !limits.retain_available {
                 let violation = Violation::Retain;
@@ -521,13 +525,15 @@ impl Connection {
     pub fn accept(&mut self, limits: &Limits, accept: Accept<'_>, now: u64, out: &mut Vec<u8>) {
         debug_assert_eq!(self.phase, Phase::Deciding);
         self.phase = Phase::Open;
+        // A clean start has no session to resume ([MQTT-3.2.2-2], 3.1.1 [MQTT-3.2.2-1]).
+        let session_present = accept.session_present && !self.clean_start;
         let imposed = limits.server_keep_alive;
         let keep_alive =
             (self.version == Version::V5 && imposed != 0 && (self.keep_alive == 0 || self.keep_alive > imposed))
                 .then_some(imposed);
         self.keep_alive = keep_alive.unwrap_or(self.keep_alive);
         let terms = codec::Terms {
-            session_present: accept.session_present,
+            session_present,
             session_expiry: self.session_expiry,
             keep_alive,
             assigned_client_id: accept.assigned_client_id,
@@ -535,7 +541,7 @@ impl Connection {
             maximum_packet: self.maximum_packet,
         };
         codec::accept(self.version, limits, &terms, out);
-        self.session = accept.session;
+        self.session = accept.session.filter(|_| session_present);
         if let Some(session) = &mut self.session {
             session.sent = 0;
             for inbound in &mut session.inbound {
@@ -568,6 +574,7 @@ impl Connection {
         }
         self.unstored = self.unstored.saturating_sub(1);
         self.throttled = false;
+        let reason = if packet::publish_codes(reason) { reason } else { Reason::Unspecified };
         match qos {
             QoS::AtMostOnce => {}
             QoS::AtLeastOnce => {
@@ -733,7 +740,8 @@ impl Connection {
         }
     }
 
-    /// Ends the connection from this side: appends the DISCONNECT that an MQTT 5 client is told `reason` with.
+    /// Ends the connection from this side: appends the DISCONNECT that an MQTT 5 client is told `reason` with; one that
+    /// a DISCONNECT cannot have is told as [`Reason::Unspecified`].
     pub fn disconnect(&mut self, reason: Reason, out: &mut Vec<u8>) {
         if self.phase == Phase::Open {
             self.farewell(reason, &"", out);
@@ -743,6 +751,7 @@ impl Connection {
     fn farewell(&mut self, reason: Reason, text: &dyn std::fmt::Display, out: &mut Vec<u8>) {
         self.phase = Phase::Closed;
         if self.version == Version::V5 {
+            let reason = if packet::farewell_codes(reason) { reason } else { Reason::Unspecified };
             encode::disconnect(reason, &text.to_string(), self.maximum_packet, out);
         }
     }

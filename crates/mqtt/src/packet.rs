@@ -492,6 +492,28 @@ pub(crate) fn release_codes(reason: Reason) -> bool {
     matches!(reason, Reason::Success | Reason::PacketIdNotFound)
 }
 
+/// Reason codes of a DISCONNECT from a server (§3.14.2.1).
+pub(crate) fn farewell_codes(reason: Reason) -> bool {
+    !matches!(
+        reason,
+        Reason::GrantedQoS1
+            | Reason::GrantedQoS2
+            | Reason::DisconnectWithWill
+            | Reason::NoMatchingSubscribers
+            | Reason::NoSubscriptionExisted
+            | Reason::ContinueAuthentication
+            | Reason::Reauthenticate
+            | Reason::UnsupportedVersion
+            | Reason::ClientIdNotValid
+            | Reason::BadCredentials
+            | Reason::ServerUnavailable
+            | Reason::Banned
+            | Reason::BadAuthenticationMethod
+            | Reason::PacketIdInUse
+            | Reason::PacketIdNotFound
+    )
+}
+
 fn filters<'a>(
     r: &Reader<'a>,
     max: u16,

@@ -264,6 +264,21 @@ fn session_present_is_as_the_driver_says() {
 }
 
 #[test]
+fn a_clean_start_resumes_nothing() {
+    for version in BOTH {
+        let mut peer = Peer::open(version);
+        peer.deliver(&message("t", QoS::AtLeastOnce), QoS::AtLeastOnce);
+        let session = peer.conn.end().session;
+        assert!(session.is_some());
+        let mut peer = Peer::fresh();
+        peer.feed(&connect(version, "d", true)).unwrap();
+        peer.accept(Accept { session_present: true, session, ..Accept::default() });
+        assert!(matches!(peer.packets()[..], [Sent::ConnAck { session_present: false, code: 0, .. }]));
+        assert!(peer.conn.session().is_none());
+    }
+}
+
+#[test]
 fn a_session_outlives_its_connection_as_long_as_was_agreed() {
     let expiry = |version, clean_start, session_expiry, limits: Limits| {
         let options = ConnectOptions { client_id: "d", clean_start, session_expiry, ..ConnectOptions::default() };
@@ -566,6 +581,20 @@ fn a_farewell_is_not_larger_than_the_client_takes() {
         peer.sent();
         peer.conn.disconnect(Reason::SessionTakenOver, &mut peer.out);
         assert_eq!(peer.sent(), expected);
+    }
+}
+
+#[test]
+fn every_farewell_has_a_code_of_its_table() {
+    for code in 0..=0xffu8 {
+        let Some(reason) = Reason::from_code(code) else { continue };
+        let mut peer = Peer::open(Version::V5);
+        peer.sent();
+        peer.conn.disconnect(reason, &mut peer.out);
+        // Table 3-10 of §3.14.2.1, those that a server sends; 0x8C is for a re-authentication, which there is none of.
+        let in_table = matches!(code, 0 | 0x80..=0x83 | 0x87 | 0x89 | 0x8b | 0x8d..=0x90 | 0x93..=0xa2);
+        // Without properties, so without a session expiry.
+        assert_eq!(peer.sent(), [0xe0, 1, if in_table { code } else { 0x80 }], "{reason:?}");
     }
 }
 

@@ -73,6 +73,25 @@ fn a_publish_that_is_not_stored_is_told_in_5_0() {
 }
 
 #[test]
+fn acknowledgements_have_codes_of_their_tables() {
+    for code in 0..=0xffu8 {
+        let Some(reason) = Reason::from_code(code) else { continue };
+        let in_table = [0, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99].contains(&code);
+        for (qos, first) in [(QoS::AtLeastOnce, 0x40), (QoS::ExactlyOnce, 0x50)] {
+            let mut peer = Peer::open(Version::V5);
+            peer.sent();
+            peer.feed(&publish(Version::V5, "t", qos, 7)).unwrap();
+            peer.conn.stored(7, qos, reason, &mut peer.out);
+            // Neither has properties.
+            match if in_table { code } else { 0x80 } {
+                0 => assert_eq!(peer.sent(), [first, 2, 0, 7]),
+                code => assert_eq!(peer.sent(), [first, 3, 0, 7, code], "{reason:?}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn qos_2_is_offered_once_until_it_is_released() {
     for version in BOTH {
         let mut peer = Peer::open(version);

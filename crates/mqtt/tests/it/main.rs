@@ -2,6 +2,7 @@
 
 #[path = "../checks/mod.rs"]
 mod checks;
+mod conformance;
 mod connect;
 mod corpus;
 mod inbound;

@@ -191,6 +191,22 @@ fn acknowledgements_of_unknown_identifiers_change_nothing() {
 }
 
 #[test]
+fn a_message_in_flight_is_completed_after_an_unsubscribe() {
+    for version in BOTH {
+        let mut peer = Peer::open(version);
+        peer.deliver(&message("t", Q2), Q2);
+        let body = if version == Version::V5 { vec![0, 9, 0] } else { vec![0, 9] };
+        peer.feed(&packet(0xa2, &[body, field("t")].concat())).unwrap();
+        peer.conn.unsuback(9, [Reason::Success], &mut peer.out);
+        peer.sent();
+        assert_eq!(peer.feed(&ack(0x50, 1)).unwrap(), [Got::Received(1)]);
+        peer.conn.release(1, &mut peer.out);
+        assert_eq!(peer.packets(), [Sent::PubRel(1)]);
+        assert_eq!(peer.feed(&ack(0x70, 1)).unwrap(), [Got::Acknowledged(1, Reason::Success)]);
+    }
+}
+
+#[test]
 fn a_packet_identifier_is_never_zero_and_never_one_in_use() {
     let mut peer = Peer::open_with(Version::V4, Limits { max_inflight_out: 3, ..Limits::default() });
     let m = message("t", Q1);
