@@ -15,18 +15,20 @@
 //! A PUBREC is offered as [`Event::Received`] and answered by [`Connection::release`], so that a driver that keeps sessions
 //! across restarts can note it first; others answer at once.
 
-use std::sync::Arc;
-
 use crate::alias::Aliases;
 use crate::codec;
-use crate::encode::{self, Head};
+use crate::encode;
 use crate::limits::Limits;
-use crate::message::{Message, Will};
+use crate::message::Will;
 use crate::packet::{self, Connect, Publish, QoS, Subscribe, TopicName, Unsubscribe, Version};
 use crate::reason::Reason;
-use crate::session::{Ids, InFlight, Inbound, Queued, Session};
+use crate::session::{Change, Inbound, Session};
 use crate::violation::Violation;
 use crate::wire;
+
+mod outbound;
+
+pub use outbound::{Delivered, Delivery, Dropped};
 
 /// What a client wants done, borrowing from the input.
 #[derive(Debug)]
@@ -105,6 +107,8 @@ pub struct Connection {
     response_info: bool,
     /// The CONNECT asked for a new session.
     clean_start: bool,
+    /// The session keeps a journal.
+    journal: bool,
 }
 
 /// What a driver grants to a CONNECT.
@@ -118,55 +122,6 @@ pub struct Accept<'a> {
     pub assigned_client_id: Option<&'a str>,
     /// Basis for response topics, to a client that asked for it (5.0 §3.2.2.3.15).
     pub response_information: Option<&'a str>,
-}
-
-/// How a message is to be delivered to one subscriber.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Delivery<'a> {
-    /// Highest QoS of the subscriptions that matched.
-    pub qos: QoS,
-    /// The retain flag to send: set for a retained message sent because of a subscription, else as published if the
-    /// subscription asks for that, else clear ([MQTT-3.3.1-8], [MQTT-3.3.1-9], 5.0 [MQTT-3.3.1-12]).
-    pub retain: bool,
-    /// Identifiers of the subscriptions that matched; ignored for a 3.1.1 client.
-    pub ids: &'a [u32],
-}
-
-/// What became of a delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivered {
-    /// It is in `out`, with this packet identifier if its QoS is not 0.
-    Sent(Option<u16>),
-    /// It waits for room in flight.
-    Queued,
-    /// It will not reach this client.
-    Dropped(Dropped),
-}
-
-/// Why a message does not reach a client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Dropped {
-    /// Its expiry interval has passed.
-    Expired,
-    /// Its packet would be larger than the client takes ([MQTT-3.1.2-25]).
-    TooLarge,
-    /// The bounds of the queue are reached.
-    QueueFull,
-    /// QoS 0 is not kept for a client that is away.
-    Offline,
-}
-
-impl Dropped {
-    /// A label for a counter.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Dropped::Expired => "expired",
-            Dropped::TooLarge => "too_large",
-            Dropped::QueueFull => "queue_full",
-            Dropped::Offline => "offline",
-        }
-    }
 }
 
 /// What is left of a connection.
@@ -203,6 +158,7 @@ impl Connection {
             problem_info: true,
             response_info: false,
             clean_start: false,
+            journal: false,
         }
     }
 
@@ -360,7 +316,7 @@ impl Connection {
                 }
                 out.extend_from_slice(&encode::PINGRESP);
                 // A connection that pings is idle: what it does not need now goes.
-                if self.session.as_ref().is_some_and(|s| s.is_empty()) {
+                if self.session.as_ref().is_some_and(|s| s.is_spent()) {
                     self.session = None;
                 }
                 Ok(Step::Again)
@@ -398,7 +354,7 @@ impl Connection {
             return Ok(Step::Event(Event::Publish(publish)));
         }
         if publish.qos == QoS::ExactlyOnce {
-            let session = self.session.get_or_insert_default();
+            let session = self.session_mut();
             if let Ok(at) = session.find_inbound(publish.packet_id) {
                 // Received before: no new message ([MQTT-4.3.3-10]). If it is not stored yet, the PUBREC follows when it is.
                 let inbound = &mut session.inbound[at];
@@ -416,13 +372,24 @@ impl Connection {
         self.count(limits)?;
         if publish.qos == QoS::ExactlyOnce {
             let inbound = Inbound { packet_id: publish.packet_id, stored: false, counted: true };
-            let session = self.session.get_or_insert_default();
+            let session = self.session_mut();
             if let Err(at) = session.find_inbound(publish.packet_id) {
                 session.inbound.insert(at, inbound);
             }
         }
         self.unstored += 1;
         Ok(Step::Event(Event::Publish(publish)))
+    }
+
+    fn session_mut(&mut self) -> &mut Session {
+        let journal = self.journal;
+        self.session.get_or_insert_with(|| {
+            let mut session = Box::new(Session::new());
+            if journal {
+                session.keep_journal();
+            }
+            session
+        })
     }
 
     /// One more publish counts against the receive maximum (5.0 §4.9), which a 3.1.1 client was not told.
@@ -437,8 +404,8 @@ impl Connection {
 
     /// The client's PUBREL.
     fn released<'a>(&mut self, packet_id: u16, out: &mut Vec<u8>) -> Result<Step<'a>, Violation> {
-        let found = self.session.as_mut().and_then(|s| s.find_inbound(packet_id).ok().map(|at| (s, at)));
-        let Some((session, at)) = found else {
+        let found = self.session.as_mut().and_then(|s| Some((s.find_inbound(packet_id).ok()?, s)));
+        let Some((at, session)) = found else {
             // Released before, and the PUBCOMP was lost with the connection.
             encode::ack(encode::PUBCOMP, packet_id, Reason::PacketIdNotFound, self.version, out);
             return Ok(Step::Again);
@@ -446,59 +413,10 @@ impl Connection {
         if !session.inbound[at].stored {
             return Err(Violation::EarlyRelease);
         }
-        let inbound = session.inbound.remove(at);
-        if inbound.counted {
+        if session.forget_inbound(packet_id).is_some_and(|i| i.counted) {
             self.outstanding = self.outstanding.saturating_sub(1);
         }
         Ok(Step::Event(Event::Release { packet_id }))
-    }
-
-    /// The client's PUBREC.
-    fn received<'a>(&mut self, limits: &Limits, ack: packet::Ack, now: u64, out: &mut Vec<u8>) -> Step<'a> {
-        let packet_id = ack.packet_id;
-        let found = self.session.as_mut().and_then(|s| s.find_inflight(packet_id).map(|at| (s, at)));
-        match found {
-            Some((session, at)) if session.inflight[at].publish.qos == QoS::ExactlyOnce => {
-                if ack.reason.is_failure() {
-                    return self.delivered(limits, packet_id, QoS::ExactlyOnce, ack.reason, now, out);
-                }
-                session.inflight[at].received = true;
-                Step::Event(Event::Received { packet_id })
-            }
-            _ => {
-                if !ack.reason.is_failure() {
-                    encode::ack(encode::PUBREL, packet_id, Reason::PacketIdNotFound, self.version, out);
-                }
-                Step::Again
-            }
-        }
-    }
-
-    /// The client's PUBACK, PUBCOMP or failing PUBREC: the packet identifier is free. One that is not known is ignored.
-    fn delivered<'a>(
-        &mut self,
-        limits: &Limits,
-        packet_id: u16,
-        qos: QoS,
-        reason: Reason,
-        now: u64,
-        out: &mut Vec<u8>,
-    ) -> Step<'a> {
-        let Some(session) = &mut self.session else { return Step::Again };
-        let Some(at) = session.find_inflight(packet_id) else { return Step::Again };
-        let flight = &session.inflight[at];
-        // A PUBCOMP before the PUBREC ends nothing.
-        let over = flight.publish.qos == qos && (qos != QoS::ExactlyOnce || flight.received || reason.is_failure());
-        if !over {
-            return Step::Again;
-        }
-        session.inflight.remove(at);
-        // What an earlier connection sent may be acknowledged before its turn to be sent again has come.
-        if at < session.sent {
-            session.sent -= 1;
-        }
-        self.pump(limits, now, out);
-        Step::Event(Event::Acknowledged { packet_id, reason })
     }
 
     /// The client's DISCONNECT (§3.14).
@@ -543,11 +461,23 @@ impl Connection {
         codec::accept(self.version, limits, &terms, out);
         self.session = accept.session.filter(|_| session_present);
         if let Some(session) = &mut self.session {
+            if self.journal {
+                session.keep_journal();
+            }
             session.sent = 0;
             for inbound in &mut session.inbound {
                 inbound.counted = false;
             }
             self.pump(limits, now, out);
+        }
+    }
+
+    /// Notes from now on what changes in the session, for [`take_changes`](Self::take_changes): before
+    /// [`accept`](Self::accept), for a session that is to survive a restart.
+    pub fn keep_journal(&mut self) {
+        self.journal = true;
+        if let Some(session) = &mut self.session {
+            session.keep_journal();
         }
     }
 
@@ -602,13 +532,6 @@ impl Connection {
         }
     }
 
-    /// A QoS 2 message's receipt is noted: appends the PUBREL.
-    pub fn release(&mut self, packet_id: u16, out: &mut Vec<u8>) {
-        if self.phase == Phase::Open {
-            encode::ack(encode::PUBREL, packet_id, Reason::Success, self.version, out);
-        }
-    }
-
     /// Appends the SUBACK of a SUBSCRIBE: one reason a filter, in order ([MQTT-3.8.4-6]).
     pub fn suback(&mut self, packet_id: u16, reasons: impl IntoIterator<Item = Reason>, out: &mut Vec<u8>) {
         if self.phase == Phase::Open {
@@ -620,123 +543,6 @@ impl Connection {
     pub fn unsuback(&mut self, packet_id: u16, reasons: impl IntoIterator<Item = Reason>, out: &mut Vec<u8>) {
         if self.phase == Phase::Open {
             codec::unsuback(self.version, packet_id, reasons, out);
-        }
-    }
-
-    /// Sends a message to the client, or queues it behind those in flight.
-    ///
-    /// It is delivered with the lower of the QoS it was published with and `delivery.qos`. A driver whose client does not
-    /// read drops QoS 0 itself, by the length of what it has not sent.
-    pub fn deliver(
-        &mut self,
-        limits: &Limits,
-        message: &Arc<Message>,
-        delivery: Delivery<'_>,
-        now: u64,
-        out: &mut Vec<u8>,
-    ) -> Delivered {
-        if self.phase != Phase::Open {
-            return Delivered::Dropped(Dropped::Offline);
-        }
-        if message.is_expired(now) {
-            return Delivered::Dropped(Dropped::Expired);
-        }
-        let qos = delivery.qos.min(message.qos());
-        let ids = if self.version == Version::V5 { delivery.ids } else { &[] };
-        if qos == QoS::AtMostOnce {
-            let head = Head { qos, retain: delivery.retain, dup: false, packet_id: 0, alias: None, ids };
-            return if self.send(message, head, now, out) {
-                Delivered::Sent(None)
-            } else {
-                Delivered::Dropped(Dropped::TooLarge)
-            };
-        }
-        let window = self.window(limits);
-        let session = self.session.get_or_insert_default();
-        let publish = Queued { message: Arc::clone(message), qos, retain: delivery.retain, ids: Ids::from_slice(ids) };
-        if session.queued() > 0 || session.inflight.len() >= window {
-            if !session.has_room(limits, message.size()) {
-                return Delivered::Dropped(Dropped::QueueFull);
-            }
-            session.push(publish);
-            return Delivered::Queued;
-        }
-        self.launch(publish, now, out).map_or(Delivered::Dropped(Dropped::TooLarge), |id| Delivered::Sent(Some(id)))
-    }
-
-    /// Publishes that may be in flight at once.
-    fn window(&self, limits: &Limits) -> usize {
-        usize::from(self.receive_maximum.min(limits.max_inflight_out).max(1))
-    }
-
-    /// Gives a message a packet identifier and sends it; `None` if it is too large for the client.
-    fn launch(&mut self, publish: Queued, now: u64, out: &mut Vec<u8>) -> Option<u16> {
-        let session = self.session.get_or_insert_default();
-        let packet_id = session.next_packet_id();
-        let flight = InFlight { packet_id, received: false, publish };
-        if !self.resend(&flight, false, now, out) {
-            return None;
-        }
-        let session = self.session.get_or_insert_default();
-        session.inflight.push_back(flight);
-        session.sent += 1;
-        Some(packet_id)
-    }
-
-    /// Appends the PUBLISH of a message in flight; false if it is too large for the client.
-    fn resend(&mut self, flight: &InFlight, dup: bool, now: u64, out: &mut Vec<u8>) -> bool {
-        let Queued { message, qos, retain, ids } = &flight.publish;
-        let ids = if self.version == Version::V5 { ids.as_slice() } else { &[] };
-        let head = Head { qos: *qos, retain: *retain, dup, packet_id: flight.packet_id, alias: None, ids };
-        self.send(message, head, now, out)
-    }
-
-    /// Appends a PUBLISH, with an alias if there is one to have; false if it is too large for the client.
-    fn send(&mut self, message: &Message, mut head: Head<'_>, now: u64, out: &mut Vec<u8>) -> bool {
-        if self.alias_maximum > 0 && self.version == Version::V5 {
-            head.alias = self.aliases.get_or_insert_default().offer(message.topic(), self.alias_maximum);
-        }
-        if head.packet_len(message, self.version) > self.maximum_packet as usize {
-            if let (Some((_, true)), Some(aliases)) = (head.alias, &mut self.aliases) {
-                aliases.withdraw();
-            }
-            return false;
-        }
-        message.encode(self.version, head, now, out);
-        true
-    }
-
-    /// Fills the window: what a resumed session had in flight first, with DUP ([MQTT-3.3.1-1], [MQTT-4.4.0-1]), then the
-    /// queue.
-    fn pump(&mut self, limits: &Limits, now: u64, out: &mut Vec<u8>) {
-        let window = self.window(limits);
-        loop {
-            let Some(session) = &mut self.session else { return };
-            if session.sent >= window {
-                return;
-            }
-            if let Some(flight) = session.inflight.get(session.sent) {
-                if flight.received {
-                    encode::ack(encode::PUBREL, flight.packet_id, Reason::Success, self.version, out);
-                } else {
-                    let flight = flight.clone();
-                    if !self.resend(&flight, true, now, out) {
-                        // The client takes smaller packets than before: as if it had been delivered.
-                        if let Some(session) = &mut self.session {
-                            session.inflight.remove(session.sent);
-                        }
-                        continue;
-                    }
-                }
-                if let Some(session) = &mut self.session {
-                    session.sent += 1;
-                }
-                continue;
-            }
-            let Some(queued) = session.pop() else { return };
-            if !queued.message.is_expired(now) {
-                self.launch(queued, now, out);
-            }
         }
     }
 
@@ -786,7 +592,7 @@ impl Connection {
     pub fn end(&mut self) -> Ended {
         self.phase = Phase::Closed;
         Ended {
-            session: self.session.take().filter(|s| !s.is_empty()),
+            session: self.session.take().filter(|s| !s.is_spent()),
             session_expiry: self.session_expiry,
             will: self.will.take(),
         }
@@ -832,6 +638,13 @@ impl Connection {
     #[must_use]
     pub fn session_expiry(&self) -> u32 {
         self.session_expiry
+    }
+
+    /// Moves the changes of the session since it was last asked to `changes`, in order; see [`keep_journal`](Self::keep_journal).
+    pub fn take_changes(&mut self, changes: &mut Vec<Change>) {
+        if let Some(session) = &mut self.session {
+            session.take_changes(changes);
+        }
     }
 
     /// The session's state, if it has any.

@@ -64,6 +64,6 @@ pub use packet::{Connect, Password, Publish, QoS, Subscribe, SubscribeOptions, T
 pub use property::{Properties, Property};
 pub use reason::Reason;
 pub use retained::{Retained, Retention};
-pub use session::Session;
+pub use session::{Change, Corrupt, Session, Stored};
 pub use violation::Violation;
 pub use wire::frame_len;

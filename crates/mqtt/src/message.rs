@@ -13,10 +13,16 @@
 
 use crate::encode;
 use crate::packet::{Publish, QoS, Version, WillRef};
-use crate::property::{Properties, Property, id};
+use crate::property::{Allowed, Properties, Property, id};
+use crate::topic;
 
 /// Milliseconds in a second.
 const SECOND: u64 = 1000;
+
+/// Bytes before a message's own in its written form.
+const WRITTEN_HEAD: usize = 17;
+const RETAIN: u8 = 1 << 2;
+const EXPIRES: u8 = 1 << 3;
 
 /// A message as it was published. Shared in an `Arc` by the queues of its subscribers and the retained store.
 #[derive(Clone, PartialEq, Eq)]
@@ -145,6 +151,39 @@ impl Message {
     #[must_use]
     pub fn size(&self) -> usize {
         size_of::<Message>() + self.bytes.len()
+    }
+
+    /// Appends the form in which it is kept across restarts: one byte of flags (bits 0–1 QoS, bit 2 retain, bit 3 that it expires),
+    /// 8 bytes when it expires, 4 bytes each where properties and payload start, then its bytes; integers are big-endian.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        out.reserve(WRITTEN_HEAD + self.bytes.len());
+        let retain = if self.retain { RETAIN } else { 0 };
+        let expires = if self.expires.is_some() { EXPIRES } else { 0 };
+        out.push(self.qos as u8 | retain | expires);
+        out.extend_from_slice(&self.expires.unwrap_or(0).to_be_bytes());
+        out.extend_from_slice(&self.properties_at.to_be_bytes());
+        out.extend_from_slice(&self.payload_at.to_be_bytes());
+        out.extend_from_slice(&self.bytes);
+    }
+
+    /// The message that was written as `form`; `None` if none was.
+    #[must_use]
+    pub fn read(form: &[u8]) -> Option<Message> {
+        let (head, bytes) = form.split_first_chunk::<WRITTEN_HEAD>()?;
+        let u32_at = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let expires = u64::from_be_bytes(std::array::from_fn(|i| head[1 + i]));
+        let (flags, properties_at, payload_at) = (head[0], u32_at(9), u32_at(13));
+        let topic = bytes.get(2..properties_at as usize)?;
+        let topic_len = usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
+        let properties = bytes.get(properties_at as usize..payload_at as usize)?;
+        let known = flags & !(0b11 | RETAIN | EXPIRES) == 0;
+        let expires = (flags & EXPIRES != 0).then_some(expires);
+        if !known || topic.len() != topic_len || !topic::is_valid_name(std::str::from_utf8(topic).ok()?) {
+            return None;
+        }
+        Properties::check(properties, Allowed::PUBLISH).ok()?;
+        let qos = QoS::from_number(flags & 0b11)?;
+        Some(Message { bytes: bytes.into(), properties_at, payload_at, expires, qos, retain: flags & RETAIN != 0 })
     }
 
     pub(crate) fn topic_field(&self) -> &[u8] {

@@ -203,7 +203,11 @@ impl<'a> Properties<'a> {
         if len == 0 {
             return Ok(Properties { raw: &[] });
         }
-        let raw = r.take(len)?;
+        Self::check(r.take(len)?, allowed)
+    }
+
+    /// Checks the properties in `raw`.
+    pub(crate) fn check(raw: &'a [u8], allowed: Allowed) -> Result<Properties<'a>, Violation> {
         let mut inner = Reader::new(raw);
         let mut seen = 0u64;
         while let Some(&id) = inner.rest.first() {

@@ -17,6 +17,8 @@ pub enum Retention {
     Removed,
     /// It was empty, and there was none.
     Absent,
+    /// It was not published to be retained: what is kept stays ([MQTT-3.3.1-8], 3.1.1 [MQTT-3.3.1-12]).
+    Untouched,
     /// The bounds of the store are reached, or the topic has too many levels; what there was is gone, for it is outdated.
     Refused,
 }
@@ -70,6 +72,9 @@ impl Retained {
 
     /// Keeps `message` for its topic, or removes what is kept there if its payload is empty.
     pub fn set(&mut self, message: &Arc<Message>) -> Retention {
+        if !message.retain() {
+            return Retention::Untouched;
+        }
         let topic = message.topic();
         let had = self.remove(topic);
         if message.payload().is_empty() {

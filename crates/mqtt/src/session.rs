@@ -1,10 +1,14 @@
 //! What outlives a connection (MQTT 5.0 §4.1): QoS 2 identifiers received, messages in flight, messages queued.
 //!
 //! Subscriptions are held by the [`Trie`](crate::trie::Trie) under the subscriber's handle. A client that only publishes
-//! at QoS 0 and 1 never has a `Session`.
+//! at QoS 0 and 1 never has a `Session`. What has to survive a restart is told as [`Change`]s (see [`journal`]).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+
+mod journal;
+
+pub use journal::{Change, Corrupt, Stored};
 
 use crate::connection::Dropped;
 use crate::limits::Limits;
@@ -28,6 +32,10 @@ pub struct Session {
     last_id: u16,
     /// Packet identifiers given since nothing was in flight.
     given_since_empty: u16,
+    /// Place of the next message among all that this session was given.
+    next_order: u64,
+    /// What changed and was not taken yet; `None` for a session that nobody keeps.
+    journal: Option<Vec<Change>>,
 }
 
 /// A QoS 2 publish received.
@@ -47,6 +55,8 @@ pub(crate) struct Queued {
     pub(crate) qos: QoS,
     pub(crate) retain: bool,
     pub(crate) ids: Ids,
+    /// Place among all messages that the session was given: higher than those of messages before it, in flight and queued.
+    pub(crate) order: u64,
 }
 
 /// A publish in flight to the client.
@@ -98,6 +108,11 @@ impl Session {
         self.inbound.is_empty() && self.inflight.is_empty() && self.queue.is_empty()
     }
 
+    /// Whether there is neither state in it nor a change that was not taken.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.is_empty() && self.journal.as_ref().is_none_or(Vec::is_empty)
+    }
+
     /// Messages queued, not counting those in flight.
     #[must_use]
     pub fn queued(&self) -> usize {
@@ -126,16 +141,25 @@ impl Session {
     /// The QoS 2 publish with this identifier is stored, though its connection is gone: the PUBREC goes to the
     /// retransmission.
     pub fn stored(&mut self, packet_id: u16) {
-        if let Ok(at) = self.find_inbound(packet_id) {
-            self.inbound[at].stored = true;
+        if let Ok(at) = self.find_inbound(packet_id)
+            && !std::mem::replace(&mut self.inbound[at].stored, true)
+        {
+            self.note(Change::Held { packet_id });
         }
     }
 
     /// The QoS 2 publish with this identifier will not be stored: its retransmission is a new message.
     pub fn refused(&mut self, packet_id: u16) {
-        if let Ok(at) = self.find_inbound(packet_id) {
-            self.inbound.remove(at);
+        self.forget_inbound(packet_id);
+    }
+
+    /// The client released the publish with this identifier, or it was refused.
+    pub(crate) fn forget_inbound(&mut self, packet_id: u16) -> Option<Inbound> {
+        let inbound = self.inbound.remove(self.find_inbound(packet_id).ok()?);
+        if inbound.stored {
+            self.note(Change::Released { packet_id });
         }
+        Some(inbound)
     }
 
     /// Queues a message for a client that is away. QoS 0 is not kept.
@@ -159,24 +183,72 @@ impl Session {
             return Err(Dropped::QueueFull);
         }
         let mut gone = 0;
-        while self.queue.len() >= limits.max_queued_messages as usize
-            || self.queued_bytes + size > limits.max_queued_bytes as usize
-        {
-            if self.pop().is_none() {
-                break;
-            }
+        while !self.has_room(limits, size) {
+            let Some(oldest) = self.pop() else { break };
+            self.note(Change::Gone { order: oldest.order });
             gone += 1;
         }
-        self.push(Queued { message: Arc::clone(message), qos, retain, ids: Ids::from_slice(ids) });
+        let publish = self.admit(message, qos, retain, ids);
+        self.push(publish);
         Ok(gone)
     }
 
     /// Drops what expired by `now` from the queue; returns how many.
     pub fn expire(&mut self, now: u64) -> usize {
         let before = self.queue.len();
-        self.queue.retain(|q| !q.message.is_expired(now));
-        self.queued_bytes = self.queue.iter().map(|q| q.message.size()).sum();
+        let journal = &mut self.journal;
+        let bytes = &mut self.queued_bytes;
+        self.queue.retain(|q| {
+            let expired = q.message.is_expired(now);
+            if expired {
+                *bytes -= q.message.size();
+                if let Some(journal) = journal {
+                    journal.push(Change::Gone { order: q.order });
+                }
+            }
+            !expired
+        });
         before - self.queue.len()
+    }
+
+    /// Gives a message its place in the session.
+    pub(crate) fn admit(&mut self, message: &Arc<Message>, qos: QoS, retain: bool, ids: &[u32]) -> Queued {
+        let order = self.next_order;
+        self.next_order += 1;
+        self.note(Change::Added { order });
+        Queued { message: Arc::clone(message), qos, retain, ids: Ids::from_slice(ids), order }
+    }
+
+    /// Notes that a message admitted is neither queued nor in flight: it was dropped before it could be.
+    pub(crate) fn dismiss(&mut self, order: u64) {
+        self.note(Change::Gone { order });
+    }
+
+    /// Puts a message in flight that was just sent.
+    pub(crate) fn fly(&mut self, packet_id: u16, publish: Queued) {
+        self.note(Change::Sent { order: publish.order, packet_id });
+        self.inflight.push_back(InFlight { packet_id, received: false, publish });
+        self.sent += 1;
+    }
+
+    /// The client received the QoS 2 message at `at`.
+    pub(crate) fn receive(&mut self, at: usize) {
+        let flight = &mut self.inflight[at];
+        let order = flight.publish.order;
+        if !std::mem::replace(&mut flight.received, true) {
+            self.note(Change::Received { order });
+        }
+    }
+
+    /// The delivery at `at` is over.
+    pub(crate) fn land(&mut self, at: usize) {
+        if let Some(flight) = self.inflight.remove(at) {
+            self.note(Change::Gone { order: flight.publish.order });
+        }
+        // What an earlier connection sent may be acknowledged before its turn to be sent again has come.
+        if at < self.sent {
+            self.sent -= 1;
+        }
     }
 
     pub(crate) fn has_room(&self, limits: &Limits, size: usize) -> bool {

@@ -28,8 +28,6 @@ pub use crate::tree::MAX_LEVELS;
 use crate::tree::{Index, NONE, ROOT, Slab, Tree, Vacant};
 
 mod matches;
-#[cfg(test)]
-mod tests;
 
 pub use matches::{Match, Matches};
 
@@ -50,6 +48,20 @@ pub enum Inserted {
     New,
     /// One was replaced ([MQTT-3.8.4-3]).
     Replaced,
+}
+
+impl Inserted {
+    /// Whether the retained messages that match `filter` are to be sent, as Retain Handling asks ([MQTT-3.3.1-9] to
+    /// [MQTT-3.3.1-11]); a shared subscription is sent none (§4.8.2).
+    #[must_use]
+    pub fn sends_retained(self, filter: &Filter<'_>, options: SubscribeOptions) -> bool {
+        filter.group().is_none()
+            && match options.retain_handling {
+                0 => true,
+                1 => self == Inserted::New,
+                _ => false,
+            }
+    }
 }
 
 /// What hangs at a node of the tree.

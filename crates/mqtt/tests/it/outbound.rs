@@ -81,7 +81,7 @@ fn messages_are_sent_in_order_and_within_the_receive_maximum() {
                     in_flight.push_back((packet_id, qos));
                 }
                 Sent::PubRel(id) => {
-                    assert!(peer.feed(&ack(0x70, id)).unwrap().contains(&Got::Acknowledged(id, Reason::Success)))
+                    assert!(peer.feed(&ack(0x70, id)).unwrap().contains(&Got::Acknowledged(id, Reason::Success)));
                 }
                 other => panic!("{other:?}"),
             }

@@ -30,7 +30,9 @@ fn store() -> Retained {
 /// A message that lives for ten seconds from [`T0`] on.
 fn short(topic: &str) -> Arc<Message> {
     let mut publisher = Peer::open(tidegate_mqtt::Version::V5);
-    message_of(&mut publisher, &publish_with(&[0x02, 0, 0, 0, 10], topic))
+    let mut bytes = publish_with(&[0x02, 0, 0, 0, 10], topic);
+    bytes[0] |= 1;
+    message_of(&mut publisher, &bytes)
 }
 
 #[test]
@@ -53,6 +55,17 @@ fn an_empty_message_removes_what_is_kept_and_is_not_kept_itself() {
     assert_eq!(store.set(&retain("a/b", b"")), Retention::Absent);
     assert_eq!((store.len(), store.bytes()), (0, 0));
     assert!(topics(&store, "#", T0).is_empty());
+}
+
+#[test]
+fn a_message_without_retain_leaves_what_is_kept() {
+    let mut store = store();
+    store.set(&retain("a/b", b"1"));
+    for payload in [&b"2"[..], b""] {
+        let message = Arc::new(Message::new("a/b", payload, QoS::AtLeastOnce, false));
+        assert_eq!(store.set(&message), Retention::Untouched);
+        assert_eq!(store.get("a/b", T0).unwrap().payload(), b"1");
+    }
 }
 
 #[test]

@@ -3,9 +3,12 @@
 //! The client below is careless and the network cuts connections anywhere. Whatever happens: a QoS 1 message arrives at
 //! least once and in order, a QoS 2 message exactly once, in both directions.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
-use tidegate_mqtt::{Delivered, Limits, QoS, Reason, Session, Version};
+use tidegate_mqtt::{
+    Accept, Change, Corrupt, Delivered, Delivery, Limits, Message, QoS, Reason, Session, Stored, Version,
+};
 
 use crate::support::*;
 
@@ -32,6 +35,47 @@ struct Server {
     pending: VecDeque<(u16, QoS)>,
 }
 
+/// What a driver keeps of a session across restarts.
+#[derive(Default)]
+struct Database {
+    messages: BTreeMap<u64, Vec<u8>>,
+    flights: BTreeMap<u64, (u16, bool)>,
+    held: BTreeSet<u16>,
+}
+
+impl Database {
+    /// Writes what changed in `session`.
+    fn commit(&mut self, session: Option<&Session>, changes: &mut Vec<Change>) {
+        for change in changes.drain(..) {
+            match change {
+                Change::Added { order } => {
+                    let mut form = Vec::new();
+                    if session.is_some_and(|s| s.write(order, &mut form)) {
+                        assert!(self.messages.insert(order, form).is_none(), "{order} was there");
+                    }
+                }
+                Change::Sent { order, packet_id } => assert!(self.flights.insert(order, (packet_id, false)).is_none()),
+                Change::Received { order } => self.flights.get_mut(&order).unwrap().1 = true,
+                Change::Gone { order } => {
+                    self.messages.remove(&order);
+                    self.flights.remove(&order);
+                }
+                Change::Held { packet_id } => assert!(self.held.insert(packet_id)),
+                Change::Released { packet_id } => assert!(self.held.remove(&packet_id)),
+            }
+        }
+    }
+
+    fn restore(&self) -> Result<Session, Corrupt> {
+        let stored = self.messages.iter().map(|(order, form)| Stored {
+            order: *order,
+            form,
+            flight: self.flights.get(order).copied(),
+        });
+        Session::restore(stored, self.held.iter().copied())
+    }
+}
+
 fn number(topic: &str) -> u32 {
     topic.strip_prefix("t/").unwrap().parse().unwrap()
 }
@@ -43,7 +87,9 @@ fn connect_bytes(version: Version) -> Vec<u8> {
     }
 }
 
-fn run(r: &mut Random, version: Version) {
+fn run(r: &mut Random, version: Version, restarts: bool) {
+    let mut database = Database::default();
+    let mut changes = Vec::new();
     let limits = Limits { receive_maximum: 6, max_inflight_out: 5, ..Limits::default() };
     let mut client = Client::default();
     let mut server = Server::default();
@@ -59,9 +105,12 @@ fn run(r: &mut Random, version: Version) {
         let mut peer = Peer::with(limits.clone());
         peer.feed(&connect_bytes(version)).unwrap();
         let (conn, out) = (&mut peer.conn, &mut peer.out);
+        if restarts {
+            conn.keep_journal();
+        }
         conn.accept(
             &limits,
-            tidegate_mqtt::Accept { session_present: resumed, session: session.take(), ..Default::default() },
+            Accept { session_present: resumed, session: session.take(), ..Accept::default() },
             T0,
             out,
         );
@@ -125,6 +174,9 @@ fn run(r: &mut Random, version: Version) {
                 }
                 // Bytes reach the client.
                 _ => {
+                    // What changed is durable before the client can know of it.
+                    peer.conn.take_changes(&mut changes);
+                    database.commit(peer.conn.session(), &mut changes);
                     downlink.extend(peer.sent());
                     let mut input = &downlink[..];
                     let mut n = r.below(4);
@@ -151,6 +203,20 @@ fn run(r: &mut Random, version: Version) {
             }
         }
         assert_eq!(session.as_ref().map_or(0, |s| s.unstored()), 0);
+        if restarts {
+            // The server goes down in an orderly way, or is killed, and what was not committed is lost; but the log tells which
+            // messages there are, and which publishes were stored under identifiers that are still held.
+            let killed = r.below(2) == 0 && !quiet;
+            if let Some(session) = &mut session {
+                session.take_changes(&mut changes);
+            }
+            if killed {
+                changes.retain(|c| matches!(c, Change::Added { .. } | Change::Held { .. }));
+            }
+            database.commit(session.as_deref(), &mut changes);
+            let restored = database.restore().unwrap();
+            session = (!restored.is_empty()).then(|| Box::new(restored));
+        }
         if quiet {
             break;
         }
@@ -219,7 +285,130 @@ impl Client {
 fn messages_arrive_as_their_qos_says_over_broken_connections() {
     let mut r = Random::seeded();
     for round in 0..60 {
-        run(&mut r, BOTH[round % 2]);
+        run(&mut r, BOTH[round % 2], false);
+    }
+}
+
+#[test]
+fn messages_arrive_as_their_qos_says_over_restarts_of_the_server() {
+    let mut r = Random::seeded();
+    for round in 0..60 {
+        run(&mut r, BOTH[round % 2], true);
+    }
+}
+
+#[test]
+fn a_restored_session_goes_on_where_it_was() {
+    for version in BOTH {
+        let limits = Limits { max_inflight_out: 3, ..Limits::default() };
+        let mut peer = Peer::with(limits.clone());
+        peer.feed(&connect_bytes(version)).unwrap();
+        peer.conn.keep_journal();
+        peer.accept(Accept::default());
+        let retained = Arc::new(Message::with_content_type("a/b", "text/plain", b"kept", QoS::ExactlyOnce, true));
+        for (qos, retain, ids) in
+            [(QoS::AtLeastOnce, false, &[][..]), (QoS::ExactlyOnce, true, &[7, 300]), (QoS::ExactlyOnce, false, &[1])]
+        {
+            peer.deliver_with(&retained, Delivery { qos, retain, ids });
+        }
+        for topic in ["q/1", "q/2"] {
+            assert_eq!(peer.deliver(&message(topic, QoS::AtLeastOnce), QoS::AtLeastOnce), Delivered::Queued);
+        }
+        peer.feed(&ack(0x50, 3)).unwrap();
+        peer.feed(&publish(version, "t", QoS::ExactlyOnce, 99)).unwrap();
+        peer.conn.stored(99, QoS::ExactlyOnce, Reason::Success, &mut peer.out);
+        let mut changes = Vec::new();
+        peer.conn.take_changes(&mut changes);
+        let mut database = Database::default();
+        database.commit(peer.conn.session(), &mut changes);
+
+        let kept = peer.conn.end().session;
+        let mut outs = Vec::new();
+        for session in [kept, Some(Box::new(database.restore().unwrap()))] {
+            let mut peer = Peer::open_as(limits.clone(), &connect_bytes(version), session);
+            for id in 1..=3 {
+                peer.feed(&ack(if id == 1 { 0x40 } else { 0x70 }, id)).unwrap();
+            }
+            peer.feed(&publish(version, "t", QoS::ExactlyOnce, 99)).unwrap();
+            outs.push(peer.packets());
+        }
+        assert_eq!(outs[0], outs[1]);
+        assert!(outs[0].contains(&Sent::PubRel(3)) && outs[0].contains(&Sent::PubRec(99, 0)), "{:?}", outs[0]);
+    }
+}
+
+#[test]
+fn nothing_is_left_in_the_database_of_a_session_that_is_through() {
+    let mut peer = Peer::with(Limits { max_inflight_out: 1, max_queued_messages: 3, ..Limits::default() });
+    peer.feed(&connect_bytes(Version::V5)).unwrap();
+    peer.conn.keep_journal();
+    peer.accept(Accept::default());
+    let mut database = Database::default();
+    let mut changes = Vec::new();
+    // One is too large, one is one too many, one expires, the others are acknowledged.
+    let mut publisher = Peer::open(Version::V5);
+    let short = packet(0x32, &[field("t"), vec![0, 1], props(&[0x02, 0, 0, 0, 10]), b"x".to_vec()].concat());
+    let short = message_of(&mut publisher, &short);
+    for m in [message("a", QoS::AtLeastOnce), short, message("b", QoS::ExactlyOnce), message("c", QoS::AtLeastOnce)] {
+        peer.deliver(&m, QoS::ExactlyOnce);
+    }
+    assert!(matches!(peer.deliver(&message("d", QoS::AtLeastOnce), QoS::AtLeastOnce), Delivered::Dropped(_)));
+    peer.conn.take_changes(&mut changes);
+    database.commit(peer.conn.session(), &mut changes);
+    assert_eq!((database.messages.len(), database.flights.len()), (4, 1));
+    peer.now += 20_000;
+    peer.feed(&ack(0x40, 1)).unwrap();
+    peer.feed(&ack(0x50, 2)).unwrap();
+    peer.feed(&ack(0x70, 2)).unwrap();
+    peer.feed(&ack(0x40, 3)).unwrap();
+    let mut ended = peer.conn.end().session.expect("its changes were not taken yet");
+    assert!(ended.is_empty());
+    ended.take_changes(&mut changes);
+    database.commit(Some(&ended), &mut changes);
+    assert!(database.messages.is_empty() && database.flights.is_empty() && database.held.is_empty());
+}
+
+#[test]
+fn what_is_no_session_is_not_restored() {
+    let mut session = Session::new();
+    let limits = Limits::default();
+    session.queue(&limits, &message("t", QoS::AtLeastOnce), QoS::AtLeastOnce, false, &[5]).unwrap();
+    let mut form = Vec::new();
+    assert!(session.write(0, &mut form) && !session.write(1, &mut Vec::new()));
+    let stored = |order, form, flight| Stored { order, form, flight };
+    assert_eq!(Session::restore([stored(3, &form, None)], []).unwrap().queued(), 1);
+    for len in 0..form.len() - 1 {
+        let cut = Session::restore([stored(3, &form[..len], None)], []);
+        assert_eq!(cut.err(), Some(Corrupt::Message(3)), "{len} bytes of {}", form.len());
+    }
+    let twice = Session::restore([stored(3, &form, None), stored(3, &form, None)], []);
+    assert_eq!(twice.err(), Some(Corrupt::Order(3)));
+    let late = Session::restore([stored(3, &form, None), stored(4, &form, Some((1, false)))], []);
+    assert_eq!(late.err(), Some(Corrupt::Order(4)));
+}
+
+#[test]
+fn a_message_is_read_as_it_was_written() {
+    let mut r = Random::seeded();
+    let mut publisher = Peer::open(Version::V5);
+    let bytes = [&[0x02, 0, 0, 0, 10, 0x01, 1, 0x26][..], &field("k"), &field("v")].concat();
+    for message in [message_of(&mut publisher, &publish_with(&bytes, "a/b")), message("t", QoS::ExactlyOnce)] {
+        let mut form = Vec::new();
+        message.write(&mut form);
+        assert_eq!(Message::read(&form).as_ref(), Some(&*message));
+        for _ in 0..20_000 {
+            let mut broken = form.clone();
+            let at = r.below(broken.len());
+            broken[at] ^= 1 << r.below(8);
+            broken.truncate(1 + r.below(broken.len() * 2).min(broken.len() - 1));
+            // Whatever it is, it can be sent.
+            if let Some(message) = Message::read(&broken) {
+                let mut peer = Peer::open(Version::V5);
+                peer.sent();
+                peer.deliver(&Arc::new(message), QoS::AtMostOnce);
+                peer.packets();
+            }
+        }
     }
 }
 

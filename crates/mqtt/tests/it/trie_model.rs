@@ -216,6 +216,23 @@ fn a_subscription_is_replaced_by_one_with_the_same_filter() {
 }
 
 #[test]
+fn retained_messages_are_sent_as_retain_handling_says() {
+    let with = |retain_handling| SubscribeOptions { retain_handling, ..SubscribeOptions::default() };
+    let mut trie = Trie::<u64>::new();
+    for (handling, first, again) in [(0, true, true), (1, true, false), (2, false, false)] {
+        let text = format!("t/{handling}");
+        let filter = filter(&text);
+        for expected in [first, again] {
+            let inserted = trie.insert(1, &filter, with(handling), 0).unwrap();
+            assert_eq!(inserted.sends_retained(&filter, with(handling)), expected, "{handling}");
+        }
+    }
+    let shared = filter("$share/g/t");
+    let inserted = trie.insert(1, &shared, with(0), 0).unwrap();
+    assert!(!inserted.sends_retained(&shared, with(0)));
+}
+
+#[test]
 fn members_of_a_shared_subscription_take_turns_and_those_away_are_passed_over() {
     let mut trie = Trie::<u64>::new();
     for s in 1..=3 {
