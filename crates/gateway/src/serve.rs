@@ -247,12 +247,12 @@ async fn drain(
             }
         }
     }
-    // Sinks before the log: they read what it has made durable. What they leave is delivered after the next start.
+    let stopped = log.stop(left());
+    // After the log, whose last records they deliver; what they leave is delivered after the next start.
     for sink in sinks {
-        let stopped = sink.stop(left() / 2);
+        let stopped = sink.stop(left());
         info!(position = stopped.position.0, drained = stopped.drained, "sink stopped");
     }
-    let stopped = log.stop(left());
     if stopped.abandoned_records > 0 {
         error!(abandoned = stopped.abandoned_records, "readings were accepted and neither stored nor acknowledged");
         clean = false;
