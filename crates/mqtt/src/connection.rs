@@ -35,7 +35,9 @@ pub use outbound::{Delivered, Delivery, Dropped};
 #[non_exhaustive]
 pub enum Event<'a> {
     /// To be decided: [`Connection::accept`] or [`Connection::refuse`]. Nothing more is read before.
-    Connect(Connect<'a>),
+    ///
+    /// Boxed, for it is several times as large as the others, which come by the million.
+    Connect(Box<Connect<'a>>),
     /// To be routed; QoS 1 and 2 to be answered by [`Connection::stored`], in the order of the events ([MQTT-4.6.0-2]).
     Publish(Publish<'a>),
     /// To be answered by [`Connection::suback`] with one reason a filter.
@@ -203,7 +205,7 @@ impl Connection {
             Ok(None) => return Ok(None),
             Ok(Some(connect)) if connect.auth_method.is_none() => {
                 self.phase = Phase::Deciding;
-                return Ok(Some(Event::Connect(connect)));
+                return Ok(Some(Event::Connect(Box::new(connect))));
             }
             Ok(Some(_)) => (Violation::AuthMethod, Some(Version::V5)),
             Err(packet::BadConnect { violation, answer }) => (violation, answer),

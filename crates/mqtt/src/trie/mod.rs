@@ -453,6 +453,9 @@ impl<S: Subscriber> Trie<S> {
                 if wild && place.plus != NONE {
                     into.todo.push((place.plus, at));
                 }
+                if !self.tree.has_child_but(node, place.plus) {
+                    break;
+                }
                 let Some(child) = self.tree.child(node, level) else { break };
                 node = child;
             }

@@ -1,4 +1,5 @@
 //! What holds for any bytes and any sequence of operations; ordinary tests and fuzz targets share it.
+#![allow(dead_code, reason = "a fuzz target uses a part of it")]
 
 use std::sync::Arc;
 
