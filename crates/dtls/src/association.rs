@@ -346,10 +346,11 @@ impl Association {
         let sequence_end =
             self.reserved.min(MAX_SEQUENCE + 1).max(self.protection.next_write.saturating_add(SEQUENCE_BLOCK));
         let mut export = Export { bytes: [0; EXPORT_LEN], sequence_end };
-        let flags = u8::from(self.has_cid) * HAS_CID
-            | u8::from(self.validated) * VALIDATED
-            | u8::from(self.full) * FULL
-            | self.fragment_code << LIMIT_SHIFT;
+        let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+        let flags = flag(self.has_cid, HAS_CID)
+            | flag(self.validated, VALIDATED)
+            | flag(self.full, FULL)
+            | (self.fragment_code << LIMIT_SHIFT);
         let (write_key, read_key) = self.protection.keys();
         let mut keys = [[0; DIRECTION_KEY_LEN]; 2];
         write_key.write(&mut keys[0]);

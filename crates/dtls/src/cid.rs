@@ -15,7 +15,7 @@
 //! Nothing of it is secret and nothing is trusted: a record is only what its MAC says.
 
 use std::fmt;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 
 use crate::environment::Random;
 use crate::path::{CompactPath, Path};
@@ -210,10 +210,8 @@ impl Router {
                 return slot % self.shards;
             }
         }
-        let mut hasher = self.hasher.build_hasher();
-        CompactPath::from(path).hash(&mut hasher);
         // The high bits: the tables of the shards use the low ones of a hash of their own.
-        ((hasher.finish() >> 32) % u64::from(self.shards)) as u32
+        ((self.hasher.hash_one(CompactPath::from(path)) >> 32) % u64::from(self.shards)) as u32
     }
 
     /// The node that the CID of a datagram names, if it has one: what a load balancer needs. `len` is the length of

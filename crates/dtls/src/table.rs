@@ -5,7 +5,7 @@
 //! without a CID is found by its path, through indexes that hold slot numbers alone (5 B a bucket); the path itself is
 //! compared in the slot.
 
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 
 use hashbrown::HashTable;
 
@@ -337,9 +337,7 @@ fn path_in(chunks: &[Box<[Slot]>], index: u32) -> Option<CompactPath> {
 }
 
 fn hash_with(hasher: &foldhash::quality::FixedState, path: CompactPath) -> u64 {
-    let mut hasher = hasher.build_hasher();
-    path.hash(&mut hasher);
-    hasher.finish()
+    hasher.hash_one(path)
 }
 
 fn index_path(kind: Kind, table: &mut Table, index: u32, path: CompactPath) {
@@ -349,3 +347,6 @@ fn index_path(kind: Kind, table: &mut Table, index: u32, path: CompactPath) {
         path_in(chunks, index).map_or(0, |path| hash_with(hasher, path))
     });
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,10 +7,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-#[path = "support/mod.rs"]
-mod support;
-
-use support::{Rng, START, TestClient, TestServer, converse};
+use checks::support::{self, Rng, START, TestClient, TestServer, converse};
 use tidegate_dtls::{ClientConfig, ConnectionId, Event, MAX_PENDING_BYTES, ServerConfig};
 
 /// Runs `check` on each file of the corpus of a fuzz target.

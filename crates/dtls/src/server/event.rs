@@ -10,7 +10,8 @@ use crate::path::Path;
 /// What became of a record, or of an association.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A handshake is complete. With [`crate::ServerConfig::persist`], its export is due now; `Finished` waits for
+    /// A handshake is complete. An owner may have several associations, for a device that lost its state leaves one behind: the
+    /// caller that wants one a device closes the one before, and so keeps a stolen key from filling the table. With [`crate::ServerConfig::persist`], its export is due now; `Finished` waits for
     /// [`crate::Server::persisted`].
     Established {
         /// The association.

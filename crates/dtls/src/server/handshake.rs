@@ -27,7 +27,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::{Context, DropReason, Event, HandshakeFailure, Server, ServerConfig};
 use crate::alert::{Alert, AlertLevel};
 use crate::association::{Agreed, Association};
-use crate::cid::{ConnectionId, RANDOM_LEN, Tag};
+use crate::cid::{ConnectionId, RANDOM_LEN, ServerCid, Tag};
 use crate::crypto::{self, KeyBlock, MasterSecret, Sender, VERIFY_DATA_LEN};
 use crate::environment::{Key, Owner};
 use crate::handshake::codec::{self, ClientHello, Extensions, SUITE, ServerHello};
@@ -253,7 +253,7 @@ impl Server {
             let cid = peer_cid.and(format).map(|format| tag.write(format));
             let extensions = Extensions {
                 extended_master_secret: pending.extended,
-                connection_id: cid.as_ref().map(|cid| cid.as_bytes()),
+                connection_id: cid.as_ref().map(ServerCid::as_bytes),
                 renegotiation_info: hello.signals_renegotiation().then_some(&[]),
                 max_fragment_length: (fragment_code != 0).then_some(fragment_code),
                 others: false,

@@ -2,7 +2,7 @@
 
 use crate::alert::{Alert, AlertLevel};
 use crate::association::{Association, Export, ImportError};
-use crate::cid::{AssociationId, Tag, hash_state};
+use crate::cid::{AssociationId, CidFormat, Tag, hash_state};
 use crate::environment::{Environment, Owner, Random};
 use crate::handshake::cookie::Cookies;
 use crate::handshake::{Fragment, message};
@@ -137,7 +137,7 @@ impl Server {
     }
 
     fn records(&mut self, datagram: &mut [u8], cx: &mut Context<'_, '_>) {
-        let cid_len = self.config.cid.map_or(0, |format| format.len());
+        let cid_len = self.config.cid.map_or(0, CidFormat::len);
         let mut at = 0;
         for _ in 0..MAX_RECORDS {
             if at == datagram.len() {

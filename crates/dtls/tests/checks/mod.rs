@@ -1,6 +1,8 @@
 //! What must hold whatever bytes come and in whatever order: shared by the fuzz targets and the ordinary tests that replay their
 //! corpora.
 
+#![allow(dead_code, unreachable_pub, reason = "each fuzz target includes it and uses its part")]
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +13,7 @@ use tidegate_dtls::{
 };
 
 #[path = "../support/mod.rs"]
-mod support;
+pub mod support;
 
 use support::{Happened, Rng, START, TestClient, TestServer, connected, path};
 

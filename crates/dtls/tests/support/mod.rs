@@ -1,6 +1,6 @@
 //! A server, clients and a network between them, all driven by one seed and one simulated clock.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary includes it and uses its part")]
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};

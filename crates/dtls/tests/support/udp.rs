@@ -1,6 +1,6 @@
 //! Sockets and a clock for the state machines, for the example and for tests with foreign peers.
 
-#![allow(dead_code, reason = "each user takes its part")]
+#![allow(dead_code, unreachable_pub, reason = "each user includes it and takes its part")]
 
 use std::fs::File;
 use std::io::{self, Read};
