@@ -134,6 +134,9 @@ pub struct Ended {
     pub session: Option<Box<Session>>,
     /// Seconds from now that the session lives on: 0 ends it, `u32::MAX` keeps it without end.
     pub session_expiry: u32,
+    /// Publishes that the connection offered and that wait for [`Connection::stored`] still. What becomes of them must not be
+    /// told to the client's next connection as if it had offered them: there the same identifiers may name other messages.
+    pub unstored: u16,
     /// The will to publish, unless the client took it back with a normal disconnection.
     pub will: Option<Box<Will>>,
 }
@@ -369,6 +372,9 @@ impl Connection {
                 }
                 return Ok(Step::Again);
             }
+            if session.inbound.len() >= usize::from(limits.max_unreleased) {
+                return Err(Violation::Unreleased);
+            }
         }
         // A publish that is one too many leaves no trace: it is never offered, so nobody would say that it is stored.
         self.count(limits)?;
@@ -498,13 +504,18 @@ impl Connection {
     /// instead ([MQTT-3.3.5-2]). `Reason::NoMatchingSubscribers` is a success.
     #[inline]
     pub fn stored(&mut self, packet_id: u16, qos: QoS, reason: Reason, out: &mut Vec<u8>) {
+        if qos == QoS::AtMostOnce {
+            return;
+        }
         if self.phase != Phase::Open {
             if let Some(session) = self.session.as_mut().filter(|_| qos == QoS::ExactlyOnce) {
                 if reason.is_failure() { session.refused(packet_id) } else { session.stored(packet_id) }
             }
             return;
         }
-        self.unstored = self.unstored.saturating_sub(1);
+        // One that an earlier connection of the client offered, and this one did not: its identifier is not this client's.
+        let Some(unstored) = self.unstored.checked_sub(1) else { return };
+        self.unstored = unstored;
         self.throttled = false;
         let reason = if packet::publish_codes(reason) { reason } else { Reason::Unspecified };
         match qos {
@@ -596,6 +607,7 @@ impl Connection {
         Ended {
             session: self.session.take().filter(|s| !s.is_spent()),
             session_expiry: self.session_expiry,
+            unstored: std::mem::take(&mut self.unstored),
             will: self.will.take(),
         }
     }

@@ -18,6 +18,9 @@ pub struct Limits {
     /// Publishes of QoS 1 and 2 that a peer may have unacknowledged (MQTT 5 §3.3.4); a 3.1.1 peer beyond it is read no
     /// further until some are acknowledged. At least 1.
     pub receive_maximum: u16,
+    /// QoS 2 publishes of one session that may be stored and not released. A 3.1.1 peer has no receive maximum, and one of
+    /// 5.0 has it anew with each connection.
+    pub max_unreleased: u16,
     /// Topic aliases that a peer may set; 0 for none.
     pub topic_alias_maximum: u16,
     /// Topic aliases used towards one peer, if it grants as many; 0 for none.
@@ -49,6 +52,8 @@ impl Default for Limits {
             // The largest will fits.
             max_connect: 80 * 1024,
             receive_maximum: 1024,
+            // 48 KiB of a session at most; eight windows of what a 5.0 peer may have outstanding.
+            max_unreleased: 8192,
             topic_alias_maximum: 16,
             topic_aliases_out: 16,
             max_inflight_out: 128,

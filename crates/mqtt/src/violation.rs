@@ -62,6 +62,7 @@ violations! {
     TopicAlias: TopicAliasInvalid, "topic_alias", "a topic alias of zero, above the maximum, or never set";
     PacketTooLarge: PacketTooLarge, "packet_too_large", "a packet above the maximum packet size";
     ReceiveMaximum: ReceiveMaximumExceeded, "receive_maximum", "more publishes unacknowledged than the receive maximum";
+    Unreleased: QuotaExceeded, "unreleased", "too many QoS 2 publishes that are not released";
     EarlyRelease: ProtocolError, "early_release", "a PUBREL before the PUBREC was sent";
     Retain: RetainNotSupported, "retain", "a retained message, which this server does not serve";
     TopicFilter: TopicFilterInvalid, "topic_filter", "a topic filter whose wildcards or share name are misplaced";

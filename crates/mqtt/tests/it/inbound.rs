@@ -244,6 +244,43 @@ fn qos_2_of_3_1_1_beyond_the_window_does_not_wait_for_releases() {
 }
 
 #[test]
+fn qos_2_publishes_that_are_never_released_are_bounded_over_connections() {
+    let limits = || Limits { receive_maximum: 3, max_unreleased: 5, ..Limits::default() };
+    for version in BOTH {
+        let mut peer = Peer::open_with(version, limits());
+        let mut violation = None;
+        for id in 1..=10 {
+            if id % 3 == 0 {
+                let session = peer.conn.end().session;
+                peer = Peer::open_as(limits(), &connect(version, "meter-1", false), session);
+            }
+            match peer.feed(&publish(version, "t", QoS::ExactlyOnce, id)) {
+                Ok(_) => peer.conn.stored(id, QoS::ExactlyOnce, Reason::Success, &mut peer.out),
+                Err(v) => {
+                    violation = Some((id, v));
+                    break;
+                }
+            }
+        }
+        assert_eq!(violation, Some((6, Violation::Unreleased)));
+    }
+}
+
+#[test]
+fn what_an_earlier_connection_offered_is_not_acknowledged_to_the_next() {
+    for version in BOTH {
+        let mut peer = Peer::open(version);
+        peer.feed(&publish(version, "t", QoS::AtLeastOnce, 7)).unwrap();
+        peer.feed(&publish(version, "t", QoS::AtLeastOnce, 8)).unwrap();
+        assert_eq!(peer.conn.end().unstored, 2);
+        let mut peer = Peer::open(version);
+        peer.sent();
+        peer.conn.stored(7, QoS::AtLeastOnce, Reason::Success, &mut peer.out);
+        assert!(peer.sent().is_empty());
+    }
+}
+
+#[test]
 fn a_topic_alias_stands_for_the_topic_it_was_set_to() {
     let mut peer = Peer::open_with(Version::V5, Limits { topic_alias_maximum: 3, ..Limits::default() });
     let topic = |got: Vec<Got>| match &got[..] {
