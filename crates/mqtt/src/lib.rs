@@ -35,9 +35,11 @@
 //! # Format
 //!
 //! Packets are read by a strict walk of our own ([`packet`]): `rumqttd::protocol` panics on packets that only a server
-//! sends, takes a password for text, knows no AUTH, and accepts much that the specifications tell a server to reject. What
-//! the server writes rarely (CONNACK, SUBACK, UNSUBACK) and what a client writes is encoded by that codec, and it is the
-//! oracle in tests.
+//! sends, takes a password for text, knows no AUTH, counts the bytes of subscription identifiers wrongly, and accepts much that
+//! the specifications tell a server to reject. What is written rarely (CONNACK, SUBACK, UNSUBACK; a client's CONNECT,
+//! SUBSCRIBE, UNSUBSCRIBE) is encoded by that codec, and it is the oracle in tests.
+//!
+//! `CONFORMANCE.md` maps each statement that the specifications make of a server to the test that holds it.
 
 mod alias;
 pub mod client;
