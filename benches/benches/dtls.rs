@@ -239,7 +239,7 @@ fn export_and_import() {
             client.handle(&mut datagram.to_vec(), NOW, &mut seed, &mut Vec::new());
         }
         side.out.clear();
-        if let Some(Event::Established { id, .. }) = side.events.drain(..).last() {
+        if let Some(Event::Established { id, .. }) = side.events.drain(..).next_back() {
             export = side.server.export(id).map(|export| (id, *export.as_bytes()));
         }
     }

@@ -1,7 +1,8 @@
 //! The primitives as TLS 1.2 composes them: its pseudo-random function, the key block, and AES-128-CCM-8.
 //!
 //! Directions are kept as the raw key (16 B) and the salt of the nonce (4 B); the key schedule is expanded for each
-//! record. With AES instructions that costs some tens of nanoseconds, kept expanded it would cost 352 B an association.
+//! record. With AES instructions that takes some 65 ns; kept expanded, the cipher of the `aes` crate would take 704 B for each
+//! direction of each association.
 
 use ccm::aead::generic_array::GenericArray;
 use ccm::aead::{AeadInPlace, KeyInit};
