@@ -166,7 +166,7 @@ section! {
         ack_delay: Duration = "1 s", Span { min: millis(10), max: millis(1_900) };
         /// Receive buffer of each socket, which holds what arrives while a worker is busy. The kernel caps it at
         /// net.core.rmem_max.
-        receive_buffer_bytes: usize = "4 MiB", Size { min: 64 * KIB, max: GIB };
+        receive_buffer_bytes: usize = "16 MiB", Size { min: 64 * KIB, max: GIB };
     }
 }
 

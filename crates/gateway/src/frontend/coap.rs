@@ -30,7 +30,7 @@ use tidegate_net::{BATCH, Datagram, Receiver, Sender, UdpSocket};
 use tidegate_record::{MessageKey, Protocol, Record, Seq};
 use tidegate_writer::{Batch, Pressure, Refused};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
 use super::acks::{AckQueue, Ticket};
 use super::limiter::Limiter;
@@ -83,30 +83,13 @@ pub(super) async fn serve(socket: UdpSocket, index: usize, shared: Arc<Shared>) 
     loop {
         server.wait_for_commits(&wake);
         tokio::select! {
-            guard = socket.readable(), if !stopping => {
-                let mut guard = guard?;
-                let now = Now::read();
-                for _ in 0..ROUNDS {
-                    match receiver.recv(socket.get_ref()) {
-                        Ok(received) => {
-                            server.batch(&receiver, now);
-                            if received < BATCH {
-                                // The queue was empty: nothing that came before this is still in it.
-                                guard.clear_ready();
-                                break;
-                            }
-                        }
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                            guard.clear_ready();
-                            break;
-                        }
-                        Err(error) if is_passing(&error) => {}
-                        Err(error) => return Err(error),
-                    }
+            guard = socket.readable(), if !stopping => server.receive(&mut receiver, guard?)?,
+            () = wake.woken() => {
+                // What came meanwhile is taken along: a pass more would cost as much again.
+                if !stopping {
+                    server.receive_more(&mut receiver, socket.get_ref())?;
                 }
-                server.append(now);
             }
-            () = wake.woken() => {}
             _ = tick.tick(), if server.has_timers() => server.tick(Now::read()),
         }
         server.release();
@@ -172,6 +155,38 @@ impl Server {
             resources: Vec::new(),
             shared,
         }
+    }
+
+    /// Receives from a socket that is said to be readable, and appends.
+    fn receive(&mut self, receiver: &mut Receiver, mut ready: AsyncFdReadyGuard<'_, UdpSocket>) -> io::Result<()> {
+        let is_empty = self.receive_more(receiver, ready.get_inner())?;
+        if is_empty {
+            // Nothing that came before this is still in the queue.
+            ready.clear_ready();
+        }
+        Ok(())
+    }
+
+    /// Receives up to [`ROUNDS`] batches and appends their readings; true if the queue was empty in the end.
+    fn receive_more(&mut self, receiver: &mut Receiver, socket: &UdpSocket) -> io::Result<bool> {
+        let now = Now::read();
+        let mut is_empty = false;
+        for _ in 0..ROUNDS {
+            match receiver.recv(socket) {
+                Ok(received) => {
+                    self.batch(receiver, now);
+                    is_empty = received < BATCH;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => is_empty = true,
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Err(error),
+            }
+            if is_empty {
+                break;
+            }
+        }
+        self.append(now);
+        Ok(is_empty)
     }
 
     /// Takes what was received; its readings go into the batch and their answers into the open group.

@@ -37,7 +37,7 @@
 //! | `payload` | BYTE_ARRAY | |
 //!
 //! Rows are sorted by (`device`, `ts`, `seq`), which the metadata says, in row groups of [`ROW_GROUP_ROWS`]; zstd level 1;
-//! statistics on every column but the payload, for the row group and each page. The metadata has `tidegate.node`, `.epoch`,
+//! statistics of those three, for the row group and each page. The metadata has `tidegate.node`, `.epoch`,
 //! `.first`, `.last`, `.count` and `.version`.
 //!
 //! # Operation

@@ -129,15 +129,18 @@ pub(super) fn properties(shape: Shape, metadata: Vec<KeyValue>) -> Result<Writer
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
         .set_dictionary_page_size_limit(DICTIONARY_MAX_BYTES)
-        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_statistics_enabled(EnabledStatistics::None)
         .set_dictionary_enabled(true)
-        .set_column_statistics_enabled(Column::Payload.path(), EnabledStatistics::None)
         .set_column_dictionary_enabled(Column::Payload.path(), false)
         .set_column_encoding(Column::Payload.path(), Encoding::DELTA_LENGTH_BYTE_ARRAY);
     for column in [Column::Seq, Column::Ts, Column::KeyNumber] {
         builder = builder
             .set_column_dictionary_enabled(column.path(), false)
             .set_column_encoding(column.path(), Encoding::DELTA_BINARY_PACKED);
+    }
+    // What rows are sorted by is what statistics can rule out; of other columns, every page has nearly every value.
+    for column in [Column::Device, Column::Ts, Column::Seq] {
+        builder = builder.set_column_statistics_enabled(column.path(), EnabledStatistics::Page);
     }
     for (column, runs) in [(Column::Device, shape.devices), (Column::Topic, shape.topics)] {
         builder = builder

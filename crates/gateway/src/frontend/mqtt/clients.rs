@@ -30,6 +30,8 @@ pub(super) struct Client {
     pub(super) out: Vec<u8>,
     /// Bytes of `out` that are sent: `sent <= out.len()`.
     pub(super) sent: usize,
+    /// Tells its connections apart: a session has one after the other.
+    pub(super) connection_number: u32,
     /// Subscriptions held in the trie.
     pub(super) subscriptions: u32,
     pub(super) flags: Flags,
@@ -65,7 +67,7 @@ pub(super) struct Parked {
 }
 
 impl Client {
-    pub(super) fn new(id: SessionId, socket: Socket, now: u64) -> Client {
+    fn new(id: SessionId, socket: Socket, connection_number: u32, now: u64) -> Client {
         Client {
             id,
             device: None,
@@ -74,6 +76,7 @@ impl Client {
             tail: Vec::new(),
             out: Vec::new(),
             sent: 0,
+            connection_number,
             subscriptions: 0,
             flags: Flags::default(),
             parked: None,
@@ -147,7 +150,8 @@ impl Clients {
         self.generation = self.generation.wrapping_add(1);
         let entry = self.slab.vacant_entry();
         let slot = entry.key();
-        entry.insert(Client::new(SessionId::new(self.worker, self.generation, slot), socket, now));
+        let id = SessionId::new(self.worker, self.generation, slot);
+        entry.insert(Client::new(id, socket, self.generation, now));
         slot
     }
 

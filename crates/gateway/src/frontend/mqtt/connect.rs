@@ -167,6 +167,7 @@ impl Reactor {
             return None;
         };
         client.connection = arrived.connection;
+        client.connection_number = arrived.connection_number;
         client.out = arrived.out;
         client.sent = arrived.sent;
         client.flags.closing = false;

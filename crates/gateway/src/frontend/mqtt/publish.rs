@@ -13,6 +13,8 @@ use crate::frontend::router::{Published, SessionId};
 /// An acknowledgement that waits for its reading to become durable; for QoS 0, what subscribers get then.
 pub(super) struct Ack {
     client: SessionId,
+    /// Which of the client's connections it belongs to: on the next one the same packet identifier may name another message.
+    connection_number: u32,
     packet_id: u16,
     pub(super) qos: QoS,
     pub(super) reason: Reason,
@@ -47,7 +49,7 @@ impl Reactor {
     /// Records a PUBLISH, if its topic is recorded, and routes it: QoS 0 at once, the others when they are durable.
     pub(super) fn publish(&mut self, slot: Slot, publish: &Publish<'_>, now: Now) {
         let Some(client) = self.clients.get(slot) else { return };
-        let id = client.id;
+        let (id, connection_number) = (client.id, client.connection_number);
         let recorded = self.shared.config.ingest.filters.records(&publish.topic);
         let mut reason = Reason::Success;
         if recorded {
@@ -63,7 +65,14 @@ impl Reactor {
         }
         if reason.is_failure() {
             // Behind the acknowledgements of what came before it ([MQTT-4.6.0-2]).
-            self.acks.push(Ack { client: id, packet_id: publish.packet_id, qos: publish.qos, reason, published: None });
+            self.acks.push(Ack {
+                client: id,
+                connection_number,
+                packet_id: publish.packet_id,
+                qos: publish.qos,
+                reason,
+                published: None,
+            });
             return;
         }
         if recorded {
@@ -101,7 +110,14 @@ impl Reactor {
         if !recorded && published.is_none() {
             reason = Reason::NoMatchingSubscribers;
         }
-        self.acks.push(Ack { client: id, packet_id: publish.packet_id, qos: publish.qos, reason, published });
+        self.acks.push(Ack {
+            client: id,
+            connection_number,
+            packet_id: publish.packet_id,
+            qos: publish.qos,
+            reason,
+            published,
+        });
     }
 
     /// A reading is durable: subscribers get it, and its sender its acknowledgement.
@@ -119,6 +135,9 @@ impl Reactor {
             {
                 session.stored(ack.packet_id);
             }
+            return;
+        }
+        if client.connection_number != ack.connection_number {
             return;
         }
         let waited = client.connection.is_paused();
@@ -182,6 +201,7 @@ impl Reactor {
                 // Nobody is acknowledged; it only waits in line.
                 self.acks.push(Ack {
                     client: id,
+                    connection_number: 0,
                     packet_id: 0,
                     qos: QoS::AtMostOnce,
                     reason: Reason::Success,
