@@ -7,8 +7,8 @@
 //! synced before the next is written; `durable` moves after each.
 //!
 //! A failed write or sync is the end: how much of the frame is on the medium, and whether the kernel still knows that it is
-//! not, cannot be found out. A segment that cannot be allocated or begun for want of space is no failure, since nothing of the records
-//! is written by then: they wait, and new ones are refused, until there is space.
+//! not, cannot be found out. A segment that cannot be allocated or begun for want of space, or of a file descriptor, is no failure,
+//! since nothing of the records is written by then: they wait, and new ones are refused, until there is one.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -192,9 +192,10 @@ impl Committer {
                         shared.kick_keeper();
                         return Ok(());
                     }
-                    Err(error) if is_out_of_space(&error) => {
-                        // Nothing of the records is in it: the file is given back, and they wait.
-                        tracing::warn!(%error, "no space to begin a segment");
+                    Err(error) if is_out_of_space(&error) || is_out_of_files(&error) => {
+                        // Nothing of the records is in it: the file is given back, and they wait. If it has its new name already, the
+                        // next one replaces it.
+                        tracing::warn!(%error, "a segment cannot be begun");
                         let _ = std::fs::remove_file(&spare.path);
                     }
                     Err(error) => return Err(self.fail("beginning a segment", &error)),
@@ -266,4 +267,10 @@ fn usable(active: &Active) -> u64 {
 /// Whether an error only says that the disk, or the owner's share of it, is full.
 pub(crate) fn is_out_of_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether an error only says that this process, or all together, have as many files open as they may.
+fn is_out_of_files(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    error.raw_os_error().map(Errno::from_raw).is_some_and(|errno| matches!(errno, Errno::EMFILE | Errno::ENFILE))
 }

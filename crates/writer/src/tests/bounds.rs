@@ -111,6 +111,23 @@ fn without_space_for_a_segment_accepted_records_wait_and_none_is_lost() {
 }
 
 #[test]
+fn without_a_descriptor_for_a_segment_accepted_records_wait_and_none_is_lost() {
+    let rig = Rig::new();
+    let (log, _) = rig.open();
+    rig.faults.no_files.store(true, Ordering::SeqCst);
+    let (next, reason) = fill(&log, 1);
+    assert_eq!((reason, log.durable().failure()), (Refused::DiskLow, None));
+    rig.faults.no_files.store(false, Ordering::SeqCst);
+    assert!(log.durable().wait(Seq(next - 1), LONG));
+    until("the end of the refusal", || log.appender().pressure() == Pressure::Normal);
+    store(&log, next..next + 10);
+    drop(log);
+    assert_eq!(read(rig.dir.path()).0, identity(1..next + 10));
+    let (_, recovered) = rig.open();
+    assert_eq!((recovered.last, recovered.gaps.len(), recovered.quarantined.len()), (Seq(next + 9), 0, 0));
+}
+
+#[test]
 fn a_full_disk_at_start_refuses_and_resumes() {
     let mut rig = Rig::new();
     let (log, _) = rig.open();

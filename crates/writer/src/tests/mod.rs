@@ -56,6 +56,8 @@ struct Faults {
     sync_fails: AtomicBool,
     /// Allocations fail for want of space.
     no_space: AtomicBool,
+    /// What opens a file fails for want of a descriptor.
+    no_files: AtomicBool,
     syncs: AtomicU64,
     /// While locked, no sync returns.
     gate: Mutex<()>,
@@ -71,6 +73,7 @@ impl Default for Faults {
             down: AtomicBool::new(false),
             sync_fails: AtomicBool::new(false),
             no_space: AtomicBool::new(false),
+            no_files: AtomicBool::new(false),
             syncs: AtomicU64::new(0),
             gate: Mutex::new(()),
         }
@@ -111,12 +114,18 @@ impl Storage for Faults {
     }
 
     fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
+        if self.no_files.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(nix::errno::Errno::EMFILE as i32));
+        }
         if self.down.load(Ordering::SeqCst) { Err(eio()) } else { Ok(()) }
     }
 
     fn allocate(&self, file: &File, len: u64) -> io::Result<()> {
         if self.no_space.load(Ordering::SeqCst) {
             return Err(io::Error::from_raw_os_error(nix::errno::Errno::ENOSPC as i32));
+        }
+        if self.no_files.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(nix::errno::Errno::EMFILE as i32));
         }
         FileStorage.allocate(file, len)
     }
