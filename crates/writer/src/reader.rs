@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use tidegate_record::{Record, Seq, peek_len};
 
@@ -28,6 +28,10 @@ const MAX_LOOKS: usize = 64;
 
 /// How far behind an invalid frame at the end of a log that is not ours a valid one is looked for: a frame that is damaged ends within it.
 const DAMAGE_WINDOW: u64 = 2 * MAX_FRAME_BYTES as u64;
+
+/// How long the end of a log that is not ours must have stood before what is behind it is searched again. While it is written its end
+/// moves with each commit, and a search reads up to [`DAMAGE_WINDOW`], a tenth of a second of a core: a follower would do nothing else.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// One record in its place in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +78,8 @@ pub struct Reader {
     rest: Option<Rest>,
     /// An end that was looked behind already: offset, and when the file was last written.
     looked: Option<(PathBuf, u64, SystemTime)>,
+    /// The end that was met last, and when it was met first.
+    stands: Option<(u64, Instant)>,
 }
 
 impl std::fmt::Debug for Reader {
@@ -91,12 +97,12 @@ impl Reader {
     pub fn open(dir: impl AsRef<Path>, from: Seq) -> Result<Reader, ReadError> {
         let dir = dir.as_ref().join(LOG_DIR);
         fs::read_dir(&dir).map_err(io_error("listing", &dir))?;
-        Ok(Reader { dir, limit: None, next: from.0, current: None, rest: None, looked: None })
+        Ok(Reader { dir, limit: None, next: from.0, current: None, rest: None, looked: None, stands: None })
     }
 
     pub(crate) fn within(shared: Arc<Shared>, from: Seq) -> Reader {
         let dir = shared.dir.clone();
-        Reader { dir, limit: Some(shared), next: from.0, current: None, rest: None, looked: None }
+        Reader { dir, limit: Some(shared), next: from.0, current: None, rest: None, looked: None, stands: None }
     }
 
     /// The sequence number that is expected next; [`Seq::NONE`] if any will do.
@@ -302,7 +308,14 @@ impl Reader {
         if following.is_none() && !durable {
             let modified = current.frames.file().metadata().and_then(|m| m.modified()).map_err(reading)?;
             let seen = (current.path.clone(), current.frames.offset(), modified);
-            if self.looked.as_ref() == Some(&seen) {
+            let since = match self.stands {
+                Some((end, since)) if end == current.frames.next_seq() => since,
+                _ => Instant::now(),
+            };
+            self.stands = Some((current.frames.next_seq(), since));
+            // The first end is searched behind at once: whoever reads once is told of damage there.
+            let settled = self.looked.is_none() || since.elapsed() >= SETTLED;
+            if self.looked.as_ref() == Some(&seen) || !settled {
                 return Ok(false);
             }
             let found = current.frames.find_after(DAMAGE_WINDOW).map_err(io_error("reading", &current.path))?;
@@ -356,4 +369,12 @@ pub(crate) fn first_since(dir: &Path, received_us: u64) -> Result<Seq, ReadError
         }
     }
     Ok(Seq::NONE)
+}
+
+#[cfg(test)]
+impl Reader {
+    /// Behind which offset was searched last.
+    pub(crate) fn searched_behind(&self) -> Option<u64> {
+        self.looked.as_ref().map(|(_, offset, _)| *offset)
+    }
 }

@@ -305,3 +305,17 @@ fn a_reader_of_the_log_never_sees_what_is_not_durable() {
         assert_eq!(drain(&mut log.reader(Seq::NONE)).0, identity(1..last + 1));
     }
 }
+
+#[test]
+fn a_follower_does_not_search_behind_an_end_that_moves() {
+    let rig = Rig::new();
+    let (log, _) = rig.open();
+    store(&log, 1..11);
+    let mut reader = Reader::open(rig.dir.path(), Seq::NONE).unwrap();
+    assert_eq!(drain(&mut reader).0, identity(1..11));
+    let first = reader.searched_behind();
+    assert!(first.is_some(), "whoever reads once is told of what is behind the end");
+    store(&log, 11..21);
+    assert_eq!(drain(&mut reader).0, identity(11..21));
+    assert_eq!(reader.searched_behind(), first);
+}
