@@ -3,7 +3,7 @@
 //! # Operation
 //!
 //! A pass receives up to [`ROUNDS`] batches, makes one append of all their readings, and sends what is due. An answer to a reading waits in
-//! an [`AckQueue`]; an answer that needs no disk (an error, a reset, a duplicate of what is durable) leaves at the end of the
+//! an [`AckQueue`], and the socket is left alone until the commit has ended ([`Pause`]); an answer that needs no disk (an error, a reset, a duplicate of what is durable) leaves at the end of the
 //! pass.
 //!
 //! A retransmission is recognised in its device's ring ([`tidegate_coap::dedup`]), which remembers, as the message's sequence, the
@@ -34,6 +34,7 @@ use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
 use super::acks::{AckQueue, Ticket};
 use super::limiter::Limiter;
+use super::pause::{Pause, sleep_until};
 use super::router::Published;
 use super::wake::Wake;
 use super::worker::watch;
@@ -82,14 +83,15 @@ pub(super) async fn serve(socket: UdpSocket, index: usize, shared: Arc<Shared>) 
     let mut stopping = false;
     loop {
         server.wait_for_commits(&wake);
+        let pause = server.pause();
         tokio::select! {
-            guard = socket.readable(), if !stopping => server.receive(&mut receiver, guard?)?,
+            guard = socket.readable(), if !stopping && pause.is_none() => server.receive(&mut receiver, guard?)?,
             () = wake.woken() => {
-                // What came meanwhile is taken along: a pass more would cost as much again.
                 if !stopping {
                     server.receive_more(&mut receiver, socket.get_ref())?;
                 }
             }
+            () = sleep_until(pause), if pause.is_some() => server.end_pause(),
             _ = tick.tick(), if server.has_timers() => server.tick(Now::read()),
         }
         server.release();
@@ -122,6 +124,7 @@ struct Server {
     /// Payload bytes of the readings in `batch`.
     payload_bytes: u64,
     acks: AckQueue<Answer>,
+    pause: Pause,
     sender: Sender,
     limiter: Limiter,
     /// Scratch for matching.
@@ -145,6 +148,7 @@ impl Server {
             batch: Batch::new(),
             payload_bytes: 0,
             acks: AckQueue::new(),
+            pause: Pause::default(),
             sender: Sender::new(),
             limiter,
             matches: Matches::new(),
@@ -186,6 +190,7 @@ impl Server {
             }
         }
         self.append(now);
+        self.pause.set(is_empty);
         Ok(is_empty)
     }
 
@@ -495,6 +500,15 @@ impl Server {
 
     fn has_timers(&self) -> bool {
         !self.acks.is_empty() || !self.exchanges.is_empty()
+    }
+
+    /// Until when to leave the socket alone, if at all: see [`Pause`].
+    fn pause(&self) -> Option<Instant> {
+        if self.acks.is_empty() { None } else { self.pause.until() }
+    }
+
+    fn end_pause(&mut self) {
+        self.pause.end();
     }
 
     /// Asks to be woken when `durable` moves, if anything waits for it. A commit that came before is seen by the wake.

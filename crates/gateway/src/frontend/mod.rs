@@ -30,6 +30,7 @@ mod coap;
 mod device;
 mod limiter;
 mod mqtt;
+mod pause;
 mod router;
 mod wake;
 mod wheel;

@@ -25,9 +25,10 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use tokio::io::Interest;
 
+use super::pause::sleep_until;
 use super::worker::watch;
 use super::{Now, Shared};
 
@@ -73,17 +74,21 @@ pub(super) async fn serve(listener: TcpListener, index: usize, shared: Arc<Share
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         reactor.wait_for_commits(&wake);
+        let pause = reactor.pause();
         tokio::select! {
-            guard = poller.readable(), if reactor.reads() => {
+            guard = poller.readable(), if reactor.reads() && pause.is_none() => {
                 let mut guard = guard?;
-                let ready = poller.get_ref().0.wait(&mut events, EpollTimeout::ZERO)?;
-                if ready < EVENTS {
-                    // All that was ready is in `events`; what becomes ready from now on is told again.
+                if reactor.pass(&poller.get_ref().0, &mut events)? < EVENTS {
+                    // All that was ready has been served; what becomes ready from now on is told again.
                     guard.clear_ready();
                 }
-                reactor.pass(&poller.get_ref().0, &events[..ready], Now::read());
             }
-            () = wake.woken() => {}
+            () = wake.woken() => {
+                if reactor.reads() {
+                    reactor.pass(&poller.get_ref().0, &mut events)?;
+                }
+            }
+            () = sleep_until(pause), if pause.is_some() => reactor.end_pause(),
             _ = tick.tick() => reactor.tick(&poller.get_ref().0, Now::read()),
             () = tokio::time::sleep(PAUSED_TICK), if reactor.is_held_up() => {
                 reactor.retry(&poller.get_ref().0, Now::read());

@@ -1,10 +1,13 @@
 //! The worker's state and its passes: sockets in, packets to their handlers, answers out.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Instant;
 
-use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::Socket;
 use tidegate_mqtt::trie::Matches;
 use tidegate_mqtt::{Event, Limits, QoS, Reason, Violation, frame_len};
@@ -16,6 +19,7 @@ use super::clients::{Client, Clients, Slot};
 use super::publish::Ack;
 use super::{LISTENER, Now};
 use crate::frontend::acks::AckQueue;
+use crate::frontend::pause::Pause;
 use crate::frontend::router::{Envelope, SessionId};
 use crate::frontend::wake::Wake;
 use crate::frontend::wheel::Wheel;
@@ -42,6 +46,7 @@ pub(super) struct Reactor {
     pub(super) clients: Clients,
     pub(super) batch: Batch,
     pub(super) acks: AckQueue<Ack>,
+    pause: Pause,
     /// Scratch for matching.
     pub(super) matches: Matches<u64>,
     /// Answers of the client at hand, before they are put into its own buffer.
@@ -77,6 +82,7 @@ impl Reactor {
             clients: Clients::new(index),
             batch: Batch::new(),
             acks: AckQueue::new(),
+            pause: Pause::default(),
             matches: Matches::new(),
             out: Vec::new(),
             listener: Some(listener),
@@ -116,9 +122,23 @@ impl Reactor {
         }
     }
 
-    /// Serves what is ready.
-    pub(super) fn pass(&mut self, epoll: &Epoll, events: &[EpollEvent], now: Now) {
-        for event in events {
+    /// Until when to leave the connections alone, if at all: see [`Pause`].
+    pub(super) fn pause(&self) -> Option<Instant> {
+        if self.acks.is_empty() { None } else { self.pause.until() }
+    }
+
+    pub(super) fn end_pause(&mut self) {
+        self.pause.end();
+    }
+
+    /// Serves what is ready, `events.len()` connections at most; returns how many there were.
+    pub(super) fn pass(&mut self, epoll: &Epoll, events: &mut [EpollEvent]) -> io::Result<usize> {
+        let ready = match epoll.wait(events, EpollTimeout::ZERO) {
+            Err(Errno::EINTR) => 0,
+            ready => ready?,
+        };
+        let now = Now::read();
+        for event in &events[..ready] {
             if event.data() == LISTENER {
                 self.accept(epoll, now);
                 continue;
@@ -137,6 +157,8 @@ impl Reactor {
             }
         }
         self.append(epoll, now);
+        self.pause.set(ready < events.len());
+        Ok(ready)
     }
 
     fn accept(&mut self, epoll: &Epoll, now: Now) {
@@ -152,7 +174,7 @@ impl Reactor {
                     }
                     self.adopt(epoll, stream.into(), Vec::new(), now);
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     // Out of descriptors, or the peer is gone already. The rest waits in the kernel's queue.
                     self.shared.metrics.mqtt.refused("accept");
