@@ -48,10 +48,11 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 8.0)]
     duration: f64,
     /// CoAP devices of `coap`.
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 10_000)]
     devices: u32,
-    /// CoAP messages in flight of `coap`.
-    #[arg(long, default_value_t = 512)]
+    /// CoAP messages in flight of `coap`, in all: of a fleet, most devices wait for an answer at a time. A narrow window measures the latency
+    /// of the disk
+    #[arg(long, default_value_t = 8_192)]
     window: u32,
     /// MQTT connections of `idle`; the default is 19,000 or what the limit of open files allows.
     #[arg(long)]
