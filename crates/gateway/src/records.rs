@@ -70,9 +70,17 @@ impl Since {
 
 /// Prints what `args` asks for.
 pub fn run(config: &Config, args: &RecordsArgs) -> ExitCode {
-    if !config.data_dir.join("log").is_dir() {
-        let mistake = format!("{} has no log: no gateway has stored anything there", config.data_dir.display());
-        return crate::usage(&mistake);
+    let log = config.data_dir.join("log");
+    match std::fs::metadata(&log) {
+        Ok(found) if found.is_dir() => {}
+        // One that may not be looked at may well be there.
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return crate::usage(&format!("{} cannot be read: {error}", log.display()));
+        }
+        _ => {
+            let mistake = format!("{} has no log: no gateway has stored anything there", config.data_dir.display());
+            return crate::usage(&mistake);
+        }
     }
     let filter =
         Filter { device: args.device.clone(), since: args.since.map_or(0, Since::micros), ..Filter::default() };

@@ -90,6 +90,15 @@ fn records_of_a_directory_without_a_log_is_a_mistake() {
     assert!(stderr.contains(dir.path().to_str().unwrap()) && stderr.contains("no log"), "{stderr}");
 }
 
+#[test]
+fn a_directory_that_may_not_be_read_is_not_called_empty() {
+    // A path that no system call takes, as permissions do not bind root: what is to be seen is that the reason is passed on.
+    let dir = "x".repeat(5000);
+    let (code, stdout, stderr) = finish(&["records", "--data-dir", &dir]);
+    assert_eq!((code, stdout.as_str()), (Some(2), ""));
+    assert!(stderr.contains("cannot be read: ") && !stderr.contains("no log"), "{stderr}");
+}
+
 /// A log as a gateway writes it, with small segments that go as soon as they may.
 fn log(dir: &Path) -> Log {
     let config = LogConfig {
