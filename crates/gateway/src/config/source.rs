@@ -81,8 +81,14 @@ impl Found {
     fn word(&mut self, origin: Origin, path: &str, value: String) {
         match keys::all().find(|key| key.path() == path) {
             Some(key) => self.settings.push(Setting { key, given: Given::Word(value), origin }),
+            None if is_section(path) => self.section(origin, path),
             None => self.mistake(origin, path, "unknown key", instead_of(path)),
         }
+    }
+
+    /// A value was given for what has none itself.
+    fn section(&mut self, origin: Origin, path: &str) {
+        self.mistake(origin, path, "it is a section, not a key", format!("allowed: its keys, {}", keys_of(path)));
     }
 
     fn set(&mut self, set: &str) {
@@ -146,14 +152,7 @@ impl Found {
                 }
                 (None, Some(inner)) if is_section(&path) => self.table(file, &path, inner),
                 (None, Some(_)) => self.mistake(origin, &path, "unknown section", instead_of(&path)),
-                (None, None) if is_section(&path) => {
-                    self.mistake(
-                        origin,
-                        &path,
-                        "it is a section, not a key",
-                        format!("allowed: its keys, {}", keys_of(&path)),
-                    );
-                }
+                (None, None) if is_section(&path) => self.section(origin, &path),
                 (None, None) => self.mistake(origin, &path, "unknown key", instead_of(&path)),
             }
         }

@@ -216,7 +216,7 @@ fn every_mistake_is_reported_with_its_line_and_key() {
     let sources = Sources {
         file: Some(path.clone()),
         env: vec![("TIDEGATE__LOG__LEVEL".into(), "loud".into()), ("TIDEGATE__LOGGING__LEVEL".into(), "loud".into())],
-        set: vec!["workers".into(), "mqtt.max_inflight=0".into(), "retain_seconds=300".into()],
+        set: vec!["workers".into(), "mqtt.max_inflight=0".into(), "retain_seconds=300".into(), "sinks=off".into()],
         data_dir: Some(PathBuf::new()),
     };
     let mistakes = load(&sources).unwrap_err().to_string().replace(&format!("{}/", dir.path().display()), "");
@@ -237,6 +237,7 @@ fn every_mistake_is_reported_with_its_line_and_key() {
         ("--set: ", "\"workers\" has no `=`; allowed: KEY=VALUE"),
         ("--set: mqtt.max_inflight: ", "0 is too small; allowed: a whole number from 1 to 65535"),
         ("--set: retain_seconds: ", "unknown key; did you mean `log.retain_seconds`?"),
+        ("--set: sinks: ", "it is a section, not a key; allowed: its keys, sinks.parquet.enabled"),
         ("--data-dir: ", "it is empty; allowed: the path of a directory"),
     ];
     for (place, problem) in expected {
