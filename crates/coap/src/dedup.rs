@@ -67,16 +67,17 @@ impl Default for Policy {
     }
 }
 
-/// Where message IDs are unique, for a sender without a secure association: its address and port, and the token.
+/// What tells a message apart, besides its message ID, for a sender without a secure association: its address and port, and the
+/// whole datagram.
 ///
 /// RFC 7252 §4.5 has the endpoint only. But a device that lost power counts its message IDs from the start again, within the
 /// lifetime and often from the same port; what it sends is a new reading, and taking it for a duplicate would acknowledge a
-/// reading that is not stored. A retransmission has its token repeated (§4.2), so the token keeps the two apart.
+/// reading that is not stored. A retransmission repeats the message byte for byte (§4.2), and so is told from it.
 ///
 /// The value is stable across versions and platforms: it is stored as the scope of a record's key.
 #[inline]
 #[must_use]
-pub fn scope(peer: SocketAddr, token: &[u8]) -> u64 {
+pub fn scope(peer: SocketAddr, datagram: &[u8]) -> u64 {
     let port = u64::from(peer.port());
     let seed = match peer.ip().to_canonical() {
         IpAddr::V4(ip) => mix(port << 32 | u64::from(ip.to_bits())),
@@ -85,15 +86,15 @@ pub fn scope(peer: SocketAddr, token: &[u8]) -> u64 {
             mix(mix(mix(!port) ^ bits as u64) ^ (bits >> 64) as u64)
         }
     };
-    scope_in(seed, token)
+    scope_in(seed, datagram)
 }
 
 /// The same for a sender within a secure association, whose address may change: `association` tells associations apart.
 #[inline]
 #[must_use]
-pub fn scope_in(association: u64, token: &[u8]) -> u64 {
-    let mut hash = mix(association ^ token.len() as u64);
-    for chunk in token.chunks(8) {
+pub fn scope_in(association: u64, message: &[u8]) -> u64 {
+    let mut hash = mix(association ^ message.len() as u64);
+    for chunk in message.chunks(8) {
         let mut bytes = [0; 8];
         bytes[..chunk.len()].copy_from_slice(chunk);
         hash = mix(hash ^ u64::from_le_bytes(bytes));

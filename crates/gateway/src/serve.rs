@@ -38,7 +38,10 @@ const FAILED: u8 = 1;
 /// Serves until SIGTERM, SIGINT or a failure.
 pub(crate) fn run(config: Config) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
-    runtime.block_on(serve(config))
+    let code = runtime.block_on(serve(config));
+    // A recovery that was not waited for must not hold up the exit.
+    runtime.shutdown_background();
+    code
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
@@ -54,7 +57,18 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         None => None,
     };
 
-    let (log, _) = Log::open(log_config(&config), &registry)?;
+    raise_file_limit();
+    let opening = {
+        let (log_config, registry) = (log_config(&config), registry.clone());
+        tokio::task::spawn_blocking(move || Log::open(log_config, &registry))
+    };
+    let (log, _) = tokio::select! {
+        opened = opening => opened.context("opening the log")??,
+        signal = signals.next() => {
+            info!(signal, "stopped before the log was recovered");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     let failed = Arc::new(Notify::new());
     let durable = log.durable();
     durable.on_move({
@@ -67,10 +81,15 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     });
 
     let workers = worker_count(&config);
+    let most_connections = most_connections(&config);
     let sockets = bind(&config, workers)?;
     let bound = Bound::of(&sockets[0], http.as_ref().map(http::Server::local_addr))?;
-    let shared = Shared::new(config, metrics, workers, log.appender(), durable);
-    let restored = shared.restore(&log, Now::read())?;
+    let shared = Shared::new(config, metrics, workers, most_connections, log.appender(), durable);
+    let (log, restored) = {
+        let shared = shared.clone();
+        let restoring = move || shared.restore(&log, Now::read()).map(|restored| (log, restored));
+        tokio::task::spawn_blocking(restoring).await.context("restoring sessions")??
+    };
     info!(restored, "message IDs that may still be retransmitted are known again");
     shared.hear_of_commits();
 
@@ -163,6 +182,34 @@ fn worker_count(config: &Config) -> usize {
     }
 }
 
+/// Lets the process open as many files as the system allows it: every MQTT connection is one.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
+    if let Err(error) = raised {
+        warn!(%error, "the limit of open files could not be raised");
+    }
+}
+
+/// Connections that the limit of open files leaves room for, when the log, the sinks and HTTP have what they need.
+fn most_connections(config: &Config) -> usize {
+    /// Segments, cursors, Parquet files, HTTP connections (64), one epoll instance and a few sockets a worker.
+    const RESERVED: usize = 256;
+
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    let files = limit.map_or(usize::MAX, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX));
+    let room = files.saturating_sub(RESERVED).max(files / 2);
+    if room < config.mqtt.max_connections {
+        info!(
+            connections = room,
+            files, "the limit of open files allows fewer connections than mqtt.max_connections; more are refused"
+        );
+    }
+    room.min(config.mqtt.max_connections)
+}
+
 /// One set of sockets a worker, all on the same addresses.
 fn bind(config: &Config, workers: usize) -> anyhow::Result<Vec<Sockets>> {
     let mut coap = config.coap.listen;
@@ -247,10 +294,15 @@ async fn drain(
             }
         }
     }
-    let stopped = log.stop(left());
+    let until = left();
+    let Ok(stopped) = tokio::task::spawn_blocking(move || log.stop(until)).await else {
+        error!("stopping the log panicked");
+        return ExitCode::from(FAILED);
+    };
     // After the log, whose last records they deliver; what they leave is delivered after the next start.
     for sink in sinks {
-        let stopped = sink.stop(left());
+        let until = left();
+        let Ok(stopped) = tokio::task::spawn_blocking(move || sink.stop(until)).await else { continue };
         info!(position = stopped.position.0, drained = stopped.drained, "sink stopped");
     }
     if stopped.abandoned_records > 0 {

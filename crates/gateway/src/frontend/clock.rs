@@ -20,9 +20,10 @@ impl Now {
         Now { micros: wall_micros(), instant: Instant::now() }
     }
 
-    /// Wall clock in whole seconds, as the session table counts them; 32 bits last until 2106.
+    /// The steady clock in whole seconds, as the session table counts them; 32 bits last until 2106. A wall clock that is set
+    /// would make devices look silent, or retransmissions new.
     pub(crate) fn seconds(&self) -> u32 {
-        u32::try_from(self.micros / 1_000_000).unwrap_or(u32::MAX)
+        u32::try_from(self.steady_millis() / 1000).unwrap_or(u32::MAX)
     }
 
     /// Milliseconds since the Unix epoch on a clock that never goes back: the wall clock at the start of the process, and the

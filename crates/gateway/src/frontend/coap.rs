@@ -44,12 +44,17 @@ use super::{Now, Shared};
 /// datagrams take some 1.5 ms. One append for all of them wakes the log once, and gives it a commit worth its price.
 const ROUNDS: usize = 8;
 
-/// Room for header, token and options beside the payload; more than that is cut, and answered 4.13.
-const OVERHEAD: usize = 512;
+/// Room beside the payload for header, token, a topic of the longest length (1,024 bytes), a device's name (128) and some options;
+/// more than that is cut, and answered 4.13.
+const OVERHEAD: usize = 1536;
 
 /// Separate responses that may be unacknowledged at once on one worker. They occur when the disk is slow; at 100 bytes each
 /// they may take some megabytes, and what is beyond is sent once and not again.
 const MAX_EXCHANGES: usize = 16_384;
+
+/// Answers that may wait on one worker: as many as the bytes that the log lets wait by default have small readings, and some 80 MB.
+/// It bounds what waits behind a hanging disk without being recorded.
+const MAX_WAITING: usize = 500_000;
 
 /// How often slow commits and unacknowledged responses are looked at: a fraction of the shortest `coap.ack_delay` that helps.
 const TICK: Duration = Duration::from_millis(100);
@@ -98,6 +103,7 @@ pub(super) async fn serve(socket: UdpSocket, index: usize, shared: Arc<Shared>) 
         server.send(&socket).await?;
         stopping = shared.is_stopping();
         if stopping && server.acks.is_empty() {
+            shared.front_drained();
             return Ok(());
         }
     }
@@ -156,7 +162,7 @@ impl Server {
             random: RandomState::new(),
             drawn: 0,
             stranger_mid: RandomState::new().hash_one(index) as u16,
-            resources: Vec::new(),
+            resources: vec![readings()],
             shared,
         }
     }
@@ -267,22 +273,29 @@ impl Server {
             }
             return;
         };
+        let scope = dedup::scope(datagram.peer, datagram.bytes);
+        let received = Seconds(now.seconds());
         let recorded = self.shared.config.ingest.filters.records(topic);
-        if recorded {
+        let pressure = if self.acks.len() < MAX_WAITING { pressure } else { Pressure::Refuse(Refused::Full) };
+        if pressure != Pressure::Normal && (recorded || self.acks.len() >= MAX_WAITING) {
+            // What is stored, or about to be, is not refused when it comes again.
+            let known =
+                self.shared.table.peek(ep, |device| device.coap.lookup(scope, to.mid, received, &self.shared.dedup));
+            if let Some(Lookup::Duplicate { seq, code }) = known {
+                return self.duplicate(&to, datagram, Ticket(seq.0), code);
+            }
             match pressure {
-                Pressure::Normal => {}
-                Pressure::Shed if request.is_confirmable() => {}
-                Pressure::Shed => return self.shared.metrics.coap.shed("non"),
+                Pressure::Shed if !request.is_confirmable() => return self.shared.metrics.coap.shed("non"),
                 Pressure::Refuse(refused) => return self.refuse(&to, datagram, refused),
+                Pressure::Normal | Pressure::Shed => {}
             }
         }
 
-        let scope = dedup::scope(datagram.peer, request.message.token);
         let remembered = Remembered {
             scope,
             mid: to.mid,
             kind: to.kind,
-            received: Seconds::from_micros(now.micros),
+            received,
             seq: Seq(self.acks.ticket(self.index).0),
             code: Code::CHANGED,
         };
@@ -301,7 +314,7 @@ impl Server {
                 device
             }
             Ok(Some((Lookup::Duplicate { seq, code }, ..))) => {
-                return self.duplicate(&to, datagram, Ticket(seq.0), code, now);
+                return self.duplicate(&to, datagram, Ticket(seq.0), code);
             }
             // `ep` was checked with the request.
             Ok(None) => return,
@@ -354,17 +367,17 @@ impl Server {
     }
 
     /// Answers a retransmission as the first transmission was, or will be, answered.
-    fn duplicate(&mut self, to: &ReplyTo, datagram: &Datagram<'_>, ticket: Ticket, code: Code, now: Now) {
+    fn duplicate(&mut self, to: &ReplyTo, datagram: &Datagram<'_>, ticket: Ticket, code: Code) {
         self.shared.metrics.coap.duplicates.inc();
         if to.kind != Type::Con {
             // RFC 7252 §4.5: a non-confirmable duplicate is ignored.
             return;
         }
-        if self.shared.released(ticket) {
-            self.answer(to, datagram, &Response::new(code));
-        } else if self.acks.oldest().is_some_and(|first| now.instant - first >= self.shared.config.coap.ack_delay) {
-            // Its empty acknowledgement may have been lost.
+        if code == Code::EMPTY {
+            // Its response is a message of its own (§5.2.2); the empty acknowledgement may have been lost.
             self.sender.push(datagram.peer, datagram.local, |out| build::empty_ack(out, to.mid));
+        } else if self.shared.released(ticket) {
+            self.answer(to, datagram, &Response::new(code));
         }
     }
 
@@ -485,6 +498,9 @@ impl Server {
         for answer in self.acks.overdue_mut(now.instant, delay) {
             if answer.to.kind == Type::Con && !answer.separate {
                 answer.separate = true;
+                self.shared.table.peek(answer.device.as_str(), |device| {
+                    device.coap.answered(answer.scope, answer.to.mid, Code::EMPTY);
+                });
                 sender.push(answer.peer, answer.local, |out| build::empty_ack(out, answer.to.mid));
             }
         }
@@ -534,6 +550,15 @@ impl Server {
             }
         }
         Ok(())
+    }
+}
+
+/// What `/.well-known/core` tells (RFC 6690).
+fn readings() -> link::Resource {
+    link::Resource {
+        resource_types: vec!["tidegate.readings".into()],
+        title: Some("POST or PUT to any path below, with ?ep=DEVICE".into()),
+        ..link::Resource::new("/")
     }
 }
 

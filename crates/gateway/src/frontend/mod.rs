@@ -2,7 +2,7 @@
 //!
 //! # Threads
 //!
-//! A [`Worker`] is one thread with a single-threaded tokio runtime; there is one a core. Each has a CoAP socket and an MQTT
+//! A [worker] is one thread with a single-threaded tokio runtime; there is one a core. Each has a CoAP socket and an MQTT
 //! listener of its own, which share their addresses (`SO_REUSEPORT`), and runs one task for each. Neither task starts another, and no
 //! message costs a channel, an allocation or a wake of its own: a task takes a batch of input, decodes it in place, appends
 //! all its records to the log in one call, and queues the answers behind the last sequence number ([`acks`]). The log's
@@ -11,7 +11,7 @@
 //! What workers share is in [`Shared`]: the session table, the subscriptions, and a way to the log.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use tidegate_coap::dedup::{Policy, Remembered};
 use tidegate_coap::{Code, Seconds, Timing, Type};
@@ -47,6 +47,8 @@ pub(crate) use worker::{Exit, Sockets, spawn};
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) metrics: Metrics,
+    /// MQTT connections at a time: what is configured and what the limit of open files allows.
+    pub(crate) most_connections: usize,
     pub(crate) table: Table<Device>,
     pub(crate) router: Router,
     pub(crate) appender: Appender,
@@ -56,6 +58,9 @@ pub(crate) struct Shared {
     /// The last group of answers that left, by worker.
     released: Box<[AtomicU64]>,
     stopping: AtomicBool,
+    /// Front-end tasks, and those that wait for nothing any more while the gateway stops.
+    fronts: usize,
+    drained: AtomicUsize,
 }
 
 impl Shared {
@@ -63,6 +68,7 @@ impl Shared {
         config: Config,
         metrics: Metrics,
         workers: usize,
+        most_connections: usize,
         appender: Appender,
         durable: Durable,
     ) -> Arc<Shared> {
@@ -73,6 +79,7 @@ impl Shared {
         let capacity = u16::try_from(config.coap.dedup_entries).unwrap_or(u16::MAX);
         Arc::new(Shared {
             metrics,
+            most_connections,
             table,
             router: Router::new(workers),
             appender,
@@ -80,6 +87,8 @@ impl Shared {
             dedup: Policy::new(&Timing::RFC7252, capacity),
             released: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             stopping: AtomicBool::new(false),
+            fronts: workers * (usize::from(config.coap.listen.is_some()) + usize::from(config.mqtt.listen.is_some())),
+            drained: AtomicUsize::new(0),
             config,
         })
     }
@@ -136,6 +145,17 @@ impl Shared {
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.router.wake_all();
+    }
+
+    /// A front end has sent its last answer.
+    fn front_drained(&self) {
+        self.drained.fetch_add(1, Ordering::SeqCst);
+        self.router.wake_all();
+    }
+
+    /// Whether every front end has.
+    fn all_drained(&self) -> bool {
+        self.drained.load(Ordering::SeqCst) >= self.fronts
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

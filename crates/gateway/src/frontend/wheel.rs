@@ -23,11 +23,12 @@ impl<T> Wheel<T> {
         Wheel { buckets: (0..BUCKETS).map(|_| Vec::new()).collect(), next: now }
     }
 
-    /// Files `entry` to be looked at when `deadline` has passed, or earlier.
-    pub(crate) fn file(&mut self, deadline: Second, entry: T) {
+    /// Files `entry` to be looked at when `deadline` has passed, or earlier; returns the second that it is filed for.
+    pub(crate) fn file(&mut self, deadline: Second, entry: T) -> Second {
         let last = self.next + BUCKETS as Second - 1;
         let second = deadline.clamp(self.next, last);
         self.buckets[bucket(second)].push(entry);
+        second
     }
 
     /// Hands out what is filed for the seconds up to and including `now`, into `due`.
@@ -64,7 +65,7 @@ mod tests {
     #[test]
     fn an_entry_is_due_at_its_second_and_once() {
         let mut wheel = Wheel::new(100);
-        wheel.file(102, 1);
+        assert_eq!(wheel.file(102, 1), 102);
         wheel.file(100, 2);
         assert!(due(&mut wheel, 99).is_empty());
         assert_eq!(due(&mut wheel, 100), [2]);

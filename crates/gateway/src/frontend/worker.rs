@@ -10,7 +10,7 @@ use tidegate_net::UdpSocket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
+use tokio::task::{JoinSet, LocalSet};
 
 use super::{Shared, coap, mqtt};
 
@@ -59,10 +59,15 @@ fn run(index: usize, sockets: Sockets, shared: Arc<Shared>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = LocalSet::new();
     tasks.block_on(&runtime, async {
-        let coap = sockets.coap.map(|socket| tokio::task::spawn_local(coap::serve(socket, index, shared.clone())));
-        let mqtt = sockets.mqtt.map(|listener| tokio::task::spawn_local(mqtt::serve(listener, index, shared.clone())));
-        for task in [coap, mqtt].into_iter().flatten() {
-            task.await.map_err(io::Error::other)??;
+        let mut fronts = JoinSet::new();
+        if let Some(socket) = sockets.coap {
+            fronts.spawn_local(coap::serve(socket, index, shared.clone()));
+        }
+        if let Some(listener) = sockets.mqtt {
+            fronts.spawn_local(mqtt::serve(listener, index, shared.clone()));
+        }
+        while let Some(ended) = fronts.join_next().await {
+            ended.map_err(io::Error::other)??;
         }
         Ok(())
     })

@@ -35,6 +35,8 @@ pub(super) struct Client {
     /// Subscriptions held in the trie.
     pub(super) subscriptions: u32,
     pub(super) flags: Flags,
+    /// The second that it is filed for in the deadline wheel, low 32 bits; 0 if it is not. Entries for other seconds are stale.
+    pub(super) filed: u32,
     /// What waits for its return.
     pub(super) parked: Option<Box<Parked>>,
 }
@@ -44,8 +46,6 @@ pub(super) struct Client {
 pub(super) struct Flags {
     /// In the list of those to be flushed.
     pub(super) dirty: bool,
-    /// In the deadline wheel.
-    pub(super) filed: bool,
     /// Epoll is asked whether it can be written to.
     pub(super) wants_write: bool,
     /// Epoll is not asked whether it can be read from.
@@ -79,6 +79,7 @@ impl Client {
             connection_number,
             subscriptions: 0,
             flags: Flags::default(),
+            filed: 0,
             parked: None,
         }
     }
@@ -91,6 +92,8 @@ impl Client {
     /// When somebody has to look at it, in milliseconds of the steady clock.
     pub(super) fn deadline(&self, limits: &tidegate_mqtt::Limits) -> Option<u64> {
         match &self.parked {
+            // A client that is not read cannot be blamed for its silence.
+            None if self.flags.paused => None,
             None => self.connection.deadline(limits),
             Some(parked) => {
                 let will = parked.will.as_ref().map(|(_, at)| *at);
@@ -119,7 +122,14 @@ impl Client {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             match send(socket.as_raw_fd(), &self.out[self.sent..], flags) {
                 Ok(sent) => self.sent += sent,
-                Err(Errno::EAGAIN) => return Ok(false),
+                Err(Errno::EAGAIN) => {
+                    // What is sent is let go once it is the better part: each byte is moved at most once.
+                    if self.sent * 2 >= self.out.len() {
+                        self.out.drain(..self.sent);
+                        self.sent = 0;
+                    }
+                    return Ok(false);
+                }
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -42,6 +42,12 @@ impl Reactor {
             && other.worker() == self.index
         {
             self.cut_off(epoll, other, now);
+            // A session whose time is over may not have been looked at yet.
+            if let Some((home, client)) = self.clients.by_id(other)
+                && client.parked.is_some()
+            {
+                self.away(home, now);
+            }
             claimed = self.claim(&device, id, now);
         }
         match claimed {
@@ -132,6 +138,9 @@ impl Reactor {
     /// Ends the connection that the session `id` has, if it has one: another connection took its name ([MQTT-3.1.4-3]).
     fn cut_off(&mut self, epoll: &Epoll, id: SessionId, now: Now) {
         let Some((slot, client)) = self.clients.by_id(id) else { return };
+        if client.socket.is_none() {
+            return;
+        }
         let mut out = std::mem::take(&mut self.out);
         client.connection.disconnect(Reason::SessionTakenOver, &mut out);
         self.give(slot, &mut out);
@@ -170,6 +179,7 @@ impl Reactor {
         client.connection_number = arrived.connection_number;
         client.out = arrived.out;
         client.sent = arrived.sent;
+        client.filed = 0;
         client.flags.closing = false;
         client.flags.deaf = false;
         client.flags.wants_write = false;
@@ -297,6 +307,7 @@ impl Reactor {
         let Some((_, client)) = self.clients.by_id(id) else { return };
         if std::mem::take(&mut client.subscriptions) > 0 {
             self.shared.router.unsubscribe_all(id);
+            self.shared.metrics.mqtt_subscriptions.set(self.shared.router.subscriptions() as i64);
         }
     }
 }

@@ -78,8 +78,8 @@ pub(super) async fn serve(listener: TcpListener, index: usize, shared: Arc<Share
         tokio::select! {
             guard = poller.readable(), if reactor.reads() && pause.is_none() => {
                 let mut guard = guard?;
-                if reactor.pass(&poller.get_ref().0, &mut events)? < EVENTS {
-                    // All that was ready has been served; what becomes ready from now on is told again.
+                if reactor.pass(&poller.get_ref().0, &mut events)? == 0 {
+                    // Only now is nothing ready: tokio is told of the instance's edges, and one that stays ready has none.
                     guard.clear_ready();
                 }
             }

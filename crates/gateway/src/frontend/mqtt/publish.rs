@@ -57,6 +57,8 @@ impl Reactor {
                 (_, Pressure::Normal) | (QoS::AtLeastOnce | QoS::ExactlyOnce, Pressure::Shed) => {}
                 (QoS::AtMostOnce, Pressure::Shed) => return self.shared.metrics.mqtt.shed("qos0"),
                 (QoS::AtMostOnce, Pressure::Refuse(refused)) => return self.shared.metrics.mqtt.shed(refused.name()),
+                // It was let through before the log began to refuse, and cannot be told: the log decides (`turn_back`).
+                (_, Pressure::Refuse(_)) if client.connection.version() == Version::V4 => {}
                 (_, Pressure::Refuse(refused)) => {
                     self.shared.metrics.mqtt.refused(refused.name());
                     reason = Reason::QuotaExceeded;
@@ -133,7 +135,11 @@ impl Reactor {
             if let Some(session) = &mut parked.session
                 && ack.qos == QoS::ExactlyOnce
             {
-                session.stored(ack.packet_id);
+                if ack.reason.is_failure() {
+                    session.refused(ack.packet_id);
+                } else {
+                    session.stored(ack.packet_id);
+                }
             }
             return;
         }
@@ -154,19 +160,28 @@ impl Reactor {
     /// that they send again.
     pub(super) fn turn_back(&mut self, epoll: &Epoll, refused: Refused, now: Now) {
         let acks: Vec<Ack> = self.acks.retract().collect();
+        let mut cut_off = Vec::new();
         for ack in acks {
-            let Some((slot, client)) = self.clients.by_id(ack.client) else { continue };
             if ack.qos == QoS::AtMostOnce {
                 self.shared.metrics.mqtt.shed(refused.name());
-            } else if client.connection.version() == Version::V5 || ack.reason.is_failure() {
-                self.shared.metrics.mqtt.refused(refused.name());
-                self.acks.push(Ack { reason: Reason::QuotaExceeded, published: None, ..ack });
-            } else {
-                self.shared.metrics.mqtt.refused(refused.name());
+                continue;
+            }
+            self.shared.metrics.mqtt.refused(refused.name());
+            if let Some((_, client)) = self.clients.by_id(ack.client)
+                && client.connection.version() == Version::V4
+                && client.connection_number == ack.connection_number
+            {
+                cut_off.push(ack.client);
+            }
+            // Also for those that are cut off: their sessions must know that the publish is over.
+            self.acks.push(Ack { reason: Reason::QuotaExceeded, published: None, ..ack });
+        }
+        self.acks.close(tidegate_record::Seq::NONE, now.instant);
+        for id in cut_off {
+            if let Some((slot, _)) = self.clients.by_id(id) {
                 self.close(epoll, slot, "refused_by_log", now);
             }
         }
-        self.acks.close(tidegate_record::Seq::NONE, now.instant);
     }
 
     /// Publishes a will on behalf of the client that left it: recorded as if the client had sent it.

@@ -68,9 +68,13 @@ pub(super) struct Reactor {
     envelopes: Vec<Envelope>,
     /// The log did not take the batch: it is kept, and nothing is read, until it does.
     held: bool,
+    /// The listener is not in the epoll set, because the system refused to accept.
+    accepts_paused: bool,
     /// A CONNECT with a password was read since this was last cleared: what it was read from is to be wiped.
     pub(super) read_secret: bool,
     stopping: bool,
+    /// Nothing here waits for an answer any more.
+    drained: bool,
 }
 
 impl Reactor {
@@ -97,8 +101,10 @@ impl Reactor {
             spare: Vec::new(),
             envelopes: Vec::new(),
             held: false,
+            accepts_paused: false,
             read_secret: false,
             stopping: false,
+            drained: false,
             shared,
         }
     }
@@ -168,7 +174,7 @@ impl Reactor {
                 Ok((stream, _)) => {
                     self.shared.metrics.mqtt_accepted.inc();
                     let open = self.shared.metrics.mqtt_connections.get();
-                    if open >= self.shared.config.mqtt.max_connections as i64 {
+                    if open >= self.shared.most_connections as i64 {
                         self.shared.metrics.mqtt.refused("max_connections");
                         continue;
                     }
@@ -176,9 +182,11 @@ impl Reactor {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    // Out of descriptors, or the peer is gone already. The rest waits in the kernel's queue.
+                    // Out of descriptors, or the peer is gone already. The rest waits in the kernel's queue; as the listener stays
+                    // ready, it is left alone until the next tick.
                     self.shared.metrics.mqtt.refused("accept");
                     warn!(%error, "a connection could not be accepted");
+                    self.accepts_paused = epoll.delete(listener).is_ok();
                     return;
                 }
             }
@@ -240,6 +248,7 @@ impl Reactor {
         let waiting = frame_len(&client.tail)
             .is_some_and(|len| len <= self.limits.max_packet as usize && client.tail.len() < len);
         if waiting || client.connection.is_paused() {
+            self.file(slot);
             return self.listen(epoll, slot);
         }
         let tail = std::mem::take(&mut client.tail);
@@ -259,6 +268,7 @@ impl Reactor {
             bytes.shrink_to_fit();
             client.tail = bytes;
         }
+        self.file(slot);
         self.listen(epoll, slot);
     }
 
@@ -272,7 +282,14 @@ impl Reactor {
             if self.must_wait(slot, rest) {
                 break;
             }
+            if out.len() >= SPARE_BYTES {
+                self.give(slot, &mut out);
+            }
             let Some(client) = self.clients.get_mut(slot) else { break };
+            if client.unsent() >= self.shared.config.mqtt.max_outgoing_bytes {
+                // It asks and does not read the answers: it is read again when it has.
+                break;
+            }
             let before = rest;
             match client.connection.next(&self.limits, &mut rest, millis, &mut out) {
                 Ok(None) => break,
@@ -295,7 +312,11 @@ impl Reactor {
                         }
                     }
                 }
-                Ok(Some(Event::Publish(publish))) => self.publish(slot, &publish, now),
+                Ok(Some(Event::Publish(publish))) => {
+                    // What it may bring this client itself comes behind the answers so far.
+                    self.give(slot, &mut out);
+                    self.publish(slot, &publish, now);
+                }
                 Ok(Some(Event::Subscribe(subscribe))) => self.subscribe(slot, &subscribe, millis, &mut out),
                 Ok(Some(Event::Unsubscribe(unsubscribe))) => self.unsubscribe(slot, &unsubscribe, &mut out),
                 Ok(Some(Event::Release { packet_id })) => client.connection.completed(packet_id, &mut out),
@@ -375,8 +396,9 @@ impl Reactor {
         if !self.held && !matches!(self.shared.appender.pressure(), tidegate_writer::Pressure::Refuse(_)) {
             for id in std::mem::take(&mut self.paused) {
                 let Some((slot, client)) = self.clients.by_id(id) else { continue };
-                client.flags.paused = false;
-                self.shared.metrics.mqtt_paused.dec();
+                if std::mem::take(&mut client.flags.paused) {
+                    self.shared.metrics.mqtt_paused.dec();
+                }
                 self.resume(epoll, slot, now);
             }
             self.append(epoll, now);
@@ -429,43 +451,54 @@ impl Reactor {
 
     /// Sends what waits to be sent.
     pub(super) fn flush(&mut self, epoll: &Epoll, now: Now) {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for slot in dirty.drain(..) {
-            let Some(client) = self.clients.get_mut(slot) else { continue };
-            client.flags.dirty = false;
-            match client.write() {
-                Ok(true) => {
-                    let buffer = std::mem::take(&mut client.out);
-                    let closing = client.flags.closing;
-                    if buffer.capacity() <= SPARE_BYTES && self.spare.len() < SPARE_BUFFERS {
-                        self.spare.push(buffer);
-                    }
-                    if closing {
-                        self.close(epoll, slot, "", now);
-                    } else {
-                        self.listen(epoll, slot);
-                    }
-                }
-                Ok(false) => self.listen(epoll, slot),
-                Err(_) => self.close(epoll, slot, "reset", now),
+        // Closing may publish wills to clients of this worker, which are dirty then.
+        while !self.dirty.is_empty() {
+            let mut dirty = std::mem::take(&mut self.dirty);
+            for slot in dirty.drain(..) {
+                self.flush_client(epoll, slot, now);
             }
-        }
-        // Closing may have published wills to clients of this worker.
-        if self.dirty.is_empty() {
-            self.dirty = dirty;
-        }
-        for id in std::mem::take(&mut self.stuck) {
-            if let Some((slot, _)) = self.clients.by_id(id) {
-                self.close(epoll, slot, "slow", now);
+            for id in std::mem::take(&mut self.stuck) {
+                if let Some((slot, _)) = self.clients.by_id(id) {
+                    self.close(epoll, slot, "slow", now);
+                }
+            }
+            if self.dirty.is_empty() {
+                // Its memory is used again.
+                self.dirty = dirty;
+                break;
             }
         }
         self.append(epoll, now);
     }
 
+    fn flush_client(&mut self, epoll: &Epoll, slot: Slot, now: Now) {
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        client.flags.dirty = false;
+        match client.write() {
+            Ok(true) => {
+                let buffer = std::mem::take(&mut client.out);
+                let (closing, was_deaf) = (client.flags.closing, client.flags.deaf);
+                if buffer.capacity() <= SPARE_BYTES && self.spare.len() < SPARE_BUFFERS {
+                    self.spare.push(buffer);
+                }
+                if closing {
+                    self.close(epoll, slot, "", now);
+                } else if was_deaf {
+                    self.resume(epoll, slot, now);
+                } else {
+                    self.listen(epoll, slot);
+                }
+            }
+            Ok(false) => self.listen(epoll, slot),
+            Err(_) => self.close(epoll, slot, "reset", now),
+        }
+    }
+
     /// Tells epoll what the client is waiting for, if that has changed.
     pub(super) fn listen(&mut self, epoll: &Epoll, slot: Slot) {
         let Some(client) = self.clients.get_mut(slot) else { return };
-        let deaf = client.connection.is_paused() || client.flags.paused || client.flags.closing;
+        let full = client.unsent() >= self.shared.config.mqtt.max_outgoing_bytes;
+        let deaf = client.connection.is_paused() || client.flags.paused || client.flags.closing || full;
         let wants_write = client.unsent() > 0;
         if (deaf, wants_write) == (client.flags.deaf, client.flags.wants_write) {
             return;
@@ -480,17 +513,15 @@ impl Reactor {
         }
     }
 
-    /// Files the client in the wheel if it has a deadline.
+    /// Files the client in the wheel if it has a deadline that it is not filed for, or for a later one.
     pub(super) fn file(&mut self, slot: Slot) {
         let Some(client) = self.clients.get_mut(slot) else { return };
-        if client.flags.filed {
+        let Some(deadline) = client.deadline(&self.limits) else { return };
+        let second = deadline.div_ceil(1000);
+        if client.filed != 0 && u64::from(client.filed) <= second {
             return;
         }
-        if let Some(deadline) = client.deadline(&self.limits) {
-            client.flags.filed = true;
-            let id = client.id;
-            self.wheel.file(deadline.div_ceil(1000), id);
-        }
+        client.filed = u32::try_from(self.wheel.file(second, client.id)).unwrap_or(u32::MAX);
     }
 
     /// Looks at the deadlines that have passed.
@@ -500,7 +531,11 @@ impl Reactor {
         self.wheel.advance(millis / 1000, &mut due);
         for id in due.drain(..) {
             let Some((slot, client)) = self.clients.by_id(id) else { continue };
-            client.flags.filed = false;
+            if client.filed == 0 || u64::from(client.filed) > millis / 1000 {
+                // Filed again for another second since.
+                continue;
+            }
+            client.filed = 0;
             if client.parked.is_some() {
                 self.away(slot, now);
             } else {
@@ -516,6 +551,11 @@ impl Reactor {
             self.file(slot);
         }
         self.due = due;
+        if self.accepts_paused
+            && let Some(listener) = &self.listener
+        {
+            self.accepts_paused = epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER)).is_err();
+        }
         while let Some((id, _)) = self.lingering.pop_front_if(|(_, until)| *until <= millis) {
             if let Some((slot, client)) = self.clients.by_id(id)
                 && client.flags.closing
@@ -536,6 +576,16 @@ impl Reactor {
         if !self.acks.is_empty() {
             return false;
         }
+        // What the other fronts have acknowledged may be for subscribers here: they go last, together.
+        if !self.drained {
+            self.drained = true;
+            self.shared.front_drained();
+        }
+        if !self.shared.all_drained() {
+            return false;
+        }
+        self.inbox(epoll, now);
+        self.flush(epoll, now);
         for slot in self.clients.slots() {
             let Some(client) = self.clients.get_mut(slot) else { continue };
             if client.socket.is_some() {
