@@ -19,10 +19,13 @@ use anyhow::{Context, Result, bail};
 use crate::place::{self, has, quietly};
 
 /// A program that the tests start, and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("cc", "gcc"),
+    ("coap-client-gnutls", "libcoap3-bin"),
     ("coap-client-notls", "libcoap3-bin"),
+    ("make", "make"),
     ("mosquitto_pub", "mosquitto-clients"),
+    ("openssl", "openssl"),
     ("python3", "python3"),
     ("systemd-analyze", "systemd"),
     ("unshare", "util-linux"),
