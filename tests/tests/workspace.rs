@@ -11,13 +11,14 @@ use tidegate_tests::repo;
 use toml_edit::{DocumentMut, Item};
 
 /// What each crate may import of the others. Protocol crates know no other protocol and no I/O; nothing imports the gateway.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("tidegate-record", &[]),
     ("tidegate-net", &[]),
     ("tidegate-coap", &["tidegate-record"]),
     ("tidegate-dtls", &["tidegate-record"]),
     ("tidegate-mqtt", &["tidegate-record"]),
     ("tidegate-session", &["tidegate-record"]),
+    ("tidegate-state", &["tidegate-record"]),
     ("tidegate-writer", &["tidegate-record"]),
     ("tidegate-sinks", &["tidegate-record", "tidegate-writer"]),
     (
@@ -30,6 +31,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
             "tidegate-record",
             "tidegate-session",
             "tidegate-sinks",
+            "tidegate-state",
             "tidegate-writer",
         ],
     ),
@@ -44,6 +46,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
             "tidegate-record",
             "tidegate-session",
             "tidegate-sinks",
+            "tidegate-state",
             "tidegate-writer",
         ],
     ),

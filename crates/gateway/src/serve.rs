@@ -11,13 +11,14 @@ use anyhow::Context;
 use prometheus::Registry;
 use tidegate_net::{Options, TcpOptions, UdpSocket, tcp_listener};
 use tidegate_sinks::parquet::{ParquetConfig, ParquetSink};
+use tidegate_state::Store;
 use tidegate_writer::{Log, LogConfig, SinkHandle, sink};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tracing::{error, info, warn};
 
 use crate::config::Config;
-use crate::frontend::{self, Exit, KIND_NAMES, MAX_WORKERS, Now, Shared, Sockets};
+use crate::frontend::{self, Exit, KIND_NAMES, MAX_WORKERS, Now, Shared, Sockets, State};
 use crate::http::{self, Health};
 use crate::metrics::Metrics;
 
@@ -59,11 +60,15 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
 
     raise_file_limit();
     let opening = {
-        let (log_config, registry) = (log_config(&config), registry.clone());
-        tokio::task::spawn_blocking(move || Log::open(log_config, &registry))
+        let (log_config, state_config, registry) = (log_config(&config), state_config(&config), registry.clone());
+        tokio::task::spawn_blocking(move || -> anyhow::Result<(Log, Store)> {
+            let (log, _) = Log::open(log_config, &registry)?;
+            // After the log, whose lock keeps a second gateway away.
+            Ok((log, Store::open(state_config, &registry)?))
+        })
     };
-    let (log, _) = tokio::select! {
-        opened = opening => opened.context("opening the log")??,
+    let (log, store) = tokio::select! {
+        opened = opening => opened.context("opening the log and the database")??,
         signal = signals.next() => {
             info!(signal, "stopped before the log was recovered");
             return Ok(ExitCode::SUCCESS);
@@ -79,12 +84,20 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
             }
         }
     });
+    store.durable().on_move({
+        let (durable, failed) = (store.durable(), failed.clone());
+        move || {
+            if durable.failure().is_some() {
+                failed.notify_one();
+            }
+        }
+    });
 
     let workers = worker_count(&config);
     let most_connections = most_connections(&config);
     let sockets = bind(&config, workers)?;
     let bound = Bound::of(&sockets[0], http.as_ref().map(http::Server::local_addr))?;
-    let shared = Shared::new(config, metrics, workers, most_connections, log.appender(), durable);
+    let shared = Shared::new(config, metrics, workers, most_connections, log.appender(), durable, State::of(&store));
     let (log, restored) = {
         let shared = shared.clone();
         let restoring = move || shared.restore(&log, Now::read()).map(|restored| (log, restored));
@@ -122,9 +135,12 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     health.set_draining();
     sweeper.stop();
     let code = match reason {
-        Ending::Asked(_) => drain(&shared, threads, &mut exited, sinks, log).await,
+        Ending::Asked(_) => drain(&shared, threads, &mut exited, sinks, log, store).await,
         // What is unacknowledged stays so; a thread that still runs must not delay the restart.
-        Ending::Failed(_) => ExitCode::from(FAILED),
+        Ending::Failed(_) => {
+            store.stop(Duration::ZERO);
+            ExitCode::from(FAILED)
+        }
     };
     drop(http);
     Ok(code)
@@ -136,7 +152,7 @@ enum Ending {
 }
 
 fn failure(shared: &Shared) -> String {
-    shared.durable.failure().map_or_else(|| "the log failed".into(), |failure| failure.to_string())
+    shared.failure().unwrap_or_else(|| "the log or the database failed".into())
 }
 
 fn log_config(config: &Config) -> LogConfig {
@@ -153,6 +169,15 @@ fn log_config(config: &Config) -> LogConfig {
         retain: log.retain_seconds,
         sinks: if config.sinks.parquet.enabled { vec![PARQUET.into()] } else { Vec::new() },
         ..LogConfig::default()
+    }
+}
+
+fn state_config(config: &Config) -> tidegate_state::Config {
+    tidegate_state::Config {
+        path: config.data_dir.join("state.redb"),
+        cache_bytes: config.state.cache_bytes,
+        pending_bytes: config.state.pending_bytes,
+        low_water_bytes: config.log.low_water_bytes,
     }
 }
 
@@ -273,6 +298,7 @@ async fn drain(
     exited: &mut mpsc::UnboundedReceiver<Exit>,
     sinks: Vec<SinkHandle>,
     log: Log,
+    store: Store,
 ) -> ExitCode {
     let deadline = Instant::now() + shared.config.shutdown.deadline;
     let left = || deadline.saturating_duration_since(Instant::now());
@@ -304,6 +330,11 @@ async fn drain(
         let until = left();
         let Ok(stopped) = tokio::task::spawn_blocking(move || sink.stop(until)).await else { continue };
         info!(position = stopped.position.0, drained = stopped.drained, "sink stopped");
+    }
+    let until = left();
+    if !tokio::task::spawn_blocking(move || store.stop(until)).await.is_ok_and(|stopped| stopped.clean) {
+        error!("the database was not closed in good order; the next start checks it");
+        clean = false;
     }
     if stopped.abandoned_records > 0 {
         error!(abandoned = stopped.abandoned_records, "readings were accepted and neither stored nor acknowledged");

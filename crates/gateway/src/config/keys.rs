@@ -61,6 +61,7 @@ pub static SECTIONS: &[&Section] = &[
     &Ingest::SECTION,
     &Auth::SECTION,
     &Log::SECTION,
+    &State::SECTION,
     &Parquet::SECTION,
     &Limits::SECTION,
     &Logging::SECTION,
@@ -137,6 +138,8 @@ section! {
         auth: Auth;
         /// The durable log.
         log: Log;
+        /// The database.
+        state: State;
         /// Where readings go after the log.
         sinks: Sinks;
         /// Bounds across protocols.
@@ -242,6 +245,16 @@ section! {
         /// recognised after a restart from what is here, so it is no shorter than the 247 s of RFC 7252 §4.8.2
         /// (EXCHANGE_LIFETIME).
         retain_seconds: Duration = "3600", Span { min: seconds(247), max: days(365) };
+    }
+}
+
+section! {
+    /// The database of devices, sessions and associations, `state.redb` in `data_dir`.
+    State "state" |c| c.state, {
+        /// Memory for pages of the database. What does not fit is read from the system's page cache.
+        cache_bytes: usize = "64 MiB", Size { min: MIB, max: TIB };
+        /// Bytes of changes that may wait for the disk before more are refused.
+        pending_bytes: usize = "64 MiB", Size { min: MIB, max: 4 * GIB };
     }
 }
 

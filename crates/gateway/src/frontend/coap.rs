@@ -440,7 +440,7 @@ impl Server {
 
     /// Queues every answer that is due for sending.
     fn release(&mut self) {
-        if self.acks.is_empty() || self.shared.durable.failure().is_some() {
+        if self.acks.is_empty() || self.shared.has_failed() {
             return;
         }
         let now = Now::read();

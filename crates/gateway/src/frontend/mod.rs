@@ -18,6 +18,7 @@ use tidegate_coap::{Code, Seconds, Timing, Type};
 use tidegate_mqtt::Limits;
 use tidegate_record::{Protocol, Seq};
 use tidegate_session::Table;
+use tidegate_state::Store;
 use tidegate_writer::{Appender, Durable, Log, Pressure, ReadError};
 
 use crate::config::Config;
@@ -43,6 +44,21 @@ pub(crate) use device::{Device, KIND_NAMES};
 use router::Router;
 pub(crate) use worker::{Exit, Sockets, spawn};
 
+/// The database, as the front ends use it.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    pub(crate) writer: tidegate_state::Writer,
+    pub(crate) reader: tidegate_state::Reader,
+    /// How far what was submitted is stored: an answer that rests on it waits for that.
+    pub(crate) durable: tidegate_state::Durable,
+}
+
+impl State {
+    pub(crate) fn of(store: &Store) -> State {
+        State { writer: store.writer(), reader: store.reader(), durable: store.durable() }
+    }
+}
+
 /// What all workers use.
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -53,6 +69,7 @@ pub(crate) struct Shared {
     pub(crate) router: Router,
     pub(crate) appender: Appender,
     pub(crate) durable: Durable,
+    pub(crate) state: State,
     /// How long CoAP messages are remembered.
     pub(crate) dedup: Policy,
     /// The last group of answers that left, by worker.
@@ -71,6 +88,7 @@ impl Shared {
         most_connections: usize,
         appender: Appender,
         durable: Durable,
+        state: State,
     ) -> Arc<Shared> {
         let table = Table::new(tidegate_session::Config {
             max_devices: config.limits.sessions,
@@ -84,6 +102,7 @@ impl Shared {
             router: Router::new(workers),
             appender,
             durable,
+            state,
             dedup: Policy::new(&Timing::RFC7252, capacity),
             released: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             stopping: AtomicBool::new(false),
@@ -96,11 +115,13 @@ impl Shared {
     /// Makes the workers hear of every commit.
     pub(crate) fn hear_of_commits(self: &Arc<Self>) {
         let shared = Arc::downgrade(self);
-        self.durable.on_move(move || {
+        let moved = move || {
             if let Some(shared) = shared.upgrade() {
                 shared.router.durable_moved();
             }
-        });
+        };
+        self.state.durable.on_move(moved.clone());
+        self.durable.on_move(moved);
     }
 
     /// Remembers the CoAP messages in the log that may still be retransmitted; returns how many there are.
@@ -127,6 +148,17 @@ impl Shared {
             restored += u64::from(matches!(remembered, Ok(Some(()))));
         })?;
         Ok(restored)
+    }
+
+    /// Why nothing can be stored any more, so that nothing may be acknowledged; `None` while it can.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let log = self.durable.failure().map(|failure| failure.to_string());
+        log.or_else(|| self.state.durable.failure().map(|failure| failure.to_string()))
+    }
+
+    /// Whether [`failure`](Self::failure) says anything.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.durable.failure().is_some() || self.state.durable.failure().is_some()
     }
 
     /// Whether the answers of `ticket` have left, so that what they answered is durable.
@@ -172,7 +204,7 @@ impl Door for Shared {
     }
 
     fn failure(&self) -> Option<String> {
-        self.durable.failure().map(|failure| failure.to_string())
+        self.failure()
     }
 }
 

@@ -407,7 +407,7 @@ impl Reactor {
 
     /// Sends every acknowledgement that is due.
     pub(super) fn release(&mut self, epoll: &Epoll, now: Now) {
-        if self.acks.is_empty() || self.shared.durable.failure().is_some() {
+        if self.acks.is_empty() || self.shared.has_failed() {
             return;
         }
         let durable = self.shared.durable.get();
