@@ -1,4 +1,4 @@
-//! CoAP over UDP: one worker's socket.
+//! One worker's CoAP requests, whichever transport brings them.
 //!
 //! # Operation
 //!
@@ -15,9 +15,8 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tidegate_coap::dedup::{self, Lookup, Remembered};
 use tidegate_coap::exchange::{Due, Exchanges};
@@ -25,20 +24,20 @@ use tidegate_coap::{
     Code, Outcome, Reason, ReplyTo, Request, Response, Rules, Seconds, Target, Timing, Type, build, link, server,
 };
 use tidegate_mqtt::trie::Matches;
-use tidegate_mqtt::{Message, QoS};
-use tidegate_net::{BATCH, Datagram, Receiver, Sender, UdpSocket};
-use tidegate_record::{MessageKey, Protocol, Record, Seq};
+use tidegate_mqtt::{Message as Publication, QoS};
+use tidegate_net::{BATCH, Receiver, UdpSocket};
+use tidegate_record::{Record, Seq};
 use tidegate_writer::{Batch, Pressure, Refused};
-use tokio::io::Interest;
-use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+use tokio::io::unix::AsyncFdReadyGuard;
 
-use super::acks::{AckQueue, Ticket};
-use super::limiter::Limiter;
-use super::pause::{Pause, sleep_until};
-use super::router::Published;
-use super::wake::Wake;
-use super::worker::watch;
-use super::{Now, Shared};
+use super::transport::{Endpoint, Message, Outgoing};
+use crate::frontend::acks::{AckQueue, Ticket};
+use crate::frontend::limiter::Limiter;
+use crate::frontend::pause::Pause;
+use crate::frontend::router::Published;
+use crate::frontend::wake::Wake;
+use crate::frontend::{Now, Shared};
+use crate::metrics::Frontend;
 
 /// Batches received before their readings are appended, answers are sent and other tasks of the thread get their turn: 512
 /// datagrams take some 1.5 ms. One append for all of them wakes the log once, and gives it a commit worth its price.
@@ -46,7 +45,7 @@ const ROUNDS: usize = 8;
 
 /// Room beside the payload for header, token, a topic of the longest length (1,024 bytes), a device's name (128) and some options;
 /// more than that is cut, and answered 4.13.
-const OVERHEAD: usize = 1536;
+pub(super) const OVERHEAD: usize = 1536;
 
 /// Separate responses that may be unacknowledged at once on one worker. They occur when the disk is slow; at 100 bytes each
 /// they may take some megabytes, and what is beyond is sent once and not again.
@@ -56,18 +55,10 @@ const MAX_EXCHANGES: usize = 16_384;
 /// It bounds what waits behind a hanging disk without being recorded.
 const MAX_WAITING: usize = 500_000;
 
-/// How often slow commits and unacknowledged responses are looked at: a fraction of the shortest `coap.ack_delay` that helps.
-const TICK: Duration = Duration::from_millis(100);
-
-/// A peer, and the address of ours that it knows, if the socket has several.
-type Endpoint = (SocketAddr, Option<IpAddr>);
-
 /// An answer that waits for its reading to become durable.
 struct Answer {
     to: ReplyTo,
-    peer: SocketAddr,
-    /// The address that was asked, if the socket has several.
-    local: Option<IpAddr>,
+    from: Endpoint,
     /// Its empty acknowledgement has been sent.
     separate: bool,
     /// What subscribers get with it.
@@ -75,38 +66,6 @@ struct Answer {
     /// Who asked, and how the session remembers it; kept for what happens rarely.
     device: tidegate_record::DeviceId,
     scope: u64,
-}
-
-/// Serves `socket` as worker `index` until the gateway stops.
-pub(super) async fn serve(socket: UdpSocket, index: usize, shared: Arc<Shared>) -> io::Result<()> {
-    let wake = shared.router.coap_wake(index);
-    let mut receiver = Receiver::new(&socket, BATCH, shared.config.coap.max_payload_bytes + OVERHEAD);
-    let socket = watch(socket, Interest::READABLE | Interest::WRITABLE)?;
-    let mut server = Server::new(index, shared.clone());
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut stopping = false;
-    loop {
-        server.wait_for_commits(&wake);
-        let pause = server.pause();
-        tokio::select! {
-            guard = socket.readable(), if !stopping && pause.is_none() => server.receive(&mut receiver, guard?)?,
-            () = wake.woken() => {
-                if !stopping {
-                    server.receive_more(&mut receiver, socket.get_ref())?;
-                }
-            }
-            () = sleep_until(pause), if pause.is_some() => server.end_pause(),
-            _ = tick.tick(), if server.has_timers() => server.tick(Now::read()),
-        }
-        server.release();
-        server.send(&socket).await?;
-        stopping = shared.is_stopping();
-        if stopping && server.acks.is_empty() {
-            shared.front_drained();
-            return Ok(());
-        }
-    }
 }
 
 /// Errors of `recvmmsg` that are a peer's or pass by themselves.
@@ -120,7 +79,7 @@ fn is_passing(error: &io::Error) -> bool {
     )
 }
 
-struct Server {
+pub(super) struct Server {
     index: usize,
     shared: Arc<Shared>,
     rules: Rules,
@@ -131,7 +90,7 @@ struct Server {
     payload_bytes: u64,
     acks: AckQueue<Answer>,
     pause: Pause,
-    sender: Sender,
+    pub(super) out: Outgoing,
     limiter: Limiter,
     /// Scratch for matching.
     matches: Matches<u64>,
@@ -144,7 +103,7 @@ struct Server {
 }
 
 impl Server {
-    fn new(index: usize, shared: Arc<Shared>) -> Server {
+    pub(super) fn new(index: usize, shared: Arc<Shared>) -> Server {
         let rules = Rules { max_payload: shared.config.coap.max_payload_bytes, ..Rules::default() };
         let limiter = Limiter::new(shared.config.limits.unauthenticated_per_second, Instant::now());
         Server {
@@ -155,7 +114,7 @@ impl Server {
             payload_bytes: 0,
             acks: AckQueue::new(),
             pause: Pause::default(),
-            sender: Sender::new(),
+            out: Outgoing::new(),
             limiter,
             matches: Matches::new(),
             exchanges: Exchanges::new(Timing::RFC7252, MAX_EXCHANGES),
@@ -167,8 +126,12 @@ impl Server {
         }
     }
 
-    /// Receives from a socket that is said to be readable, and appends.
-    fn receive(&mut self, receiver: &mut Receiver, mut ready: AsyncFdReadyGuard<'_, UdpSocket>) -> io::Result<()> {
+    /// Receives from the plain socket that is said to be readable, and appends.
+    pub(super) fn receive(
+        &mut self,
+        receiver: &mut Receiver,
+        mut ready: AsyncFdReadyGuard<'_, UdpSocket>,
+    ) -> io::Result<()> {
         let is_empty = self.receive_more(receiver, ready.get_inner())?;
         if is_empty {
             // Nothing that came before this is still in the queue.
@@ -178,7 +141,7 @@ impl Server {
     }
 
     /// Receives up to [`ROUNDS`] batches and appends their readings; true if the queue was empty in the end.
-    fn receive_more(&mut self, receiver: &mut Receiver, socket: &UdpSocket) -> io::Result<bool> {
+    pub(super) fn receive_more(&mut self, receiver: &mut Receiver, socket: &UdpSocket) -> io::Result<bool> {
         let now = Now::read();
         let mut is_empty = false;
         for _ in 0..ROUNDS {
@@ -205,47 +168,59 @@ impl Server {
         let pressure = self.shared.appender.pressure();
         let mut count = 0;
         for datagram in receiver.datagrams() {
-            self.datagram(&datagram, now, pressure);
+            self.message(&Message::plain(&datagram), now, pressure);
             count += 1;
         }
         self.shared.metrics.datagrams_received.inc_by(count);
     }
 
-    fn datagram(&mut self, datagram: &Datagram<'_>, now: Now, pressure: Pressure) {
+    /// Takes one message; its reading, if it is one, goes into the batch.
+    pub(super) fn message(&mut self, message: &Message<'_>, now: Now, pressure: Pressure) {
         // Moved out for the time that the request borrows from them.
         let mut topic = std::mem::take(&mut self.topic);
         let rules = std::mem::take(&mut self.rules);
-        let outcome = if datagram.truncated {
-            rules.classify_cut(datagram.bytes)
+        let outcome = if message.truncated {
+            rules.classify_cut(message.bytes)
         } else {
-            rules.classify(datagram.bytes, &mut topic)
+            rules.classify(message.bytes, &mut topic)
         };
-        let is_group = datagram.local.is_some_and(|local| local.is_multicast());
         match outcome {
-            _ if is_group => self.shared.metrics.coap.malformed(Reason::Multicast.name()),
-            Outcome::Request(request) => self.request(&request, datagram, now, pressure),
+            _ if message.is_group => self.front(message.from).malformed(Reason::Multicast.name()),
+            Outcome::Request(request) => self.request(&request, message, now, pressure),
             Outcome::Answer(answer) => {
-                self.shared.metrics.coap.refused(answer.reason.name());
+                self.front(message.from).refused(answer.reason.name());
                 self.stranger_mid = self.stranger_mid.wrapping_add(1);
-                self.sender.push(datagram.peer, datagram.local, |out| answer.write(out, self.stranger_mid));
+                self.out.push(message.from, |bytes| answer.write(bytes, self.stranger_mid));
             }
             Outcome::Reset { mid, reason } => {
                 if reason != Reason::Ping {
-                    self.shared.metrics.coap.malformed(reason.name());
+                    self.front(message.from).malformed(reason.name());
                 }
-                self.sender.push(datagram.peer, datagram.local, |out| build::reset(out, mid));
+                self.out.push(message.from, |bytes| build::reset(bytes, mid));
             }
-            Outcome::Acknowledged { mid } => drop(self.exchanges.acknowledged((datagram.peer, datagram.local), mid)),
-            Outcome::Refused { mid } => drop(self.exchanges.refused((datagram.peer, datagram.local), mid)),
-            Outcome::Ignored(reason) => self.shared.metrics.coap.malformed(reason.name()),
+            Outcome::Acknowledged { mid } => drop(self.exchanges.acknowledged(message.from, mid)),
+            Outcome::Refused { mid } => drop(self.exchanges.refused(message.from, mid)),
+            Outcome::Ignored(reason) => self.front(message.from).malformed(reason.name()),
         }
         self.rules = rules;
         self.topic = topic;
     }
 
-    fn request(&mut self, request: &Request<'_>, datagram: &Datagram<'_>, now: Now, pressure: Pressure) {
+    /// What is counted of the transport that brought a message.
+    fn front(&self, from: Endpoint) -> &Frontend {
+        from.front(&self.shared.metrics)
+    }
+
+    /// Whether a stranger may be told what is wrong: an address that could be anybody's is not told without end.
+    fn may_be_told(&mut self, from: Endpoint, now: Now) -> bool {
+        match from {
+            Endpoint::Plain { peer, .. } => self.limiter.allows(peer.ip(), now.instant),
+        }
+    }
+
+    fn request(&mut self, request: &Request<'_>, message: &Message<'_>, now: Now, pressure: Pressure) {
         match request.target {
-            Target::Topic(topic) => self.reading(request, topic, datagram, now, pressure),
+            Target::Topic(topic) => self.reading(request, topic, message, now, pressure),
             Target::WellKnownCore => {
                 let queries: Vec<&str> = request.queries().collect();
                 let document = link::document(&self.resources, queries.iter().copied());
@@ -254,26 +229,26 @@ impl Server {
                     payload: document.as_bytes(),
                     ..Response::new(Code::CONTENT)
                 };
-                self.answer(&request.reply_to(), datagram, &response);
+                self.answer(&request.reply_to(), message, &response);
             }
             Target::Reserved(..) => {
-                self.shared.metrics.coap.refused(Reason::NotFound.name());
-                self.answer(&request.reply_to(), datagram, &Response::diagnostic(Code::NOT_FOUND, "reserved"));
+                self.front(message.from).refused(Reason::NotFound.name());
+                self.answer(&request.reply_to(), message, &Response::diagnostic(Code::NOT_FOUND, "reserved"));
             }
         }
     }
 
-    fn reading(&mut self, request: &Request<'_>, topic: &str, datagram: &Datagram<'_>, now: Now, pressure: Pressure) {
+    fn reading(&mut self, request: &Request<'_>, topic: &str, message: &Message<'_>, now: Now, pressure: Pressure) {
         let to = request.reply_to();
         let Some(ep) = request.ep else {
-            self.shared.metrics.coap.refused("no_device");
-            if self.limiter.allows(datagram.peer.ip(), now.instant) {
+            self.front(message.from).refused("no_device");
+            if self.may_be_told(message.from, now) {
                 let response = Response::diagnostic(Code::UNAUTHORIZED, "name the device: add ?ep=ID to the path");
-                self.answer(&to, datagram, &response);
+                self.answer(&to, message, &response);
             }
             return;
         };
-        let scope = dedup::scope(datagram.peer, datagram.bytes);
+        let scope = message.scope();
         let received = Seconds(now.seconds());
         let recorded = self.shared.config.ingest.filters.records(topic);
         let pressure = if self.acks.len() < MAX_WAITING { pressure } else { Pressure::Refuse(Refused::Full) };
@@ -282,11 +257,11 @@ impl Server {
             let known =
                 self.shared.table.peek(ep, |device| device.coap.lookup(scope, to.mid, received, &self.shared.dedup));
             if let Some(Lookup::Duplicate { seq, code }) = known {
-                return self.duplicate(&to, datagram, Ticket(seq.0), code);
+                return self.duplicate(&to, message, Ticket(seq.0), code);
             }
             match pressure {
-                Pressure::Shed if !request.is_confirmable() => return self.shared.metrics.coap.shed("non"),
-                Pressure::Refuse(refused) => return self.refuse(&to, datagram, refused),
+                Pressure::Shed if !request.is_confirmable() => return self.front(message.from).shed("non"),
+                Pressure::Refuse(refused) => return self.refuse(&to, message, refused),
                 Pressure::Normal | Pressure::Shed => {}
             }
         }
@@ -314,13 +289,13 @@ impl Server {
                 device
             }
             Ok(Some((Lookup::Duplicate { seq, code }, ..))) => {
-                return self.duplicate(&to, datagram, Ticket(seq.0), code);
+                return self.duplicate(&to, message, Ticket(seq.0), code);
             }
             // `ep` was checked with the request.
             Ok(None) => return,
             Err(_) => {
-                self.shared.metrics.coap.refused("table_full");
-                return self.answer(&to, datagram, &Response::unavailable(RETRY_TABLE_FULL));
+                self.front(message.from).refused("table_full");
+                return self.answer(&to, message, &Response::unavailable(RETRY_TABLE_FULL));
             }
         };
 
@@ -328,7 +303,7 @@ impl Server {
         if recorded {
             let record = Record {
                 received: now.micros,
-                protocol: Protocol::Coap,
+                protocol: message.from.protocol(),
                 qos: u8::from(confirmable),
                 retain: false,
                 content_format: request.content_format,
@@ -336,7 +311,7 @@ impl Server {
                 tenant: "",
                 content_type: "",
                 topic,
-                key: Some(MessageKey { scope, number: u64::from(to.mid) }),
+                key: Some(message.key(scope, to.mid)),
                 payload: request.payload,
             };
             if let Err(error) = self.batch.push(&record) {
@@ -346,57 +321,49 @@ impl Server {
             }
             self.payload_bytes += request.payload.len() as u64;
         } else {
-            self.shared.metrics.coap.unrecorded.inc();
+            self.front(message.from).unrecorded.inc();
         }
         let published = self.shared.router.prepare(topic, false, None, &mut self.matches, || {
             let qos = if confirmable { QoS::AtLeastOnce } else { QoS::AtMostOnce };
             match request.content_format.and_then(content_type) {
-                Some(content_type) => Message::with_content_type(topic, content_type, request.payload, qos, false),
-                None => Message::new(topic, request.payload, qos, false),
+                Some(content_type) => Publication::with_content_type(topic, content_type, request.payload, qos, false),
+                None => Publication::new(topic, request.payload, qos, false),
             }
         });
-        self.acks.push(Answer {
-            to,
-            peer: datagram.peer,
-            local: datagram.local,
-            separate: false,
-            published,
-            device,
-            scope,
-        });
+        self.acks.push(Answer { to, from: message.from, separate: false, published, device, scope });
     }
 
     /// Answers a retransmission as the first transmission was, or will be, answered.
-    fn duplicate(&mut self, to: &ReplyTo, datagram: &Datagram<'_>, ticket: Ticket, code: Code) {
-        self.shared.metrics.coap.duplicates.inc();
+    fn duplicate(&mut self, to: &ReplyTo, message: &Message<'_>, ticket: Ticket, code: Code) {
+        self.front(message.from).duplicates.inc();
         if to.kind != Type::Con {
             // RFC 7252 §4.5: a non-confirmable duplicate is ignored.
             return;
         }
         if code == Code::EMPTY {
             // Its response is a message of its own (§5.2.2); the empty acknowledgement may have been lost.
-            self.sender.push(datagram.peer, datagram.local, |out| build::empty_ack(out, to.mid));
+            self.out.push(message.from, |bytes| build::empty_ack(bytes, to.mid));
         } else if self.shared.released(ticket) {
-            self.answer(to, datagram, &Response::new(code));
+            self.answer(to, message, &Response::new(code));
         }
     }
 
     /// Answers a request that needs nothing stored.
-    fn answer(&mut self, to: &ReplyTo, datagram: &Datagram<'_>, response: &Response<'_>) {
+    fn answer(&mut self, to: &ReplyTo, message: &Message<'_>, response: &Response<'_>) {
         self.stranger_mid = self.stranger_mid.wrapping_add(1);
         let mid = self.stranger_mid;
-        self.sender.push(datagram.peer, datagram.local, |out| response.write(out, to, mid));
+        self.out.push(message.from, |bytes| response.write(bytes, to, mid));
     }
 
     /// Turns a reading away: a confirmable one is told when to come again, another is dropped.
-    fn refuse(&mut self, to: &ReplyTo, datagram: &Datagram<'_>, refused: Refused) {
+    fn refuse(&mut self, to: &ReplyTo, message: &Message<'_>, refused: Refused) {
         if to.kind == Type::Con {
-            self.shared.metrics.coap.refused(refused.name());
+            self.front(message.from).refused(refused.name());
             if let Some(seconds) = retry_after(refused) {
-                self.answer(to, datagram, &Response::unavailable(seconds));
+                self.answer(to, message, &Response::unavailable(seconds));
             }
         } else {
-            self.shared.metrics.coap.shed(refused.name());
+            self.front(message.from).shed(refused.name());
         }
     }
 
@@ -427,24 +394,24 @@ impl Server {
         for answer in self.acks.retract() {
             self.shared.table.peek(answer.device.as_str(), |device| device.coap.forget(answer.scope, answer.to.mid));
             if answer.to.kind == Type::Con {
-                self.shared.metrics.coap.refused(refused.name());
+                answer.from.front(&self.shared.metrics).refused(refused.name());
                 if let Some(seconds) = retry_after(refused) {
                     let response = Response::unavailable(seconds);
-                    self.sender.push(answer.peer, answer.local, |out| response.write(out, &answer.to, 0));
+                    self.out.push(answer.from, |bytes| response.write(bytes, &answer.to, 0));
                 }
             } else {
-                self.shared.metrics.coap.shed(refused.name());
+                answer.from.front(&self.shared.metrics).shed(refused.name());
             }
         }
     }
 
     /// Queues every answer that is due for sending.
-    fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         if self.acks.is_empty() || self.shared.has_failed() {
             return;
         }
         let now = Now::read();
-        let Server { acks, sender, shared, exchanges, random, drawn, .. } = self;
+        let Server { acks, out, shared, exchanges, random, drawn, .. } = self;
         let mut draw = || {
             *drawn += 1;
             random.hash_one(*drawn) as u32
@@ -459,7 +426,7 @@ impl Server {
             latencies.observe((now.instant - received).as_secs_f64());
             sent += 1;
             if answer.to.kind == Type::Con && !answer.separate {
-                sender.push(answer.peer, answer.local, |out| response.write(out, &answer.to, 0));
+                out.push(answer.from, |bytes| response.write(bytes, &answer.to, 0));
                 return;
             }
             if answer.to.no_response.suppresses(response.code) {
@@ -469,19 +436,19 @@ impl Server {
             let mid =
                 shared.table.peek(answer.device.as_str(), |device| device.next_mid(now.seconds(), lifetime, &mut draw));
             let Some(Some(mid)) = mid else {
-                shared.metrics.coap.shed("message_ids");
+                answer.from.front(&shared.metrics).shed("message_ids");
                 return;
             };
             if answer.to.kind == Type::Non {
-                sender.push(answer.peer, answer.local, |out| response.write(out, &answer.to, mid));
+                out.push(answer.from, |bytes| response.write(bytes, &answer.to, mid));
                 return;
             }
             shared.metrics.coap_separate.inc();
-            sender.push(answer.peer, answer.local, |out| {
-                let start = out.len();
-                response.write_separate(out, Type::Con, &answer.to, mid);
+            out.push(answer.from, |bytes| {
+                let start = bytes.len();
+                response.write_separate(bytes, Type::Con, &answer.to, mid);
                 // What is not taken on is sent once; the device asks again if it is lost.
-                let _ = exchanges.start(now.instant, (answer.peer, answer.local), mid, &out[start..], draw(), ());
+                let _ = exchanges.start(now.instant, answer.from, mid, &bytes[start..], draw(), ());
             });
         });
         if released > 0 {
@@ -492,64 +459,51 @@ impl Server {
     }
 
     /// Empty acknowledgements for what has waited too long, and retransmissions.
-    fn tick(&mut self, now: Now) {
+    pub(super) fn tick(&mut self, now: Now) {
         let delay = self.shared.config.coap.ack_delay;
-        let sender = &mut self.sender;
+        let out = &mut self.out;
         for answer in self.acks.overdue_mut(now.instant, delay) {
             if answer.to.kind == Type::Con && !answer.separate {
                 answer.separate = true;
                 self.shared.table.peek(answer.device.as_str(), |device| {
                     device.coap.answered(answer.scope, answer.to.mid, Code::EMPTY);
                 });
-                sender.push(answer.peer, answer.local, |out| build::empty_ack(out, answer.to.mid));
+                out.push(answer.from, |bytes| build::empty_ack(bytes, answer.to.mid));
             }
         }
         while let Some(due) = self.exchanges.poll(now.instant) {
             match due {
-                Due::Retransmit { peer: (peer, local), message } => {
-                    sender.push(peer, local, |out| out.extend_from_slice(message));
-                }
+                Due::Retransmit { peer, message } => out.push(peer, |bytes| bytes.extend_from_slice(message)),
                 Due::GaveUp { .. } => self.shared.metrics.coap_separate_given_up.inc(),
             }
         }
     }
 
-    fn has_timers(&self) -> bool {
+    /// Whether every answer has left.
+    pub(super) fn is_drained(&self) -> bool {
+        self.acks.is_empty()
+    }
+
+    pub(super) fn has_timers(&self) -> bool {
         !self.acks.is_empty() || !self.exchanges.is_empty()
     }
 
     /// Until when to leave the socket alone, if at all: see [`Pause`].
-    fn pause(&self) -> Option<Instant> {
+    pub(super) fn pause(&self) -> Option<Instant> {
         if self.acks.is_empty() { None } else { self.pause.until() }
     }
 
-    fn end_pause(&mut self) {
+    pub(super) fn end_pause(&mut self) {
         self.pause.end();
     }
 
     /// Asks to be woken when `durable` moves, if anything waits for it. A commit that came before is seen by the wake.
-    fn wait_for_commits(&self, wake: &Wake) {
+    pub(super) fn wait_for_commits(&self, wake: &Wake) {
         let waiting = !self.acks.is_empty();
         wake.set_waiting(waiting);
         if waiting && self.acks.due(self.shared.durable.get()) {
             wake.now();
         }
-    }
-
-    /// Sends all that is queued.
-    async fn send(&mut self, socket: &AsyncFd<UdpSocket>) -> io::Result<()> {
-        while self.sender.pending() > 0 {
-            let sent = self.sender.flush(socket.get_ref())?;
-            self.shared.metrics.datagrams_sent.inc_by(sent.sent as u64);
-            if sent.failed > 0 {
-                self.shared.metrics.datagrams_failed.inc_by(sent.failed as u64);
-            }
-            if sent.blocked {
-                // Answers are worth waiting for: new requests wait in the socket meanwhile.
-                socket.writable().await?.clear_ready();
-            }
-        }
-        Ok(())
     }
 }
 
