@@ -59,8 +59,8 @@ pub use outbox::Outbox;
 pub use path::Path;
 pub use record::MAX_PLAINTEXT;
 pub use server::{
-    AddressChanges, CloseReason, ConfigError, DropReason, Event, HandshakeFailure, MAX_PENDING_BYTES, MAX_RECORDS,
-    MAX_SLOTS, MIN_MTU, Moved, Peer, Retransmission, SealError, Server, ServerConfig,
+    About, AddressChanges, CloseReason, ConfigError, DropReason, Event, HandshakeFailure, LAST_USED_GRAIN,
+    MAX_PENDING_BYTES, MAX_RECORDS, MAX_SLOTS, MIN_MTU, Moved, Peer, Retransmission, SealError, Server, ServerConfig,
 };
 pub use session::{SESSION_ID_LEN, Session, SessionCache, SessionId, Sessions};
 pub use time::Timestamp;

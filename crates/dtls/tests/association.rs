@@ -475,3 +475,29 @@ fn shards_hand_out_cids_that_lead_back_to_them() {
     }
     assert!(shards.iter().all(|s| s.server.associations() > 0));
 }
+
+#[test]
+fn what_was_used_since_a_time_is_found_with_what_it_received() {
+    let second = Duration::from_secs(1);
+    let mut server = TestServer::new(small(), 1);
+    let (config, mut rng) = (Arc::new(ClientConfig::default()), Rng(7));
+    let mut devices: Vec<_> = (1..=3)
+        .map(|number| {
+            let mut client = TestClient::connect(&config, number, None, START, &mut rng);
+            let id = established(&converse(&mut server, &mut client, START).0).unwrap();
+            (client, id)
+        })
+        .collect();
+    let later = START.plus(600 * second);
+    let record = devices[1].0.seal(b"later");
+    server.handle(&record, path(2), later);
+    let used: Vec<_> = server.server.used_since(later).collect();
+    assert_eq!(used.len(), 1);
+    let about = server.server.about(devices[1].1).unwrap();
+    assert_eq!(used[0], about);
+    assert_eq!((about.received, about.last_used), (sequence(&record) + 1, later));
+    assert_eq!(about.created, Timestamp(START.0 / 1000 * 1000));
+    assert_eq!(server.server.used_since(START).count(), 3);
+    server.server.seen(devices[0].1, 77);
+    assert_eq!(server.server.about(devices[0].1).unwrap().received, 78);
+}

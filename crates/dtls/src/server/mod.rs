@@ -54,6 +54,24 @@ pub struct Peer {
     pub validated: bool,
 }
 
+/// What is known of an association, keys aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct About {
+    /// Its name.
+    pub id: AssociationId,
+    /// Whose it is.
+    pub owner: Owner,
+    /// When its handshake ended, to the second.
+    pub created: Timestamp,
+    /// When it was last used; up to [`LAST_USED_GRAIN`] later in truth.
+    pub last_used: Timestamp,
+    /// One past the highest sequence number received.
+    pub received: u64,
+}
+
+/// The time of last use is kept in steps of this.
+pub const LAST_USED_GRAIN: std::time::Duration = IDLE_GRAIN;
+
 /// What goes with a datagram.
 struct Context<'a, 'e> {
     path: CompactPath,
@@ -281,6 +299,29 @@ impl Server {
         association.is_some_and(|association| association.validate(path.into()))
     }
 
+    /// What is known of an association.
+    #[must_use]
+    pub fn about(&self, id: AssociationId) -> Option<About> {
+        let association = self.table.peek_live(self.index(id)?)?;
+        Some(about(id, association))
+    }
+
+    /// The associations used at or after `since`, the last used first: [`About::received`] of the others is what it was then. It costs what
+    /// it finds; for the time after imports, it looks at all there are.
+    pub fn used_since(&mut self, since: Timestamp) -> impl Iterator<Item = About> {
+        self.sort();
+        let (shards, shard) = (self.config.shards, self.config.shard);
+        // What was used last at `since` may carry a time one step older.
+        let used = move |about: &About| about.last_used.plus(LAST_USED_GRAIN) >= since;
+        self.table
+            .iter_by_use()
+            .map(move |(index, association, generation)| {
+                let tag = association.tag(index * shards + shard, generation);
+                about(AssociationId::new(tag), association)
+            })
+            .take_while(used)
+    }
+
     /// The associations of one owner. It looks at all there are: meant for revocations, not for each record.
     pub fn owned_by(&self, owner: Owner) -> impl Iterator<Item = AssociationId> {
         let (shards, shard) = (self.config.shards, self.config.shard);
@@ -494,6 +535,17 @@ impl Server {
         if std::mem::take(&mut self.unsorted) {
             self.table.sort_by_use();
         }
+    }
+}
+
+fn about(id: AssociationId, association: &Association) -> About {
+    let at = |seconds: u32| Timestamp(u64::from(seconds) * 1000);
+    About {
+        id,
+        owner: association.owner,
+        created: at(association.created),
+        last_used: at(association.last_used),
+        received: association.protection.window.next(),
     }
 }
 
