@@ -197,6 +197,10 @@ section! {
         /// Longest time that a session outlives its connection (MQTT 5.0 §3.2.2.3.2). A 3.1.1 session without clean
         /// session lives this long.
         session_expiry_max: Duration = "7 d", Span { min: seconds(0), max: days(3_650) };
+        /// Whether a load balancer is in front of all MQTT listeners that begins each connection with a PROXY protocol
+        /// header (version 1 or 2), whose address then counts as the client's. A connection without one is closed. Whoever
+        /// reaches the listeners past the balancer could claim any address.
+        proxy_protocol: bool = "false", Flag;
     }
 }
 

@@ -12,6 +12,7 @@ use socket2::Socket;
 use tidegate_mqtt::topic::Filter;
 use tidegate_mqtt::trie::{Inserted, Matches, TooDeep, Trie};
 use tidegate_mqtt::{Message, QoS, Retained, SubscribeOptions};
+use tidegate_transport::Transport;
 
 use super::wake::Wake;
 
@@ -71,8 +72,15 @@ pub(crate) struct Target {
 pub(crate) enum Envelope {
     /// A message for some of its clients.
     Message { message: Arc<Message>, targets: Vec<Target> },
-    /// A connection whose session is here, with what was read from it.
-    Connection { socket: Socket, bytes: Vec<u8> },
+    /// A connection whose session is here, with the MQTT bytes that were read from it.
+    Connection { arrival: Arrival, bytes: Vec<u8> },
+}
+
+/// A connection that comes to a worker.
+pub(crate) struct Arrival {
+    pub(crate) socket: Socket,
+    /// What is between the socket and MQTT; `None` if nothing is.
+    pub(crate) transport: Option<Box<Transport>>,
 }
 
 struct Inbox {

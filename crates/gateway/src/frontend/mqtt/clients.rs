@@ -9,8 +9,14 @@ use slab::Slab;
 use socket2::Socket;
 use tidegate_mqtt::{Connection, Session, Will};
 use tidegate_record::DeviceId;
+use tidegate_transport::Transport;
 
-use crate::frontend::router::SessionId;
+use crate::frontend::router::{Arrival, SessionId};
+
+/// Sealed at once: what a socket takes in one call, so that little is kept of what it does not take.
+const SEALED_BYTES: usize = 64 * 1024;
+
+const SEND: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
 
 /// Where a client is in the worker's slab.
 pub(super) type Slot = usize;
@@ -23,6 +29,8 @@ pub(super) struct Client {
     pub(super) device: Option<DeviceId>,
     /// `None` while it is away.
     pub(super) socket: Option<Socket>,
+    /// What is between the socket and MQTT; `None` if nothing is.
+    pub(super) transport: Option<Box<Transport>>,
     pub(super) connection: Connection,
     /// What was read and is not a whole packet yet, or must wait.
     pub(super) tail: Vec<u8>,
@@ -67,11 +75,12 @@ pub(super) struct Parked {
 }
 
 impl Client {
-    fn new(id: SessionId, socket: Socket, connection_number: u32, now: u64) -> Client {
+    fn new(id: SessionId, arrival: Arrival, connection_number: u32, now: u64) -> Client {
         Client {
             id,
             device: None,
-            socket: Some(socket),
+            socket: Some(arrival.socket),
+            transport: arrival.transport,
             connection: Connection::new(now),
             tail: Vec::new(),
             out: Vec::new(),
@@ -86,7 +95,7 @@ impl Client {
 
     /// Bytes that wait to be sent.
     pub(super) fn unsent(&self) -> usize {
-        self.out.len() - self.sent
+        self.out.len() - self.sent + self.transport.as_ref().map_or(0, |transport| transport.unsent().len())
     }
 
     /// When somebody has to look at it, in milliseconds of the steady clock.
@@ -118,9 +127,23 @@ impl Client {
     /// Sends what waits: true once all of it is sent.
     pub(super) fn write(&mut self) -> io::Result<bool> {
         let Some(socket) = &self.socket else { return Ok(true) };
-        while self.sent < self.out.len() {
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            match send(socket.as_raw_fd(), &self.out[self.sent..], flags) {
+        loop {
+            if let Some(transport) = &mut self.transport {
+                if !write_sealed(socket, transport)? {
+                    return Ok(false);
+                }
+                let end = self.out.len().min(self.sent + SEALED_BYTES);
+                if self.sent == end {
+                    break;
+                }
+                transport.seal(&self.out[self.sent..end]);
+                self.sent = end;
+                continue;
+            }
+            if self.sent == self.out.len() {
+                break;
+            }
+            match send(socket.as_raw_fd(), &self.out[self.sent..], SEND) {
                 Ok(sent) => self.sent += sent,
                 Err(Errno::EAGAIN) => {
                     // What is sent is let go once it is the better part: each byte is moved at most once.
@@ -139,9 +162,31 @@ impl Client {
         Ok(true)
     }
 
+    /// Sends what waits and, through the transport, that nothing more comes; what the kernel does not take is lost.
+    pub(super) fn write_last(&mut self) {
+        let complete = self.write().unwrap_or(false);
+        if let (true, Some(socket), Some(transport)) = (complete, &self.socket, &mut self.transport) {
+            transport.close();
+            let _ = write_sealed(socket, transport);
+        }
+    }
+
     pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.socket.as_ref().map(AsFd::as_fd)
     }
+}
+
+/// Sends what the transport has sealed: true once all of it is sent.
+fn write_sealed(socket: &Socket, transport: &mut Transport) -> io::Result<bool> {
+    while !transport.unsent().is_empty() {
+        match send(socket.as_raw_fd(), transport.unsent(), SEND) {
+            Ok(sent) => transport.mark_sent(sent),
+            Err(Errno::EAGAIN) => return Ok(false),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(true)
 }
 
 /// All clients of a worker.
@@ -156,12 +201,12 @@ impl Clients {
         Clients { slab: Slab::new(), worker, generation: 0 }
     }
 
-    pub(super) fn insert(&mut self, socket: Socket, now: u64) -> Slot {
+    pub(super) fn insert(&mut self, arrival: Arrival, now: u64) -> Slot {
         self.generation = self.generation.wrapping_add(1);
         let entry = self.slab.vacant_entry();
         let slot = entry.key();
         let id = SessionId::new(self.worker, self.generation, slot);
-        entry.insert(Client::new(id, socket, self.generation, now));
+        entry.insert(Client::new(id, arrival, self.generation, now));
         slot
     }
 

@@ -10,7 +10,7 @@ use tidegate_session::TableFull;
 use super::Now;
 use super::clients::{Parked, Slot};
 use super::reactor::Reactor;
-use crate::frontend::router::{Envelope, SessionId};
+use crate::frontend::router::{Arrival, Envelope, SessionId};
 
 /// Milliseconds that a closed connection may take to be told why.
 const LINGER_MS: u64 = 5_000;
@@ -175,6 +175,7 @@ impl Reactor {
             self.shared.metrics.mqtt_connections.dec();
             return None;
         };
+        client.transport = arrived.transport;
         client.connection = arrived.connection;
         client.connection_number = arrived.connection_number;
         client.out = arrived.out;
@@ -203,7 +204,8 @@ impl Reactor {
         self.shared.metrics.mqtt_connections.dec();
         // Deleted before it is added there: a ready socket in two sets would be read by two workers.
         if epoll.delete(&socket).is_ok() {
-            self.shared.router.send(worker, Envelope::Connection { socket, bytes: input.to_vec() });
+            let arrival = Arrival { socket, transport: client.transport };
+            self.shared.router.send(worker, Envelope::Connection { arrival, bytes: input.to_vec() });
         }
     }
 
@@ -226,10 +228,11 @@ impl Reactor {
     pub(super) fn close(&mut self, epoll: &Epoll, slot: Slot, reason: &'static str, now: Now) {
         let Some(client) = self.clients.get_mut(slot) else { return };
         // What is there to be sent goes out if the kernel takes it.
-        let _ = client.write();
+        client.write_last();
         let Some(socket) = client.socket.take() else { return };
         let _ = epoll.delete(&socket);
         drop(socket);
+        client.transport = None;
         let metrics = &self.shared.metrics;
         metrics.mqtt_connections.dec();
         if !client.flags.closing {

@@ -37,6 +37,7 @@ mod connect;
 mod deliver;
 mod publish;
 mod reactor;
+mod transport;
 
 use reactor::Reactor;
 

@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
-use socket2::Socket;
 use tidegate_mqtt::trie::Matches;
 use tidegate_mqtt::{Event, Limits, QoS, Reason, Violation, frame_len};
 use tidegate_record::Seq;
@@ -20,7 +19,7 @@ use super::publish::Ack;
 use super::{LISTENER, Now};
 use crate::frontend::acks::AckQueue;
 use crate::frontend::pause::Pause;
-use crate::frontend::router::{Envelope, SessionId};
+use crate::frontend::router::{Arrival, Envelope, SessionId};
 use crate::frontend::wake::Wake;
 use crate::frontend::wheel::Wheel;
 use crate::frontend::{Shared, limits};
@@ -52,7 +51,9 @@ pub(super) struct Reactor {
     /// Answers of the client at hand, before they are put into its own buffer.
     pub(super) out: Vec<u8>,
     listener: Option<TcpListener>,
-    buffer: Box<[u8]>,
+    pub(super) buffer: Box<[u8]>,
+    /// What was in a transport's input for MQTT.
+    pub(super) unwrapped: Vec<u8>,
     wheel: Wheel<SessionId>,
     due: Vec<SessionId>,
     /// Clients with something to send.
@@ -91,6 +92,7 @@ impl Reactor {
             out: Vec::new(),
             listener: Some(listener),
             buffer: vec![0; READ_BYTES].into(),
+            unwrapped: Vec::new(),
             wheel: Wheel::new(now.steady_millis() / 1000),
             due: Vec::new(),
             dirty: Vec::new(),
@@ -178,7 +180,8 @@ impl Reactor {
                         self.shared.metrics.mqtt.refused("max_connections");
                         continue;
                     }
-                    self.adopt(epoll, stream.into(), Vec::new(), now);
+                    let arrival = Arrival { socket: stream.into(), transport: self.transport() };
+                    self.adopt(epoll, arrival, Vec::new(), now);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
@@ -193,9 +196,9 @@ impl Reactor {
         }
     }
 
-    /// Takes a socket in, with what was read from it before.
-    pub(super) fn adopt(&mut self, epoll: &Epoll, socket: Socket, bytes: Vec<u8>, now: Now) {
-        let slot = self.clients.insert(socket, now.steady_millis());
+    /// Takes a connection in, with the MQTT bytes that were read from it before.
+    pub(super) fn adopt(&mut self, epoll: &Epoll, arrival: Arrival, bytes: Vec<u8>, now: Now) {
+        let slot = self.clients.insert(arrival, now.steady_millis());
         let Some(client) = self.clients.get_mut(slot) else { return };
         let event = EpollEvent::new(EpollFlags::EPOLLIN, client.id.bits());
         let registered = client.fd().map(|fd| epoll.add(fd, event));
@@ -206,8 +209,9 @@ impl Reactor {
         }
         self.shared.metrics.mqtt_connections.inc();
         self.file(slot);
-        if !bytes.is_empty() {
-            self.input(epoll, slot, bytes, now);
+        let slot = if bytes.is_empty() { Some(slot) } else { self.input(epoll, slot, bytes, now) };
+        if let Some(slot) = slot {
+            self.after_transport(epoll, slot, now);
         }
     }
 
@@ -215,54 +219,64 @@ impl Reactor {
         let Some(client) = self.clients.get_mut(slot) else { return };
         match client.read(&mut self.buffer) {
             Ok(Some(0)) => self.close(epoll, slot, "peer", now),
+            Ok(Some(read)) if client.transport.is_some() => self.unwrap(epoll, slot, read, now),
             Ok(Some(read)) => {
-                if client.tail.is_empty() {
-                    let mut buffer = std::mem::take(&mut self.buffer);
-                    let (slot, used) = self.packets(epoll, slot, &buffer[..read], now);
-                    if used < read
-                        && let Some(client) = slot.and_then(|slot| self.clients.get_mut(slot))
-                    {
-                        client.tail = buffer[used..read].to_vec();
-                    }
-                    if let Some(slot) = slot {
-                        self.listen(epoll, slot);
-                    }
-                    if std::mem::take(&mut self.read_secret) {
-                        buffer[..read].fill(0);
-                    }
-                    self.buffer = buffer;
-                } else {
-                    client.tail.extend_from_slice(&self.buffer[..read]);
-                    self.resume(epoll, slot, now);
-                }
+                let mut buffer = std::mem::take(&mut self.buffer);
+                self.take_in(epoll, slot, &mut buffer[..read], now);
+                self.buffer = buffer;
             }
             Ok(None) => {}
             Err(_) => self.close(epoll, slot, "reset", now),
         }
     }
 
-    /// Acts on what is kept of a client's input, if it is a whole packet by now.
-    pub(super) fn resume(&mut self, epoll: &Epoll, slot: Slot, now: Now) {
-        let Some(client) = self.clients.get_mut(slot) else { return };
+    /// Acts on MQTT bytes that came in, behind those that are kept; returns where the client is now, if it is to be read on.
+    pub(super) fn take_in(&mut self, epoll: &Epoll, slot: Slot, bytes: &mut [u8], now: Now) -> Option<Slot> {
+        let client = self.clients.get_mut(slot)?;
+        if !client.tail.is_empty() {
+            client.tail.extend_from_slice(bytes);
+            return self.resume(epoll, slot, now);
+        }
+        let (slot, used) = self.packets(epoll, slot, bytes, now);
+        if used < bytes.len()
+            && let Some(client) = slot.and_then(|slot| self.clients.get_mut(slot))
+        {
+            client.tail = bytes[used..].to_vec();
+        }
+        if let Some(slot) = slot {
+            self.listen(epoll, slot);
+        }
+        if std::mem::take(&mut self.read_secret) {
+            bytes.fill(0);
+        }
+        slot
+    }
+
+    /// Acts on what is kept of a client's input, if it is a whole packet by now; returns where the client is now, if it is to
+    /// be read on.
+    pub(super) fn resume(&mut self, epoll: &Epoll, slot: Slot, now: Now) -> Option<Slot> {
+        let client = self.clients.get_mut(slot)?;
         // What is too long or malformed is for the state machine to answer.
         let waiting = frame_len(&client.tail)
             .is_some_and(|len| len <= self.limits.max_packet as usize && client.tail.len() < len);
         if waiting || client.connection.is_paused() {
             self.file(slot);
-            return self.listen(epoll, slot);
+            self.listen(epoll, slot);
+            return Some(slot);
         }
         let tail = std::mem::take(&mut client.tail);
-        self.input(epoll, slot, tail, now);
+        self.input(epoll, slot, tail, now)
     }
 
-    /// Acts on `bytes`, which are all that is known of the client's input.
-    fn input(&mut self, epoll: &Epoll, slot: Slot, mut bytes: Vec<u8>, now: Now) {
+    /// Acts on `bytes`, which are all that is known of the client's input; returns where the client is now, if it is to be read
+    /// on.
+    fn input(&mut self, epoll: &Epoll, slot: Slot, mut bytes: Vec<u8>, now: Now) -> Option<Slot> {
         let (slot, used) = self.packets(epoll, slot, &bytes, now);
         if std::mem::take(&mut self.read_secret) {
             bytes[..used].fill(0);
         }
-        let Some(slot) = slot else { return };
-        let Some(client) = self.clients.get_mut(slot) else { return };
+        let slot = slot?;
+        let client = self.clients.get_mut(slot)?;
         if used < bytes.len() {
             bytes.drain(..used);
             bytes.shrink_to_fit();
@@ -270,6 +284,7 @@ impl Reactor {
         }
         self.file(slot);
         self.listen(epoll, slot);
+        Some(slot)
     }
 
     /// Acts on the packets in `input`; returns where the client is now, if it is to be read on, and how many bytes need not be
@@ -442,7 +457,7 @@ impl Reactor {
         for envelope in envelopes.drain(..) {
             match envelope {
                 Envelope::Message { message, targets } => self.deliver_all(&message, &targets, now),
-                Envelope::Connection { socket, bytes } => self.adopt(epoll, socket, bytes, now),
+                Envelope::Connection { arrival, bytes } => self.adopt(epoll, arrival, bytes, now),
             }
         }
         self.envelopes = envelopes;
@@ -595,7 +610,7 @@ impl Reactor {
                 self.out = out;
                 // What the kernel does not take now is lost with the connection: no acknowledgement is among it that was not
                 // offered to the kernel before.
-                let _ = self.clients.get_mut(slot).map(Client::write);
+                let _ = self.clients.get_mut(slot).map(Client::write_last);
             }
         }
         true
