@@ -1,8 +1,8 @@
 //! Commands and flags.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -14,7 +14,9 @@ use clap::{Args, Parser, Subcommand};
 use crate::audit::Source;
 use crate::clock::Clock;
 use crate::coap::echo::Echo;
-use crate::coap::{self, Delivery, MAX_DEVICES, Method, Transmission, Workload};
+use crate::coap::echo_secure::SecureEcho;
+use crate::coap::{Delivery, MAX_DEVICES, Method, Rebind, Rebinding, Security, SourceNet, Transmission, Workload};
+use crate::credentials::{DEFAULT_SEED, Keys, MAX_PREFIX_LEN, write_registry};
 use crate::ledger::Ledger;
 use crate::mqtt;
 use crate::payload::MIN_LEN;
@@ -35,8 +37,17 @@ pub struct Cli {
 enum Cmd {
     /// Simulate CoAP devices against a server.
     Coap(CoapCommand),
+    /// Simulate devices that speak CoAP over DTLS 1.2 with pre-shared keys and Connection ID.
+    Coaps {
+        #[command(flatten)]
+        security: SecurityArgs,
+        #[command(flatten)]
+        command: CoapCommand,
+    },
     /// Simulate MQTT clients against a server.
     Mqtt(MqttCommand),
+    /// Print the keys of simulated devices, as a registry imports them: identity,key,device,tenant.
+    Psks(PsksCommand),
     /// Measure what this machine can do, with a server that does nothing but echo.
     Ceiling {
         #[command(subcommand)]
@@ -53,29 +64,116 @@ enum Cmd {
 enum Ceiling {
     /// A bare recvmmsg/sendmmsg echo of CoAP requests.
     Coap(CeilingCommand),
+    /// The same over DTLS: records are opened, answered and sealed, and nothing is kept.
+    Coaps {
+        #[command(flatten)]
+        security: SecurityArgs,
+        #[command(flatten)]
+        ceiling: CeilingCommand,
+    },
 }
 
 #[derive(Debug, Subcommand)]
 enum EchoCommand {
     /// Answers each CoAP request with 2.04.
-    Coap {
-        /// Address and port; port 0 takes a free one.
-        #[arg(long, default_value = "127.0.0.1:0")]
-        listen: String,
-        /// Threads, each with a socket of its own; 0 means one a core.
-        #[arg(long, default_value_t = 0)]
-        threads: usize,
-        /// End when the process that started this one does.
-        #[arg(long, hide = true)]
-        die_with_parent: bool,
+    Coap(EchoArgs),
+    /// The same over DTLS.
+    Coaps {
+        #[command(flatten)]
+        echo: EchoArgs,
+        /// What the keys of devices are computed from.
+        #[arg(long, default_value = DEFAULT_SEED)]
+        psk_seed: String,
+        /// One key for all devices instead: text, or hex: and digits.
+        #[arg(long, conflicts_with = "psk_seed")]
+        psk: Option<String>,
     },
 }
 
 #[derive(Debug, Args)]
+struct EchoArgs {
+    /// Address and port; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: String,
+    /// Threads, each with a socket of its own; 0 means one a core.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// End when the process that started this one does.
+    #[arg(long, hide = true)]
+    die_with_parent: bool,
+}
+
+#[derive(Debug, Args)]
+struct PsksCommand {
+    /// How many devices.
+    #[arg(long, short = 'n')]
+    count: u32,
+    /// Index of the first one.
+    #[arg(long, default_value_t = 0)]
+    first: u32,
+    /// Devices are called this and their index in 8 digits.
+    #[arg(long, default_value = "bench-")]
+    device_prefix: String,
+    /// What the keys are computed from.
+    #[arg(long, default_value = DEFAULT_SEED)]
+    psk_seed: String,
+    /// Whose the devices are.
+    #[arg(long, default_value = "")]
+    tenant: String,
+    /// Write them here instead of to standard output.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// DTLS of simulated devices.
+#[derive(Debug, Args)]
+struct SecurityArgs {
+    /// What the keys are computed from, as `tidegate-bench psks` does.
+    #[arg(long, default_value = DEFAULT_SEED)]
+    psk_seed: String,
+    /// One key for all devices instead: text, or hex: and digits.
+    #[arg(long, conflicts_with = "psk_seed")]
+    psk: Option<String>,
+    /// Do not ask for Connection IDs.
+    #[arg(long)]
+    no_cid: bool,
+    /// Make all handshakes before the run, and measure them by themselves.
+    #[arg(long)]
+    handshake_first: bool,
+    /// Handshakes under way at a time before the run.
+    #[arg(long, default_value_t = 256)]
+    handshaking: usize,
+    /// Handshakes per second before the run, at most; 0 for no limit.
+    #[arg(long, default_value_t = 0.0)]
+    handshake_rate: f64,
+    /// Make a handshake for each message, as devices without Connection ID must that sleep behind a NAT.
+    #[arg(long, conflicts_with = "handshake_first")]
+    handshake_each: bool,
+    /// Offer to resume the session before.
+    #[arg(long)]
+    resume: bool,
+    /// Seconds before a flight of a handshake is sent again for the first time (RFC 7925 §11).
+    #[arg(long, default_value_t = 9.0)]
+    handshake_wait: f64,
+}
+
+#[derive(Debug, Args)]
 struct CoapCommand {
-    /// Address and port of the server.
-    #[arg(long, default_value = "127.0.0.1:5683")]
-    target: String,
+    /// Address and port of the server; the default is 127.0.0.1 and the protocol's port (5683, over DTLS 5684).
+    #[arg(long)]
+    target: Option<String>,
+    /// Give each device a new source address and port before every so many of its messages, as a NAT does that forgets.
+    #[arg(long, value_name = "MESSAGES", value_parser = clap::value_parser!(u32).range(1..))]
+    rebind_every: Option<u32>,
+    /// The same, after so many seconds.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "rebind_every")]
+    rebind_period: Option<f64>,
+    /// Share of the devices to which that happens.
+    #[arg(long, default_value_t = 1.0)]
+    rebind_share: f64,
+    /// Network that devices send from instead of 127.0.0.0/8, where it is routed to this host (`ip route add local NET dev lo`).
+    #[arg(long, value_name = "NET")]
+    source_net: Option<SourceNet>,
     /// Do not ping the server first.
     #[arg(long)]
     no_probe: bool,
@@ -250,34 +348,65 @@ impl Cli {
     /// It cannot be: wrong flags, no server, a limit of the system.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
-            Cmd::Coap(CoapCommand { target, no_probe, coap, common }) => {
-                let workload = coap.workload(resolve(&target)?, &common)?;
-                if !no_probe {
-                    workload.probe()?;
-                }
-                run_coap(&workload, &coap, &common, common.server_pid, "coap")
-            }
+            Cmd::Coap(command) => command.run(None),
+            Cmd::Coaps { security, command } => command.run(Some(&security)),
+            Cmd::Psks(command) => command.run(),
             Cmd::Mqtt(command) => command.run(),
-            Cmd::Ceiling { what: Ceiling::Coap(CeilingCommand { server_threads, coap, common }) } => {
-                let mut server = EchoProcess::start(server_threads)?;
-                let workload = coap.workload(server.local, &common)?;
-                let pid = server.child.id();
-                let result = run_coap(&workload, &coap, &common, Some(pid), "ceiling coap");
-                server.stop();
-                result
-            }
-            Cmd::Echo { what: EchoCommand::Coap { listen, threads, die_with_parent } } => {
-                if die_with_parent {
-                    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
-                        .context("cannot ask for the parent's end")?;
-                }
-                let echo = Echo::start(resolve(&listen)?, threads_or_cores(threads))?;
-                println!("coap listening on {}", echo.local_addr());
-                std::io::stdout().flush().context("standard output is closed")?;
+            Cmd::Ceiling { what: Ceiling::Coap(ceiling) } => ceiling.run(None),
+            Cmd::Ceiling { what: Ceiling::Coaps { security, ceiling } } => ceiling.run(Some(&security)),
+            Cmd::Echo { what } => what.run(),
+        }
+    }
+}
+
+impl CeilingCommand {
+    fn run(&self, security: Option<&SecurityArgs>) -> anyhow::Result<ExitCode> {
+        let (what, scenario) = if security.is_some() { ("coaps", "ceiling coaps") } else { ("coap", "ceiling coap") };
+        let mut server = EchoProcess::start(what, self.server_threads, security)?;
+        let mut workload = self.coap.workload(server.local, &self.common)?;
+        if let Some(security) = security {
+            workload.security = Some(security.security()?);
+            workload.ep = false;
+        }
+        let pid = server.child.id();
+        let result = run_coap(&workload, &self.coap, &self.common, Some(pid), scenario);
+        server.stop();
+        result
+    }
+}
+
+impl EchoCommand {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let (EchoCommand::Coap(args) | EchoCommand::Coaps { echo: args, .. }) = &self;
+        if args.die_with_parent {
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
+                .context("cannot ask for the parent's end")?;
+        }
+        let (listen, threads) = (resolve(&args.listen)?, threads_or_cores(args.threads));
+        let announce = |what: &str, address: SocketAddr| {
+            println!("{what} listening on {address}");
+            std::io::stdout().flush().context("standard output is closed")
+        };
+        match &self {
+            EchoCommand::Coap(_) => {
+                let echo = Echo::start(listen, threads)?;
+                announce("coap", echo.local_addr())?;
                 echo.join()?;
-                Ok(ExitCode::SUCCESS)
+            }
+            EchoCommand::Coaps { psk_seed, psk, .. } => {
+                let echo = SecureEcho::start(listen, threads, keys(psk.as_deref(), psk_seed)?)?;
+                announce("coaps", echo.local_addr())?;
+                echo.join()?;
             }
         }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn keys(psk: Option<&str>, seed: &str) -> anyhow::Result<Keys> {
+    match psk {
+        Some(text) => Keys::shared(text).context("--psk"),
+        None => Ok(Keys::Seed(seed.to_owned())),
     }
 }
 
@@ -370,7 +499,7 @@ impl Common {
 }
 
 /// A number that no other run has, near enough.
-fn run_id() -> u64 {
+pub(crate) fn run_id() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     // The standard library's hash keys are the random numbers it offers.
     RandomState::new().hash_one(std::process::id())
@@ -401,8 +530,8 @@ impl CoapArgs {
             bail!("--devices {} must be 1 to {MAX_DEVICES}", self.devices);
         }
         let sources = self.sources.unwrap_or(self.devices).min(self.devices);
-        if !(1..=coap::MAX_SOURCES).contains(&sources) {
-            bail!("--sources {sources} must be 1 to {}", coap::MAX_SOURCES);
+        if sources == 0 {
+            bail!("--sources 0 must be at least 1");
         }
         if !(self.ack_random_factor >= 1.0 && self.ack_random_factor <= 10.0) {
             bail!("--ack-random-factor {} must be 1 to 10", self.ack_random_factor);
@@ -415,6 +544,9 @@ impl CoapArgs {
             target,
             devices: self.devices,
             sources,
+            source_net: None,
+            rebinding: None,
+            security: None,
             run: run_id(),
             prefix: common.device_prefix.clone(),
             path: self.path.clone(),
@@ -435,6 +567,83 @@ impl CoapArgs {
     }
 }
 
+impl CoapCommand {
+    fn run(&self, security: Option<&SecurityArgs>) -> anyhow::Result<ExitCode> {
+        let (scenario, port) = if security.is_some() { ("coaps", 5684) } else { ("coap", 5683) };
+        let target = match &self.target {
+            Some(target) => resolve(target)?,
+            None => (Ipv4Addr::LOCALHOST, port).into(),
+        };
+        let mut workload = self.coap.workload(target, &self.common)?;
+        workload.source_net = self.source_net;
+        workload.rebinding = self.rebinding()?;
+        if let Some(security) = security {
+            workload.security = Some(security.security()?);
+            // The identity names the device.
+            workload.ep = false;
+        }
+        workload.check()?;
+        if !self.no_probe {
+            workload.probe()?;
+        }
+        run_coap(&workload, &self.coap, &self.common, self.common.server_pid, scenario)
+    }
+
+    fn rebinding(&self) -> anyhow::Result<Option<Rebinding>> {
+        let every = match (self.rebind_every, self.rebind_period) {
+            (Some(messages), _) => Rebind::Messages(messages),
+            (None, Some(period)) => match seconds(period, "--rebind-period")?.as_nanos() as u64 {
+                0 => bail!("--rebind-period 0 must be above 0"),
+                period => Rebind::Nanoseconds(period),
+            },
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(Rebinding { every, share: self.rebind_share }))
+    }
+}
+
+impl SecurityArgs {
+    fn security(&self) -> anyhow::Result<Security> {
+        if self.handshaking == 0 {
+            bail!("--handshaking 0 would begin nothing; give at least 1");
+        }
+        if self.handshake_rate.is_nan() || self.handshake_rate < 0.0 {
+            bail!("--handshake-rate {} must be 0 or above", self.handshake_rate);
+        }
+        Ok(Security {
+            keys: keys(self.psk.as_deref(), &self.psk_seed)?,
+            cid: !self.no_cid,
+            handshake_first: self.handshake_first,
+            handshaking: self.handshaking,
+            handshake_rate: self.handshake_rate,
+            handshake_each: self.handshake_each,
+            resume: self.resume,
+            first_wait: seconds(self.handshake_wait, "--handshake-wait")?,
+        })
+    }
+}
+
+impl PsksCommand {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        if self.device_prefix.len() > MAX_PREFIX_LEN {
+            bail!("--device-prefix has {} bytes, at most {MAX_PREFIX_LEN} are possible", self.device_prefix.len());
+        }
+        let keys = Keys::Seed(self.psk_seed.clone());
+        let write = |out: &mut dyn Write| {
+            let mut out = BufWriter::new(out);
+            write_registry(&mut out, &keys, &self.device_prefix, self.first, self.count, &self.tenant)?;
+            out.flush()
+        };
+        match &self.out {
+            Some(file) => fs::File::create(file)
+                .and_then(|mut out| write(&mut out))
+                .with_context(|| format!("--out: cannot write {}", file.display()))?,
+            None => write(&mut std::io::stdout().lock()).context("cannot write to standard output")?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
 fn run_coap(
     workload: &Workload,
     args: &CoapArgs,
@@ -449,6 +658,7 @@ fn run_coap(
     let mut outcome = workload.run(plan, &signals, server, common.quiet)?;
     let mut report = Report::new(scenario, started_micros, workload.run, workload.target, workload.load(&plan));
     report.observe(&outcome.observed, &outcome.meter);
+    report.connect = outcome.connect.take();
     report.generator.dropped_answers = outcome.dropped_answers;
     report.generator.bytes_per_device = outcome.bytes_per_device;
     common.audit(source.as_ref(), workload.run, &mut outcome.ledgers, &mut report);
@@ -553,10 +763,16 @@ struct EchoProcess {
 }
 
 impl EchoProcess {
-    fn start(threads: usize) -> anyhow::Result<EchoProcess> {
+    fn start(what: &str, threads: usize, security: Option<&SecurityArgs>) -> anyhow::Result<EchoProcess> {
         let own = std::env::current_exe().context("cannot find this program's own path")?;
-        let mut child = Command::new(own)
-            .args(["echo", "coap", "--die-with-parent", "--threads", &threads.to_string()])
+        let mut command = Command::new(own);
+        command.args(["echo", what, "--die-with-parent", "--threads", &threads.to_string()]);
+        match security {
+            Some(SecurityArgs { psk: Some(psk), .. }) => command.args(["--psk", psk]),
+            Some(SecurityArgs { psk_seed, .. }) => command.args(["--psk-seed", psk_seed]),
+            None => &mut command,
+        };
+        let mut child = command
             // An interrupt from the terminal is for the generator, which still awaits answers.
             .process_group(0)
             .stdin(Stdio::null())

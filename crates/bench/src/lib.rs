@@ -23,6 +23,8 @@ pub mod audit;
 pub mod cli;
 pub mod clock;
 pub mod coap;
+mod connect;
+pub mod credentials;
 pub mod ledger;
 pub mod meter;
 pub mod mqtt;

@@ -54,6 +54,24 @@ pub struct Counts {
     pub send_errors: u64,
     /// Connections that the server closed or refused.
     pub disconnects: u64,
+    /// DTLS handshakes that were completed, those before the run included.
+    #[serde(default)]
+    pub handshakes: u64,
+    /// Those of them that resumed a session.
+    #[serde(default)]
+    pub resumed: u64,
+    /// Those of them that a device needed although it had an association: the server had lost it, or closed it.
+    #[serde(default)]
+    pub handshakes_again: u64,
+    /// DTLS handshakes that failed.
+    #[serde(default)]
+    pub handshakes_failed: u64,
+    /// DTLS records that were dropped: damaged, repeated, or out of place.
+    #[serde(default)]
+    pub records_dropped: u64,
+    /// Messages before which a device was given a new source address and port.
+    #[serde(default)]
+    pub rebinds: u64,
 }
 
 impl Counts {
@@ -88,6 +106,12 @@ impl Counts {
         self.malformed += other.malformed;
         self.send_errors += other.send_errors;
         self.disconnects += other.disconnects;
+        self.handshakes += other.handshakes;
+        self.resumed += other.resumed;
+        self.handshakes_again += other.handshakes_again;
+        self.handshakes_failed += other.handshakes_failed;
+        self.records_dropped += other.records_dropped;
+        self.rebinds += other.rebinds;
     }
 }
 

@@ -442,6 +442,8 @@ impl Report {
         }
         if c.messages > 0 && c.acked + c.unconfirmed == 0 {
             verdict.fail("nothing was acknowledged".to_owned());
+        } else if self.measured.messages > 0 && self.measured.acked == 0 {
+            verdict.fail("nothing was acknowledged in the measured part".to_owned());
         }
     }
 
@@ -577,6 +579,12 @@ impl Report {
             (c.malformed, "malformed answers"),
             (c.send_errors, "send errors"),
             (c.disconnects, "disconnects"),
+            (c.handshakes, "handshakes"),
+            (c.resumed, "of them resumed"),
+            (c.handshakes_again, "handshakes of devices that had an association"),
+            (c.handshakes_failed, "handshakes failed"),
+            (c.records_dropped, "records dropped"),
+            (c.rebinds, "new source addresses"),
         ];
         for (n, name) in named {
             if n > 0 {

@@ -60,6 +60,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Nothing is sent.
+    pub(crate) fn idle() -> Plan {
+        let zero = Duration::ZERO;
+        Plan { drive: Drive::Window(1), ramp: zero, warm_up: zero, until: Until::Messages(0), drain: zero }
+    }
+
     /// The measured part, on a clock that started with the run. Open-ended if messages are counted.
     #[must_use]
     pub fn measured(&self) -> Range<u64> {

@@ -16,10 +16,10 @@ use tidegate_net::{BATCH, Options, Receiver, Sender, UdpSocket};
 use super::wire::{Answer, Type, empty};
 
 /// Longest request: an Ethernet frame's worth, as a gateway would allow for.
-const REQUEST_BYTES: usize = 1_500;
+pub(super) const REQUEST_BYTES: usize = 1_500;
 
 /// The kernel's queue of requests, as a gateway would set it: it rides out a stall of 50 ms at 200,000 requests/s.
-const RECEIVE_BUFFER: usize = 8 << 20;
+pub(super) const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// 2.04 Changed
 const CHANGED: u8 = 0x44;

@@ -1,18 +1,17 @@
 //! The devices of one generator thread, and its loop.
 
 use std::mem::size_of;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::IpAddr;
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::Context;
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::time::TimeSpec;
-use tidegate_net::{BATCH, Datagram, Options, Receiver, Sender, UdpSocket};
+use tidegate_net::{BATCH, Datagram, Receiver};
 
+use super::paths::{Paths, Rebind, Rebinding};
+use super::secure::Secure;
 use super::wire::{Answer, Request, TOKEN_LEN, Template, Type, code_name, empty};
-use super::{Delivery, EXCHANGE_LIFETIME, FIRST_SOURCE, Share, Transmission, Workload};
+use super::{Delivery, EXCHANGE_LIFETIME, Share, Transmission, Workload};
 use crate::clock::{Clock, SECOND};
 use crate::ledger::{Ledger, MessageId};
 use crate::meter::Meter;
@@ -25,9 +24,8 @@ use crate::timer::{TICK_MILLIS, Wheel};
 /// harm.
 const ANSWER_BYTES: usize = 256;
 
-/// The kernel's queue of answers, each of which counts with about 800 B: some 80,000 wait there while the generator is not
-/// scheduled.
-const RECEIVE_BUFFER: usize = 64 << 20;
+/// The same under DTLS, where the flights of a handshake are longer.
+const SECURE_ANSWER_BYTES: usize = 1_500;
 
 /// Batches that are received before anything else gets its turn.
 const RECEIVE_ROUNDS: usize = 16;
@@ -37,24 +35,26 @@ const BURST: usize = 256;
 
 /// One simulated device.
 #[derive(Debug, Clone, Copy)]
-struct Device {
+pub(super) struct Device {
     /// When the current message was due.
-    due_at: u64,
+    pub(super) due_at: u64,
     /// Messages begun; the current one is `begun - 1`.
-    begun: u32,
+    pub(super) begun: u32,
     /// Messages due so far, in open loop: `begun <= due`.
     due: u32,
     /// Message ID of the current message.
     mid: u16,
     attempts: u8,
-    state: State,
+    pub(super) state: State,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-enum State {
+pub(super) enum State {
     /// Nothing is outstanding.
     Idle,
+    /// Awaits the end of a DTLS handshake, with which it sends the current message if there is one.
+    Shaking,
     /// Awaits an acknowledgement or an answer.
     Sent,
     /// Has an empty acknowledgement, awaits the separate answer.
@@ -62,7 +62,7 @@ enum State {
 }
 
 /// How the current message ended.
-enum Ending {
+pub(super) enum Ending {
     Acked,
     Refused(String),
     TimedOut,
@@ -78,52 +78,41 @@ pub(crate) struct Part {
 
 /// The devices of one thread.
 pub(crate) struct Fleet<'a> {
-    workload: &'a Workload,
-    shard: usize,
+    pub(super) workload: &'a Workload,
+    pub(super) shard: usize,
     share: Share,
     /// Index in the run of `devices[0]`.
-    first: u32,
-    devices: Vec<Device>,
-    wheel: Wheel,
-    /// Source addresses that the devices of this thread share in turn; none towards other hosts.
-    sources: Option<u32>,
+    pub(super) first: u32,
+    pub(super) devices: Vec<Device>,
+    pub(super) wheel: Wheel,
+    pub(super) paths: Paths,
+    rebinding: Option<Rebinding>,
     /// Next message ID of each endpoint.
     mids: Vec<u16>,
     template: Template,
-    socket: UdpSocket,
-    sender: Sender,
-    ledger: Ledger,
-    meter: Meter,
+    /// Without it, messages go in the clear.
+    pub(super) secure: Option<Secure>,
+    pub(super) ledger: Ledger,
+    pub(super) meter: Meter,
     in_flight: usize,
     /// Messages begun, or due in open loop.
     started: u64,
     /// Device whose turn is next, in closed loop.
     turn: usize,
-    clock: Clock,
+    pub(super) clock: Clock,
 }
 
 impl<'a> Fleet<'a> {
-    /// The socket of a thread.
-    pub(crate) fn socket(target: SocketAddr) -> anyhow::Result<UdpSocket> {
-        let any = match target {
-            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
-        let options = Options { receive_buffer: Some(RECEIVE_BUFFER), ..Options::default() };
-        UdpSocket::bind((any, 0).into(), &options).context("cannot open a UDP socket")
-    }
-
     /// Devices with the given indices in the run.
     pub(crate) fn new(
         workload: &'a Workload,
         plan: &Plan,
-        socket: UdpSocket,
+        paths: Paths,
         shard: usize,
         indices: Range<u32>,
         share: Share,
     ) -> Fleet<'a> {
         let devices = indices.len();
-        let sources = workload.has_sources().then(|| workload.sources.clamp(1, devices as u32));
         let (ty, no_response) = match workload.delivery {
             Delivery::Confirmable => (Type::Confirmable, false),
             Delivery::NonConfirmable => (Type::NonConfirmable, false),
@@ -137,12 +126,12 @@ impl<'a> Fleet<'a> {
             first: indices.start,
             devices: vec![Device { due_at: 0, begun: 0, due: 0, mid: 0, attempts: 0, state: State::Idle }; devices],
             wheel: Wheel::new(devices),
-            sources,
+            rebinding: workload.rebinding,
             // Each endpoint starts somewhere else, so that a device that another run had at its address does not repeat its IDs.
-            mids: (0..sources.unwrap_or(1)).map(|endpoint| mix(workload.run ^ u64::from(endpoint)) as u16).collect(),
+            mids: (0..paths.endpoints(devices)).map(|endpoint| mix(workload.run ^ endpoint as u64) as u16).collect(),
             template: Template::new(ty, *method, path, prefix, *ep, no_response),
-            socket,
-            sender: Sender::new(),
+            paths,
+            secure: workload.security.as_ref().map(|security| Secure::new(security, workload, devices)),
             ledger: Ledger::new(indices.start, devices as u32),
             meter: Meter::new(plan.measured()),
             in_flight: 0,
@@ -153,8 +142,9 @@ impl<'a> Fleet<'a> {
     }
 
     /// Bytes of state a device: itself, its timer, its message ID.
-    pub(crate) fn bytes_per_device() -> f64 {
-        (size_of::<Device>() + Wheel::BYTES_PER_DEVICE + size_of::<u16>()) as f64
+    pub(crate) fn bytes_per_device(secure: bool) -> f64 {
+        let plain = size_of::<Device>() + Wheel::BYTES_PER_DEVICE + size_of::<u16>();
+        (plain + if secure { Secure::BYTES_PER_DEVICE } else { 0 }) as f64
     }
 
     /// Runs the devices to the end.
@@ -171,13 +161,13 @@ impl<'a> Fleet<'a> {
         Ok(Part {
             meter: self.meter,
             ledger: self.ledger,
-            dropped_answers: process::udp_drops(self.socket.local_addr().port()),
+            dropped_answers: self.paths.sockets().map(|socket| process::udp_drops(socket.local_addr().port())).sum(),
             reused_message_ids: mids_used / lifetimes > f64::from(u16::MAX),
         })
     }
 
     fn drive(&mut self, control: &Control) -> anyhow::Result<()> {
-        let mut receiver = Receiver::new(&self.socket, BATCH, ANSWER_BYTES);
+        let mut receivers = self.receivers();
         let measured = control.plan.measured();
         let ramp = control.plan.ramp.as_nanos() as u64;
         let mut expired = Vec::new();
@@ -188,7 +178,7 @@ impl<'a> Fleet<'a> {
             if !self.workload.handicap.is_zero() {
                 std::thread::sleep(self.workload.handicap);
             }
-            let received = self.receive(&mut receiver, phase, ramp)?;
+            let received = self.receive(&mut receivers, phase == Phase::Sending, ramp)?;
             let now = self.clock.now();
             self.wheel.advance(now / 1_000_000, &mut expired);
             for i in expired.drain(..) {
@@ -255,42 +245,44 @@ impl<'a> Fleet<'a> {
         }
         until = until.min(give_up_at);
         let wait = Duration::from_nanos(until.saturating_sub(now));
-        let mut events = PollFlags::POLLIN;
-        events.set(PollFlags::POLLOUT, self.sender.pending() > 0);
-        match ppoll(&mut [PollFd::new(self.socket.as_fd(), events)], Some(TimeSpec::from(wait)), None) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
-            Err(error) => Err(error).context("cannot wait for answers"),
-        }
+        self.paths.wait(wait)
+    }
+
+    /// A receiver for each socket. They stay on the thread that made them.
+    pub(super) fn receivers(&self) -> Vec<Receiver> {
+        let bytes = if self.secure.is_some() { SECURE_ANSWER_BYTES } else { ANSWER_BYTES };
+        self.paths.sockets().map(|socket| Receiver::new(socket, BATCH, bytes)).collect()
     }
 
     /// Reads what has arrived, and in closed loop replaces what was answered at once.
-    fn receive(&mut self, receiver: &mut Receiver, phase: Phase, ramp: u64) -> anyhow::Result<usize> {
+    pub(super) fn receive(&mut self, receivers: &mut [Receiver], sends: bool, ramp: u64) -> anyhow::Result<usize> {
         let mut received = 0;
-        for _ in 0..RECEIVE_ROUNDS {
-            let n = match receiver.recv(&self.socket) {
-                Ok(n) => n,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error).context("cannot receive answers"),
-            };
-            received += n;
-            let now = self.clock.now();
-            for datagram in receiver.datagrams() {
-                self.on_datagram(&datagram, now);
-            }
-            if phase == Phase::Sending && matches!(self.share, Share::Windowed { .. }) {
-                self.start(now, ramp);
-            }
-            self.flush()?;
-            if n < BATCH {
-                break;
+        for (port, receiver) in receivers.iter_mut().enumerate() {
+            for _ in 0..RECEIVE_ROUNDS {
+                let n = match receiver.recv(self.paths.socket(port)) {
+                    Ok(n) => n,
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(error).context("cannot receive answers"),
+                };
+                received += n;
+                let now = self.clock.now();
+                for datagram in receiver.datagrams() {
+                    self.on_datagram(&datagram, now);
+                }
+                if sends && matches!(self.share, Share::Windowed { .. }) {
+                    self.start(now, ramp);
+                }
+                self.flush()?;
+                if n < BATCH {
+                    break;
+                }
             }
         }
         Ok(received)
     }
 
-    fn flush(&mut self) -> anyhow::Result<()> {
-        let sent = self.sender.flush(&self.socket).context("cannot send")?;
-        self.meter.counts.send_errors += sent.failed as u64;
+    pub(super) fn flush(&mut self) -> anyhow::Result<()> {
+        self.meter.counts.send_errors += self.paths.flush()?;
         Ok(())
     }
 
@@ -360,27 +352,43 @@ impl<'a> Fleet<'a> {
     }
 
     fn begin(&mut self, i: usize, due_at: u64, now: u64) {
-        let endpoint = self.endpoint(i);
+        let endpoint = self.paths.endpoint(i);
         let mid = self.mids[endpoint];
         self.mids[endpoint] = mid.wrapping_add(1);
+        let before = self.devices[i];
         let device = &mut self.devices[i];
         device.due_at = due_at;
         device.begun += 1;
         device.mid = mid;
         device.attempts = 0;
+        let moved = self.rebinding.is_some() && self.generation(i) != self.generation_of(i, before);
         self.meter.counts.messages += 1;
-        self.transmit(i);
-        let Transmission { answer_timeout_millis, .. } = self.workload.transmission;
+        self.meter.counts.rebinds += u64::from(moved);
+        self.in_flight += 1;
+        if self.needs_handshake(i) {
+            self.shake(i, now);
+        } else {
+            self.dispatch(i, now);
+        }
+    }
+
+    /// Sends the current message of a device for the first time.
+    pub(super) fn dispatch(&mut self, i: usize, now: u64) {
+        self.devices[i].state = State::Sent;
+        if !self.transmit(i, now) {
+            return;
+        }
         let timeout = match self.workload.delivery {
             Delivery::Confirmable => self.ack_timeout(i),
-            Delivery::NonConfirmable => answer_timeout_millis,
+            Delivery::NonConfirmable => self.workload.transmission.answer_timeout_millis,
             Delivery::NoResponse => {
                 self.meter.counts.unconfirmed += 1;
+                self.devices[i].state = State::Idle;
+                self.in_flight -= 1;
+                self.begin_next(i, now);
                 return;
             }
         };
-        self.devices[i].state = State::Sent;
-        self.in_flight += 1;
         self.wheel.set(i as u32, now / 1_000_000 + timeout);
     }
 
@@ -394,8 +402,8 @@ impl<'a> Fleet<'a> {
         ((ack_timeout_millis as f64 * (1.0 + spread)) as u64) << device.attempts
     }
 
-    /// Queues the current message of a device: the same bytes each time.
-    fn transmit(&mut self, i: usize) {
+    /// Queues the current message of a device: the same bytes each time. False if it could not be protected; it has ended then.
+    fn transmit(&mut self, i: usize, now: u64) -> bool {
         let device = &self.devices[i];
         let index = self.first + i as u32;
         let number = device.begun - 1;
@@ -410,51 +418,87 @@ impl<'a> Fleet<'a> {
                 due_micros: self.clock.wall_micros(device.due_at),
             },
         };
-        let source = self.source(i);
-        let template = &self.template;
-        self.sender.push(self.workload.target, source, |out| template.write(&request, out));
-    }
-
-    /// Devices share the thread's endpoints in turn.
-    fn endpoint(&self, i: usize) -> usize {
-        match self.sources {
-            Some(sources) if (sources as usize) < self.devices.len() => i % sources as usize,
-            Some(_) => i,
-            None => 0,
+        match &mut self.secure {
+            None => {
+                let (template, generation) = (&self.template, self.generation(i));
+                self.paths.push(i, generation, self.workload.target, |out| template.write(&request, out));
+                true
+            }
+            Some(secure) => {
+                secure.plain.clear();
+                self.template.write(&request, &mut secure.plain);
+                self.seal(i).map_err(|error| self.cannot_seal(i, error, now)).is_ok()
+            }
         }
     }
 
-    fn source(&self, i: usize) -> Option<IpAddr> {
-        let sources = self.sources?;
-        let first = if sources as usize == self.devices.len() { self.first } else { 0 };
-        let address = u32::from(FIRST_SOURCE) + first + self.endpoint(i) as u32;
-        Some(IpAddr::V4(Ipv4Addr::from(address)))
+    /// How often a device was given another address and port so far.
+    #[inline]
+    pub(super) fn generation(&self, i: usize) -> u32 {
+        self.generation_of(i, self.devices[i])
+    }
+
+    /// The same for a device as it was. It follows from the message, so that copies of one come from the same place.
+    #[inline]
+    fn generation_of(&self, i: usize, device: Device) -> u32 {
+        let Some(Rebinding { every, share }) = self.rebinding else { return 0 };
+        let draw = mix(u64::from(self.first) + i as u64) as u32;
+        if f64::from(draw) >= share * f64::from(u32::MAX) {
+            return 0;
+        }
+        match every {
+            Rebind::Messages(n) => device.begun / n,
+            // Devices are forgotten one after another and not all at once.
+            Rebind::Nanoseconds(period) if device.begun > 0 => {
+                ((device.due_at + mix(u64::from(draw)) % period) / period) as u32
+            }
+            Rebind::Nanoseconds(_) => 0,
+        }
     }
 
     // --- answers
 
     fn on_datagram(&mut self, datagram: &Datagram<'_>, now: u64) {
-        let Some(answer) = Answer::parse(datagram.bytes) else {
-            self.meter.counts.malformed += 1;
-            return;
-        };
         if datagram.peer != self.workload.target {
             self.meter.counts.wrong += 1;
             return;
         }
+        if self.secure.is_some() {
+            self.on_records(datagram, now);
+        } else {
+            self.on_message(datagram.bytes, datagram.local, now);
+        }
+    }
+
+    /// A CoAP message that came to an address of ours.
+    pub(super) fn on_message(&mut self, bytes: &[u8], local: Option<IpAddr>, now: u64) {
+        let Some(answer) = Answer::parse(bytes) else {
+            self.meter.counts.malformed += 1;
+            return;
+        };
         if answer.code == 0 {
-            self.on_empty(&answer, datagram.local, now);
+            self.on_empty(&answer, local, now);
             return;
         }
-        let Some(i) = self.device_of(answer.token, datagram.local) else {
+        let Some(i) = self.device_of(answer.token, local) else {
             self.meter.counts.wrong += 1;
             return;
         };
         if answer.ty == Type::Confirmable {
             // A separate answer is acknowledged each time it comes, or the server would go on sending it (RFC 7252 §4.2).
             let ack = empty(Type::Acknowledgement, answer.mid);
-            let source = self.source(i);
-            self.sender.push(datagram.peer, source, |out| out.extend_from_slice(&ack));
+            match &mut self.secure {
+                None => {
+                    let generation = self.generation(i);
+                    self.paths.push(i, generation, self.workload.target, |out| out.extend_from_slice(&ack));
+                }
+                Some(secure) => {
+                    secure.plain.clear();
+                    secure.plain.extend_from_slice(&ack);
+                    // Without an association any more, there is nobody to tell.
+                    let _ = self.seal(i);
+                }
+            }
         }
         let low = answer.token[TOKEN_LEN - 1];
         let device = self.devices[i];
@@ -462,7 +506,7 @@ impl<'a> Fleet<'a> {
             self.meter.counts.wrong += 1;
             return;
         };
-        if device.state != State::Idle && current as u8 == low {
+        if matches!(device.state, State::Sent | State::Acknowledged) && current as u8 == low {
             let piggybacked = answer.ty == Type::Acknowledgement;
             if piggybacked && answer.mid != device.mid {
                 self.meter.counts.wrong += 1;
@@ -512,29 +556,25 @@ impl<'a> Fleet<'a> {
     fn device_of(&self, token: &[u8], local: Option<IpAddr>) -> Option<usize> {
         let token = u32::from_be_bytes(token.try_into().ok()?);
         let i = (token >> 8).checked_sub(self.first)? as usize;
-        (i < self.devices.len() && (self.sources.is_none() || self.source(i) == local)).then_some(i)
+        (i < self.devices.len() && self.paths.endpoint_at(local) == Some(self.paths.endpoint(i))).then_some(i)
     }
 
     /// The device that awaits an answer to message `mid` at an address.
     fn device_with(&self, mid: u16, local: Option<IpAddr>) -> Option<usize> {
-        let waits = |i: &usize| self.devices[*i].mid == mid && self.devices[*i].state != State::Idle;
-        let Some(sources) = self.sources else {
-            return (0..self.devices.len()).find(waits);
+        let waits = |i: &usize| {
+            self.devices[*i].mid == mid && matches!(self.devices[*i].state, State::Sent | State::Acknowledged)
         };
-        let Some(IpAddr::V4(local)) = local else { return None };
-        let first = if sources as usize == self.devices.len() { self.first } else { 0 };
-        let endpoint = u32::from(local).checked_sub(u32::from(FIRST_SOURCE) + first)?;
+        let endpoint = self.paths.endpoint_at(local)?;
         // Where devices share an endpoint, all of them are looked at: such messages are rare.
-        (endpoint < sources).then(|| (endpoint as usize..self.devices.len()).step_by(sources as usize).find(waits))?
+        (endpoint..self.devices.len()).step_by(self.mids.len()).find(waits)
     }
 
     /// The current message of a device is over, and the next begins if it is due.
-    fn end(&mut self, i: usize, ending: Ending, now: u64) {
+    pub(super) fn end(&mut self, i: usize, ending: Ending, now: u64) {
         let device = &mut self.devices[i];
         device.state = State::Idle;
         let due_at = device.due_at;
         let id = MessageId { device: self.first + i as u32, number: device.begun - 1 };
-        let next_is_due = device.begun < device.due;
         self.in_flight -= 1;
         self.wheel.cancel(i as u32);
         self.meter.answered(due_at, now);
@@ -546,26 +586,39 @@ impl<'a> Fleet<'a> {
             Ending::Refused(reason) => self.meter.counts.refuse(reason),
             Ending::TimedOut => self.meter.counts.timed_out += 1,
         }
-        if next_is_due {
-            let due_at = self.due_at(i, id.number + 1);
+        self.begin_next(i, now);
+    }
+
+    /// Begins the next message of an idle device if it is due.
+    fn begin_next(&mut self, i: usize, now: u64) {
+        let device = &self.devices[i];
+        if device.begun < device.due {
+            let due_at = self.due_at(i, device.begun);
             self.begin(i, due_at, now);
         }
     }
 
-    fn on_timer(&mut self, i: u32, now: u64) {
+    pub(super) fn on_timer(&mut self, i: u32, now: u64) {
+        if self.devices[i as usize].state == State::Shaking {
+            self.on_handshake_timer(i as usize, now);
+            return;
+        }
         let (transmission, delivery) = (self.workload.transmission, self.workload.delivery);
         let device = &mut self.devices[i as usize];
         let again = delivery == Delivery::Confirmable
             && device.state == State::Sent
             && device.attempts < transmission.max_retransmit;
         if !again {
+            // The server may have lost the association, of which it cannot tell: the next message begins with a new one.
+            self.dissociate(i as usize);
             self.end(i as usize, Ending::TimedOut, now);
             return;
         }
         device.attempts += 1;
         self.meter.counts.retransmissions += 1;
-        self.transmit(i as usize);
-        let timeout = self.ack_timeout(i as usize);
-        self.wheel.set(i, now / 1_000_000 + timeout);
+        if self.transmit(i as usize, now) {
+            let timeout = self.ack_timeout(i as usize);
+            self.wheel.set(i, now / 1_000_000 + timeout);
+        }
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! - The generator shares a small machine with the server it measures, so it must be the cheaper of the two: one thread by default,
 //!   one socket a thread, whole batches per system call, nothing allocated a message.
-//! - A million devices: one costs 38 bytes, plus two bits a message for the audit.
+//! - A million devices: one costs 38 bytes, plus two bits a message for the audit; under DTLS 144 more.
 //! - Devices behave as RFC 7252 §4 says: one exchange at a time (NSTART = 1), retransmission with the same message ID and bytes,
 //!   exponential back-off, acknowledgement of separate answers.
 //!
@@ -13,36 +13,43 @@
 //! A socket bound to 0.0.0.0 sends each datagram from the address of its device, 127.1.0.0 + index, so that every device is an
 //! endpoint of its own to a server on this host. The token holds the index of the device and the low byte of the message's number, the
 //! message ID counts per endpoint; with them an answer is matched to its message by indexing, and a late, duplicate or wrong one is told
-//! from a right one. Towards other hosts all devices of a thread share one endpoint.
+//! from a right one. Towards other hosts all devices of a thread share one endpoint, unless a network is named that is routed to this
+//! one; DTLS and NAT rebinding need addresses.
 
 pub mod echo;
+pub mod echo_secure;
 mod fleet;
+mod paths;
+mod secure;
 pub(crate) mod wire;
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use tidegate_net::UdpSocket;
 
+pub use paths::{NotANet, Rebind, Rebinding, SourceNet};
+pub use secure::Security;
 pub use wire::Method;
 
+use crate::audit::device_name;
 use crate::clock::SECOND;
+use crate::connect::{self, Part};
+use crate::credentials::MAX_PREFIX_LEN;
 use crate::ledger::Ledger;
 use crate::meter::Meter;
-use crate::report::Load;
+use crate::process;
+use crate::report::{Connect, Load};
 use crate::run::{Control, Drive, Observed, Plan, Signals, Until, watch};
 use crate::schedule::Schedule;
 use fleet::Fleet;
+use paths::{Addresses, Layout, Paths};
 
 /// A token holds the device's index in 24 bits.
 pub const MAX_DEVICES: u32 = 1 << 24;
-
-/// Address of the first device; the others follow. 127.0.0.0/16 is left to servers.
-pub(crate) const FIRST_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 0);
-
-/// Addresses from [`FIRST_SOURCE`] on that are not the network's broadcast address.
-pub(crate) const MAX_SOURCES: u32 = 0x7fff_ffff - 0x7f01_0000;
 
 /// How requests are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,8 +95,16 @@ pub struct Workload {
     pub target: SocketAddr,
     /// How many devices, `1..=MAX_DEVICES`.
     pub devices: u32,
-    /// How many different source addresses they have, `1..=devices`. Ignored (1) unless the server is on a loopback IPv4 address.
+    /// How many different source addresses they have, `1..=devices`. Ignored (1) unless the server is on a loopback IPv4 address or
+    /// `source_net` is given.
     pub sources: u32,
+    /// Where those addresses are, if not in 127.0.0.0/8: a network that is routed to this host, of which the kernel lets any program send
+    /// once `ip route add local NET dev lo` says that it is ours.
+    pub source_net: Option<SourceNet>,
+    /// NATs that forget devices. Needs an address for each of them.
+    pub rebinding: Option<Rebinding>,
+    /// DTLS, if it is spoken. Needs an address for each device.
+    pub security: Option<Security>,
     /// The run's identifier.
     pub run: u64,
     /// Devices are called this and their index.
@@ -121,6 +136,8 @@ pub struct Outcome {
     pub meter: Meter,
     /// Acknowledged messages, one ledger a thread.
     pub ledgers: Vec<Ledger>,
+    /// Handshakes before the run, if there were any.
+    pub connect: Option<Connect>,
     /// What the watching thread saw.
     pub observed: Observed,
     /// Answers that the kernel dropped for want of room.
@@ -135,7 +152,52 @@ impl Workload {
     /// Whether devices have source addresses of their own.
     #[must_use]
     pub fn has_sources(&self) -> bool {
-        matches!(self.target, SocketAddr::V4(target) if target.ip().is_loopback())
+        self.net().is_some()
+    }
+
+    /// Where the devices' addresses are, if they have any of their own.
+    fn net(&self) -> Option<SourceNet> {
+        match self.target {
+            SocketAddr::V4(_) if self.source_net.is_some() => self.source_net,
+            SocketAddr::V4(target) if target.ip().is_loopback() => Some(SourceNet::LOOPBACK),
+            _ => None,
+        }
+    }
+
+    /// Sees whether what is asked for is possible.
+    ///
+    /// # Errors
+    ///
+    /// What is not.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let net = self.net();
+        if let Some(net) = net
+            && self.sources > net.len()
+        {
+            bail!("{} source addresses are wanted and the network holds {}", self.sources, net.len());
+        }
+        let why = match (&self.security, &self.rebinding) {
+            (Some(_), _) => "DTLS tells devices apart by their addresses",
+            (_, Some(_)) => "a NAT that forgets a device gives it another address",
+            _ => return Ok(()),
+        };
+        if net.is_none() {
+            bail!(
+                "{why}, so the target must be on 127.0.0.0/8, or --source-net must name a network that is routed here"
+            );
+        }
+        if self.sources < self.devices {
+            bail!("{why}, so --sources {} is too few for {} devices; leave it out", self.sources, self.devices);
+        }
+        if let Some(Rebinding { share, .. }) = self.rebinding
+            && !(0.0..=1.0).contains(&share)
+        {
+            bail!("the share of devices behind a NAT that forgets is {share}; it must be 0 to 1");
+        }
+        if self.security.is_some() && self.prefix.len() > MAX_PREFIX_LEN {
+            bail!("the prefix of device names may have {MAX_PREFIX_LEN} bytes: a DTLS identity has to hold it");
+        }
+        Ok(())
     }
 
     /// What the report says of it.
@@ -148,7 +210,8 @@ impl Workload {
                 Delivery::NonConfirmable => "NON",
                 Delivery::NoResponse => "NON with No-Response",
             }
-            .to_owned(),
+            .to_owned()
+                + if self.security.is_some() { " over DTLS" } else { "" },
             payload: self.payload,
             threads: self.threads,
             sources: if self.has_sources() { self.sources } else { 1 },
@@ -163,12 +226,15 @@ impl Workload {
     ///
     /// Nothing answers.
     pub fn probe(&self) -> anyhow::Result<()> {
+        if self.security.is_some() {
+            return self.probe_dtls();
+        }
         let any: SocketAddr = if self.target.is_ipv4() {
             (Ipv4Addr::UNSPECIFIED, 0).into()
         } else {
             (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
         };
-        let socket = UdpSocket::bind(any).context("cannot open a UDP socket")?;
+        let socket = std::net::UdpSocket::bind(any).context("cannot open a UDP socket")?;
         socket.connect(self.target).with_context(|| format!("{} cannot be reached", self.target))?;
         socket.set_read_timeout(Some(PROBE_WAIT))?;
         let mut buffer = [0; 64];
@@ -192,54 +258,121 @@ impl Workload {
         );
     }
 
+    /// Makes one handshake, as the first device.
+    fn probe_dtls(&self) -> anyhow::Result<()> {
+        let mut probe = self.clone();
+        (probe.devices, probe.sources, probe.threads) = (1, 1, 1);
+        (probe.rebinding, probe.handicap) = (None, Duration::ZERO);
+        if let Some(security) = &mut probe.security {
+            security.first_wait = security.first_wait.min(PROBE_WAIT);
+        }
+        let control = Control::new(Plan::idle(), 1)?;
+        let target = self.target;
+        let sockets = Paths::open(target, false)?;
+        match probe.fleet(&Plan::idle(), sockets, 0, 1).associate(&control)? {
+            Part { set_up: 1, .. } => Ok(()),
+            Part { reason: Some(reason), .. } if reason.contains("timed out") => bail!(
+                "udp {target} did not answer a DTLS handshake; is it a CoAPS server with {CIPHER}? (--no-probe starts anyway)"
+            ),
+            Part { reason, .. } => bail!(
+                "udp {target} refused the DTLS handshake of {}: {}; does it know the keys that `tidegate-bench psks` writes, with the same \
+                 --psk-seed and --device-prefix?",
+                device_name(&self.prefix, 0),
+                reason.unwrap_or_default()
+            ),
+        }
+    }
+
+    /// The devices of one thread of several.
+    fn fleet(&self, plan: &Plan, sockets: Vec<UdpSocket>, shard: usize, threads: usize) -> Fleet<'_> {
+        let at = |shard: usize| (self.devices as usize * shard / threads) as u32;
+        let indices = at(shard)..at(shard + 1);
+        let devices = indices.end - indices.start;
+        let layout = match self.net() {
+            None => Layout::One,
+            Some(net) if self.sources >= self.devices => {
+                Layout::Own { addresses: Addresses { net, devices: self.devices }, first: indices.start }
+            }
+            Some(net) => Layout::Shared { net, sources: self.sources.min(devices) },
+        };
+        let share = share(plan, self, shard, threads, devices);
+        Fleet::new(self, plan, Paths::new(sockets, layout), shard, indices, share)
+    }
+
     /// Runs the devices.
     ///
     /// # Errors
     ///
-    /// Sockets cannot be opened, or fail.
+    /// What is asked for is not possible, or sockets cannot be opened or fail.
     pub fn run(&self, plan: Plan, signals: &Signals, server: Option<u32>, quiet: bool) -> anyhow::Result<Outcome> {
+        self.check()?;
         let threads = self.threads.clamp(1, self.devices as usize);
         let control = Control::new(plan, threads)?;
+        let handshakes_first = self.security.as_ref().is_some_and(|security| security.handshake_first);
+        let (tell, told) = mpsc::channel::<connect::SetUp>();
+        let before = server.and_then(|pid| process::sample(pid).ok());
         // Sockets first: what fails fails before anything is sent.
-        let sockets = (0..threads).map(|_| Fleet::socket(self.target)).collect::<anyhow::Result<Vec<_>>>()?;
-        let (observed, parts) = std::thread::scope(|scope| {
+        let open = |_| Paths::open(self.target, self.rebinding.is_some());
+        let sockets = (0..threads).map(open).collect::<anyhow::Result<Vec<_>>>()?;
+        std::thread::scope(|scope| {
             let control = &control;
             let threads: Vec<_> = sockets
                 .into_iter()
                 .enumerate()
-                .map(|(shard, socket)| {
+                .map(|(shard, sockets)| {
+                    let tell = tell.clone();
                     scope.spawn(move || {
-                        let at = |shard: usize| (self.devices as usize * shard / threads) as u32;
-                        let indices = at(shard)..at(shard + 1);
-                        let share = share(&plan, self, shard, threads, indices.end - indices.start);
-                        Fleet::new(self, &plan, socket, shard, indices, share).run(control)
+                        let mut fleet = self.fleet(&plan, sockets, shard, threads);
+                        if handshakes_first {
+                            let associated = fleet.associate(control);
+                            let failed = associated.is_err();
+                            // Nobody listens if another thread failed before.
+                            if tell.send(associated).is_err() || failed || !control.go_ahead() {
+                                return None;
+                            }
+                        }
+                        drop(tell);
+                        Some(fleet.run(control))
                     })
                 })
                 .collect();
+            drop(tell);
+            let mut connect = None;
+            if handshakes_first {
+                let stage = connect::await_all(&told, threads.len(), self.devices, control, quiet).and_then(|stage| {
+                    let Some(reason) = stage.reason.as_ref().filter(|_| stage.set_up == 0) else { return Ok(stage) };
+                    bail!("{}: no handshake succeeded: {reason}", self.target)
+                });
+                let stage = stage.inspect_err(|_| control.call_off())?;
+                let after = server.and_then(|pid| process::sample(pid).ok());
+                std::thread::sleep(connect::SETTLE);
+                let settled = server.and_then(|pid| process::sample(pid).ok());
+                connect = Some(stage.report(before, after, settled));
+                control.let_go();
+            }
             let observed = watch(control, signals, server, quiet);
-            let parts: Vec<_> =
-                threads.into_iter().map(|thread| thread.join().expect("a generator thread panicked")).collect();
-            (observed, parts)
-        });
-        let mut outcome = Outcome {
-            meter: Meter::new(plan.measured()),
-            ledgers: Vec::new(),
-            observed,
-            dropped_answers: 0,
-            bytes_per_device: Fleet::bytes_per_device(),
-            reused_message_ids: false,
-        };
-        for part in parts {
-            let part = part?;
-            outcome.meter.counts.add(&part.meter.counts);
-            // All have the same bounds.
-            let _ = outcome.meter.latency.add(&part.meter.latency);
-            let _ = outcome.meter.lateness.add(&part.meter.lateness);
-            outcome.ledgers.push(part.ledger);
-            outcome.dropped_answers += part.dropped_answers;
-            outcome.reused_message_ids |= part.reused_message_ids;
-        }
-        Ok(outcome)
+            let mut outcome = Outcome {
+                meter: Meter::new(plan.measured()),
+                ledgers: Vec::new(),
+                connect,
+                observed,
+                dropped_answers: 0,
+                bytes_per_device: Fleet::bytes_per_device(self.security.is_some()),
+                reused_message_ids: false,
+            };
+            for thread in threads {
+                let Some(part) = thread.join().expect("a generator thread panicked") else { continue };
+                let part = part?;
+                outcome.meter.counts.add(&part.meter.counts);
+                // All have the same bounds.
+                let _ = outcome.meter.latency.add(&part.meter.latency);
+                let _ = outcome.meter.lateness.add(&part.meter.lateness);
+                outcome.ledgers.push(part.ledger);
+                outcome.dropped_answers += part.dropped_answers;
+                outcome.reused_message_ids |= part.reused_message_ids;
+            }
+            Ok(outcome)
+        })
     }
 }
 
@@ -274,3 +407,6 @@ pub(crate) const EXCHANGE_LIFETIME: u64 = 247 * SECOND;
 const PROBES: u16 = 3;
 /// Wait for each of their answers.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
+
+/// The cipher suite of DTLS here, for messages.
+const CIPHER: &str = "TLS_PSK_WITH_AES_128_CCM_8";

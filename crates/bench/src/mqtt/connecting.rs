@@ -4,46 +4,25 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 
 use anyhow::{Context, bail};
-use hdrhistogram::Histogram;
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::ConnectResult;
 use super::consumer::Consumer;
 use super::crowd::{CONSUMER, Crowd, EVENTS, State};
 use super::wire::Connect;
 use crate::audit::device_name;
 use crate::clock::SECOND;
-use crate::meter::histogram;
+use crate::connect::{Part, SetUp};
 use crate::run::Control;
-
-/// The first stage of one thread.
-#[derive(Debug)]
-pub(crate) struct Connected {
-    pub(crate) connections: u32,
-    pub(crate) refused: u32,
-    /// What the server said to one that it refused.
-    pub(crate) reason: Option<String>,
-    pub(crate) first: u64,
-    pub(crate) last: u64,
-    pub(crate) latency: Histogram<u64>,
-}
 
 impl Crowd<'_> {
     /// Sets the connections up.
-    pub(crate) fn connect(&mut self, control: &Control) -> ConnectResult {
+    pub(crate) fn connect(&mut self, control: &Control) -> SetUp {
         self.clock = control.first_clock;
         let mut events = [EpollEvent::empty(); EVENTS];
-        let mut connected = Connected {
-            connections: 0,
-            refused: 0,
-            reason: None,
-            first: self.clock.now(),
-            last: 0,
-            latency: histogram(),
-        };
+        let mut connected = Part::begin(self.clock.now());
         let share = self.connections.len() as f64 / f64::from(self.workload.connections);
         let rate = self.workload.connect_rate * share;
         let under_way = (self.workload.connecting / self.workload.threads).max(1);
@@ -80,13 +59,11 @@ impl Crowd<'_> {
                 self.on_event(i, event.events(), now);
                 self.send(i);
                 if !was_live && self.connections[i].state == State::Live {
-                    connected.latency.saturating_record((now - self.connections[i].since) / 1_000);
-                    connected.last = now;
+                    connected.count(self.connections[i].since, now);
                     control.count_connected();
                 }
             }
         }
-        connected.connections = self.live;
         connected.refused = self.refused;
         connected.reason = self.meter.counts.refused.keys().next().cloned();
         if let (Some((filter, qos)), 0) = (&self.workload.consumer, self.shard) {

@@ -25,22 +25,20 @@ pub(crate) mod wire;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use hdrhistogram::Histogram;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 pub use wire::Version;
 
-use crate::clock::SECOND;
+use crate::connect;
 use crate::ledger::Ledger;
-use crate::meter::{Meter, histogram};
+use crate::meter::Meter;
 use crate::process;
-use crate::report::{Connect, Load, Quantiles};
+use crate::report::{Connect, Load};
 use crate::run::{Control, Drive, Observed, Plan, Signals, Until, watch};
 use crate::schedule::Schedule;
-use connecting::Connected;
 pub use consumer::Received;
 use crowd::Crowd;
 
@@ -59,15 +57,8 @@ const MAX_CONNECTIONS_PER_SOURCE: u32 = 28_000;
 /// First of the source addresses, where one does not suffice.
 const FIRST_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 2, 0, 1);
 
-/// Longest time without any connection being accepted while some are wanted: longer than the kernel takes to repeat a SYN four
-/// times (1 + 2 + 4 + 8 s).
-const STALLED: Duration = Duration::from_secs(20);
-
 /// Wait for the server to accept a connection at all.
 const PROBE_WAIT: Duration = Duration::from_secs(5);
-
-/// Time for the server to come to rest after the last connection, before its memory is looked at.
-const SETTLE: Duration = Duration::from_millis(1_500);
 
 /// What the clients do.
 #[derive(Debug, Clone)]
@@ -147,9 +138,6 @@ pub(crate) enum Share {
     Windowed { messages: u64 },
 }
 
-/// What a thread tells when its connections are set up.
-pub(crate) type ConnectResult = anyhow::Result<Connected>;
-
 impl Workload {
     /// What the report says of it.
     #[must_use]
@@ -219,7 +207,7 @@ impl Workload {
         }
         let threads = self.threads.clamp(1, self.connections as usize);
         let control = Control::new(plan, threads)?;
-        let (tell, told) = mpsc::channel::<ConnectResult>();
+        let (tell, told) = mpsc::channel::<connect::SetUp>();
         let before = server.and_then(|pid| process::sample(pid).ok());
         std::thread::scope(|scope| {
             let control = &control;
@@ -249,7 +237,18 @@ impl Workload {
                 })
                 .collect();
             drop(tell);
-            let connect = self.await_connections(&told, threads.len(), control, quiet);
+            let connect =
+                connect::await_all(&told, threads.len(), self.connections, control, quiet).and_then(|stage| {
+                    match (stage.set_up, &stage.reason) {
+                        (0, Some(reason)) => {
+                            bail!("{} refused every connection: {reason}; see --username and --password", self.target)
+                        }
+                        (0, None) => {
+                            bail!("{} closed every connection; is it an MQTT server of this version?", self.target)
+                        }
+                        _ => Ok(stage),
+                    }
+                });
             let connect = match connect {
                 Ok(connect) => connect,
                 Err(error) => {
@@ -258,7 +257,7 @@ impl Workload {
                 }
             };
             let connected_at = server.and_then(|pid| process::sample(pid).ok());
-            std::thread::sleep(SETTLE);
+            std::thread::sleep(connect::SETTLE);
             let settled = server.and_then(|pid| process::sample(pid).ok());
             control.let_go();
             let observed = watch(control, signals, server, quiet);
@@ -286,97 +285,6 @@ impl Workload {
             }
             Ok(outcome)
         })
-    }
-
-    fn await_connections(
-        &self,
-        told: &mpsc::Receiver<ConnectResult>,
-        threads: usize,
-        control: &Control,
-        quiet: bool,
-    ) -> anyhow::Result<ConnectStage> {
-        let started = Instant::now();
-        let mut stage = ConnectStage { connections: 0, refused: 0, first: u64::MAX, last: 0, latency: histogram() };
-        let mut heard = 0;
-        let mut reason = None;
-        let (mut last_count, mut last_moved) = (0, Instant::now());
-        let mut last_line = started;
-        while heard < threads {
-            match told.recv_timeout(Duration::from_millis(100)) {
-                Ok(connected) => {
-                    let connected = connected?;
-                    heard += 1;
-                    stage.connections += connected.connections;
-                    stage.refused += connected.refused;
-                    reason = reason.or(connected.reason);
-                    stage.first = stage.first.min(connected.first);
-                    stage.last = stage.last.max(connected.last);
-                    let _ = stage.latency.add(&connected.latency);
-                }
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-                Err(mpsc::RecvTimeoutError::Disconnected) => bail!("a generator thread ended early"),
-            }
-            let count = control.connected();
-            if count != last_count {
-                (last_count, last_moved) = (count, Instant::now());
-            } else if last_moved.elapsed() > STALLED {
-                bail!(
-                    "{} accepted {count} of {} connections and then none for {} s; is its limit of open files or connections reached?",
-                    self.target,
-                    self.connections,
-                    STALLED.as_secs()
-                );
-            }
-            if !quiet && last_line.elapsed() >= Duration::from_secs(1) {
-                last_line = Instant::now();
-                eprintln!("{:>5.0} s  {count} of {} connected", started.elapsed().as_secs_f64(), self.connections);
-            }
-        }
-        if stage.connections == 0 {
-            match reason {
-                Some(reason) => {
-                    bail!("{} refused every connection: {reason}; see --username and --password", self.target)
-                }
-                None => bail!("{} closed every connection; is it an MQTT server of this version?", self.target),
-            }
-        }
-        Ok(stage)
-    }
-}
-
-/// The first stage of a run.
-struct ConnectStage {
-    connections: u32,
-    refused: u32,
-    /// First SYN, in nanoseconds of a common clock.
-    first: u64,
-    /// Last CONNACK.
-    last: u64,
-    latency: Histogram<u64>,
-}
-
-impl ConnectStage {
-    fn report(
-        &self,
-        before: Option<process::Sample>,
-        connected: Option<process::Sample>,
-        settled: Option<process::Sample>,
-    ) -> Connect {
-        let seconds = self.last.saturating_sub(self.first).max(1) as f64 / SECOND as f64;
-        let each = f64::from(self.connections);
-        let cpu =
-            before.zip(connected).map(|(before, after)| after.cpu_millis.saturating_sub(before.cpu_millis) as f64);
-        Connect {
-            connections: self.connections,
-            refused: self.refused,
-            seconds,
-            per_second: each / seconds,
-            latency: Quantiles::from(&self.latency),
-            server_cpu_micros_each: cpu.map(|millis| millis * 1_000.0 / each),
-            server_rss_before: before.map(|sample| sample.rss),
-            server_rss_after: settled.map(|sample| sample.rss),
-            server_rss_each: before.zip(settled).map(|(before, after)| (after.rss as f64 - before.rss as f64) / each),
-        }
     }
 }
 

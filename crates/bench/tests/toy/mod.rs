@@ -1,6 +1,8 @@
 //! A CoAP server for tests, whose answers the test chooses, and a store that `tidegate records` would print.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 
+pub mod secure;
+
 use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, UdpSocket};
