@@ -246,6 +246,7 @@ fn bind(config: &Config, workers: usize) -> anyhow::Result<Vec<Sockets>> {
             let options = Options {
                 reuse_port: true,
                 receive_buffer: Some(config.coap.receive_buffer_bytes),
+                whole: true,
                 ..Options::default()
             };
             let socket = UdpSocket::bind(*address, &options)

@@ -125,7 +125,13 @@ impl Sender {
             // One call sends datagrams that either all name a source or all do not.
             let sourced = rest[0].source.is_some();
             let batch = rest.iter().take(BATCH).take_while(|departure| departure.source.is_some() == sourced).count();
-            match send(socket.as_raw_fd(), headers, &self.bytes, &rest[..batch]) {
+            let mut result = send(socket.as_raw_fd(), headers, &self.bytes, &rest[..batch]);
+            if result == Err(Errno::EMSGSIZE)
+                && let Some(again) = socket.in_fragments(|| send(socket.as_raw_fd(), headers, &self.bytes, &rest[..1]))
+            {
+                result = again;
+            }
+            match result {
                 Ok(count) => {
                     self.done += count;
                     sent.sent += count;

@@ -218,3 +218,46 @@ fn listeners_take_connections_and_share_a_port_only_if_asked() -> io::Result<()>
     assert_eq!(first.accept()?.1, client.local_addr()?);
     Ok(())
 }
+
+/// The environment variable that tells the test below that it runs in a network namespace of its own.
+const INSIDE: &str = "TIDEGATE_NET_TEST_INSIDE";
+
+/// A path that takes 600 bytes: `lo` of a network namespace in which this test runs a second time.
+#[test]
+fn a_datagram_too_long_for_its_path_leaves_in_fragments() {
+    if std::env::var_os(INSIDE).is_none() {
+        let test = "tests::a_datagram_too_long_for_its_path_leaves_in_fragments";
+        let output = std::process::Command::new("unshare")
+            .args(["--map-root-user", "--net", "sh", "-c", "ip link set lo mtu 600 up && exec \"$@\"", "sh"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", test])
+            .env(INSIDE, "1")
+            .output()
+            .expect("unshare(1) of util-linux runs");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        return;
+    }
+    let whole = UdpSocket::bind(addr("127.0.0.1:0"), &Options { whole: true, ..Options::default() }).unwrap();
+    let peer = bind("127.0.0.1:0");
+    let mut receiver = Receiver::new(&peer, 64, 1_500);
+    let mut sender = Sender::new();
+    for len in [100, 1_200, 100, 70_000, 100] {
+        sender.push(peer.local_addr(), None, |out| out.resize(out.len() + len, len as u8));
+    }
+    let sent = sender.flush(&whole).unwrap();
+    assert_eq!((sent.sent, sent.failed), (4, 1), "no fragments carry 70,000 bytes");
+    assert_eq!(sent.error, Some(nix::errno::Errno::EMSGSIZE as i32));
+    let mut lengths = Vec::new();
+    while lengths.len() < 4 {
+        recv(&mut receiver, &peer);
+        lengths.extend(receiver.datagrams().map(|datagram| datagram.bytes.len()));
+    }
+    assert_eq!(lengths, [100, 1_200, 100, 100]);
+    assert_eq!(whole.in_fragments(|| ()), Some(()));
+    assert_eq!(peer.in_fragments(|| ()), None, "it always may");
+}

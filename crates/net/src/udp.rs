@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use nix::sys::socket::{setsockopt, sockopt};
+use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// How a [`UdpSocket`] is set up.
@@ -20,6 +21,10 @@ pub struct Options {
     pub send_buffer: Option<usize>,
     /// An IPv6 socket refuses IPv4 peers. Without it, they appear under their IPv4 addresses.
     pub v6_only: bool,
+    /// IPv4 datagrams leave whole. A packet that nobody may fragment needs no identification (RFC 6864 §4.1), and choosing one,
+    /// in a table that all processors share, is a twentieth of what the kernel does for a datagram. [`Sender`](crate::Sender)
+    /// sends the datagrams that are too long for their path in fragments all the same.
+    pub whole: bool,
 }
 
 /// A bound, non-blocking datagram socket. One bound to a wildcard reports the local address of each datagram.
@@ -27,6 +32,7 @@ pub struct Options {
 pub struct UdpSocket {
     socket: Socket,
     local: SocketAddr,
+    whole: bool,
 }
 
 impl UdpSocket {
@@ -55,6 +61,9 @@ impl UdpSocket {
         {
             socket.set_send_buffer_size(bytes / 2)?;
         }
+        if options.whole && addr.is_ipv4() {
+            set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DO)?;
+        }
         // Before bind: a datagram that arrives first would carry no local address.
         match addr.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
@@ -63,7 +72,7 @@ impl UdpSocket {
         }
         socket.bind(&addr.into())?;
         let local = socket.local_addr()?.as_socket().expect("bound to an IP address");
-        Ok(UdpSocket { socket, local })
+        Ok(UdpSocket { socket, local, whole: options.whole && addr.is_ipv4() })
     }
 
     /// The address it is bound to, with the port that was given.
@@ -79,6 +88,17 @@ impl UdpSocket {
     /// What `getsockopt(2)` says.
     pub fn receive_buffer(&self) -> io::Result<usize> {
         self.socket.recv_buffer_size()
+    }
+
+    /// Runs `send` while the kernel may fragment what is longer than its path takes; `None` if it always may.
+    pub(crate) fn in_fragments<R>(&self, send: impl FnOnce() -> R) -> Option<R> {
+        if !self.whole || set_ip_mtu_discover(&self.socket, Ipv4PathMtuDiscovery::WANT).is_err() {
+            return None;
+        }
+        let result = send();
+        // What was allowed a moment ago; and if not, datagrams leave as they do from every other socket.
+        let _ = set_ip_mtu_discover(&self.socket, Ipv4PathMtuDiscovery::DO);
+        Some(result)
     }
 
     /// Whether datagrams carry the local address they came to.

@@ -130,7 +130,7 @@ impl Paths {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             SocketAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
         };
-        let options = Options { receive_buffer: Some(RECEIVE_BUFFER), ..Options::default() };
+        let options = Options { receive_buffer: Some(RECEIVE_BUFFER), whole: true, ..Options::default() };
         let open = |_| UdpSocket::bind((any, 0).into(), &options).context("cannot open a UDP socket");
         (0..if rebinding { PORTS } else { 1 }).map(open).collect()
     }
