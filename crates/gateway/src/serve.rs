@@ -12,6 +12,7 @@ use prometheus::Registry;
 use tidegate_net::{Options, TcpOptions, UdpSocket, tcp_listener};
 use tidegate_sinks::parquet::{ParquetConfig, ParquetSink};
 use tidegate_state::Store;
+use tidegate_state::registry::Registry as DeviceRegistry;
 use tidegate_writer::{Log, LogConfig, SinkHandle, sink};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
@@ -61,13 +62,15 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     raise_file_limit();
     let opening = {
         let (log_config, state_config, registry) = (log_config(&config), state_config(&config), registry.clone());
-        tokio::task::spawn_blocking(move || -> anyhow::Result<(Log, Store)> {
+        tokio::task::spawn_blocking(move || -> anyhow::Result<(Log, Store, DeviceRegistry)> {
             let (log, _) = Log::open(log_config, &registry)?;
             // After the log, whose lock keeps a second gateway away.
-            Ok((log, Store::open(state_config, &registry)?))
+            let store = Store::open(state_config, &registry)?;
+            let devices = DeviceRegistry::open(&store)?;
+            Ok((log, store, devices))
         })
     };
-    let (log, store) = tokio::select! {
+    let (log, store, devices) = tokio::select! {
         opened = opening => opened.context("opening the log and the database")??,
         signal = signals.next() => {
             info!(signal, "stopped before the log was recovered");
@@ -97,7 +100,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let most_connections = most_connections(&config);
     let sockets = bind(&config, workers)?;
     let bound = Bound::of(&sockets[0], http.as_ref().map(http::Server::local_addr))?;
-    let shared = Shared::new(config, metrics, workers, most_connections, log.appender(), durable, State::of(&store));
+    let shared =
+        Shared::new(config, metrics, workers, most_connections, log.appender(), durable, State::of(&store, devices));
     let (log, restored) = {
         let shared = shared.clone();
         let restoring = move || shared.restore(&log, Now::read()).map(|restored| (log, restored));

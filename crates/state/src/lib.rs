@@ -26,6 +26,7 @@ mod commit;
 mod error;
 mod metrics;
 mod reader;
+pub mod registry;
 mod shared;
 mod store;
 mod table;

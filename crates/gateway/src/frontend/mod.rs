@@ -19,6 +19,7 @@ use tidegate_mqtt::Limits;
 use tidegate_record::{Protocol, Seq};
 use tidegate_session::Table;
 use tidegate_state::Store;
+use tidegate_state::registry::Registry;
 use tidegate_writer::{Appender, Durable, Log, Pressure, ReadError};
 
 use crate::config::Config;
@@ -51,11 +52,13 @@ pub(crate) struct State {
     pub(crate) reader: tidegate_state::Reader,
     /// How far what was submitted is stored: an answer that rests on it waits for that.
     pub(crate) durable: tidegate_state::Durable,
+    /// Which devices there are, and what they prove it with.
+    pub(crate) registry: Registry,
 }
 
 impl State {
-    pub(crate) fn of(store: &Store) -> State {
-        State { writer: store.writer(), reader: store.reader(), durable: store.durable() }
+    pub(crate) fn of(store: &Store, registry: Registry) -> State {
+        State { writer: store.writer(), reader: store.reader(), durable: store.durable(), registry }
     }
 }
 
