@@ -636,6 +636,12 @@ impl Connection {
         self.phase == Phase::Deciding || self.throttled
     }
 
+    /// Longest packet that the peer may send now: before its CONNECT is accepted it is not known, and gets less.
+    #[must_use]
+    pub fn longest(&self, limits: &Limits) -> usize {
+        (if self.phase == Phase::Fresh { limits.max_connect } else { limits.max_packet }) as usize
+    }
+
     /// Publishes of QoS 1 and 2 that wait for [`stored`](Self::stored).
     #[must_use]
     pub fn unstored(&self) -> u16 {

@@ -65,7 +65,7 @@ pub use message::{Message, Will};
 pub use packet::{Connect, Password, Publish, QoS, Subscribe, SubscribeOptions, TopicName, Unsubscribe, Version};
 pub use property::{Properties, Property};
 pub use reason::Reason;
-pub use retained::{Retained, Retention};
+pub use retained::{Found, Replay, Retained, Retention};
 pub use session::{Change, Corrupt, Session, Stored};
 pub use violation::Violation;
 pub use wire::frame_len;

@@ -1,4 +1,16 @@
 //! Retained messages (MQTT 5.0 §3.3.1.3), by topic.
+//!
+//! # Constraints
+//!
+//! There may be millions, and a new subscription to `#` is sent all of them: at the pace at which the client takes them, while others
+//! change, and without a copy of the store for each such client.
+//!
+//! # Operation
+//!
+//! A [`Replay`] remembers where it is. Narrow filters are looked up in the tree when it begins, and what they match is listed; for
+//! a filter that matches more than [`LISTED`] messages, or whose wildcards lead everywhere, it goes through all topics in the order of
+//! their places, a stretch at a time. Each message has a stamp, which says whether it was there when the replay began: one that came
+//! later was sent to the subscription as it came, and is not sent again.
 
 use std::sync::Arc;
 
@@ -23,13 +35,49 @@ pub enum Retention {
     Refused,
 }
 
+/// Most messages, and most places to look for them, that a [`Replay`] lists: 4 KiB. Beyond that it goes through all topics, which
+/// is then at most a few thousand times as many as it finds.
+const LISTED: usize = 1024;
+
 #[derive(Debug, Default)]
-struct Place(Option<Arc<Message>>);
+struct Place {
+    message: Option<Arc<Message>>,
+    /// Which change of the store it came with.
+    stamp: u64,
+}
 
 impl Vacant for Place {
     fn is_vacant(&self) -> bool {
-        self.0.is_none()
+        self.message.is_none()
     }
+}
+
+/// The retained messages that one new subscription is still to be sent.
+#[derive(Debug)]
+pub struct Replay {
+    filter: Box<str>,
+    /// The store's stamp when it began.
+    as_of: u64,
+    progress: Progress,
+}
+
+#[derive(Debug)]
+enum Progress {
+    /// Places still to be looked at.
+    Listed(Vec<u32>),
+    /// All places are looked at, from this one on, up to one that was the last when it began.
+    Sweep { next: u32, end: u32 },
+}
+
+/// What [`Retained::next`] found.
+#[derive(Debug)]
+pub enum Found {
+    /// A message to be sent.
+    Message(Arc<Message>),
+    /// None within the budget; there may be more.
+    Nothing,
+    /// There are no more.
+    End,
 }
 
 /// The retained messages of all topics.
@@ -43,13 +91,15 @@ pub struct Retained {
     max_bytes: usize,
     /// Where the sweep for expired messages goes on.
     swept: u32,
+    /// Changes so far.
+    stamp: u64,
 }
 
 impl Retained {
     /// An empty store of at most `max_len` messages that take at most `max_bytes`.
     #[must_use]
     pub fn new(max_len: usize, max_bytes: usize) -> Retained {
-        Retained { tree: Tree::new(), len: 0, bytes: 0, max_len, max_bytes, swept: ROOT }
+        Retained { tree: Tree::new(), len: 0, bytes: 0, max_len, max_bytes, swept: ROOT, stamp: 0 }
     }
 
     /// Messages held.
@@ -85,7 +135,8 @@ impl Retained {
             return Retention::Refused;
         }
         let node = topic.split('/').fold(ROOT, |node, level| self.tree.child_or_insert(node, level));
-        self.tree.value_mut(node).0 = Some(Arc::clone(message));
+        self.stamp += 1;
+        *self.tree.value_mut(node) = Place { message: Some(Arc::clone(message)), stamp: self.stamp };
         self.len += 1;
         self.bytes += message.size();
         if had { Retention::Replaced } else { Retention::New }
@@ -108,7 +159,7 @@ impl Retained {
         for level in topic.split('/') {
             node = self.tree.child(node, level)?;
         }
-        self.tree.get(node).value.0.as_ref().filter(|m| !m.is_expired(now))
+        self.tree.get(node).value.message.as_ref().filter(|m| !m.is_expired(now))
     }
 
     /// Calls `each` with every message whose topic matches `filter` and that has not expired by `now`, until it says false.
@@ -140,8 +191,97 @@ impl Retained {
         }
     }
 
+    /// Begins to send a new subscription what matches `filter`; `None` if nothing does.
+    #[must_use]
+    pub fn replay(&self, filter: &Filter<'_>) -> Option<Replay> {
+        let progress = match self.list(filter) {
+            Some(listed) if listed.is_empty() => return None,
+            Some(listed) => Progress::Listed(listed),
+            None => Progress::Sweep { next: ROOT, end: self.tree.span() },
+        };
+        Some(Replay { filter: filter.pattern().into(), as_of: self.stamp, progress })
+    }
+
+    /// The next message of `replay` that has not expired by `now`; at most `budget` places are looked at, which are taken off it.
+    pub fn next(&self, replay: &mut Replay, now: u64, budget: &mut u32) -> Found {
+        let as_of = replay.as_of;
+        let take = |node: u32| {
+            let place = &self.tree.get(node).value;
+            place.message.as_ref().filter(|m| place.stamp <= as_of && !m.is_expired(now))
+        };
+        match &mut replay.progress {
+            Progress::Listed(listed) => {
+                while let Some(node) = listed.pop() {
+                    if let Some(message) = take(node) {
+                        return Found::Message(Arc::clone(message));
+                    }
+                }
+                Found::End
+            }
+            Progress::Sweep { next, end } => {
+                let Some(filter) = Filter::parse(&replay.filter) else { return Found::End };
+                while *next < *end {
+                    if *budget == 0 {
+                        return Found::Nothing;
+                    }
+                    *budget -= 1;
+                    let node = *next;
+                    *next += 1;
+                    if let Some(message) = take(node)
+                        && filter.matches(message.topic())
+                    {
+                        return Found::Message(Arc::clone(message));
+                    }
+                }
+                Found::End
+            }
+        }
+    }
+
+    /// Places whose messages match `filter`, unless they are many.
+    fn list(&self, filter: &Filter<'_>) -> Option<Vec<u32>> {
+        let pattern = filter.pattern();
+        let mut listed = Vec::new();
+        let mut todo = vec![(ROOT, 0)];
+        let mut found = |node: u32| {
+            if self.tree.get(node).value.message.is_some() {
+                listed.push(node);
+            }
+            listed.len() <= LISTED
+        };
+        while let Some((node, at)) = todo.pop() {
+            let Some(rest) = pattern.get(at..) else {
+                if !found(node) {
+                    return None;
+                }
+                continue;
+            };
+            let level = rest.split('/').next().unwrap_or_default();
+            let next = at + level.len() + 1;
+            let next = match level {
+                "#" => at,
+                "+" => next,
+                _ => {
+                    todo.extend(self.tree.child(node, level).map(|c| (c, next)));
+                    continue;
+                }
+            };
+            if level == "#" && node != ROOT && !found(node) {
+                return None;
+            }
+            let room = LISTED + 1 - todo.len().min(LISTED);
+            // Wildcards at the first level do not match topics that begin with `$` ([MQTT-4.7.2-1]).
+            let shown = |child: &u32| node != ROOT || !self.tree.level(*child).starts_with('$');
+            todo.extend(self.tree.children(node).filter(shown).take(room).map(|c| (c, next)));
+            if todo.len() > LISTED {
+                return None;
+            }
+        }
+        Some(listed)
+    }
+
     fn offer(&self, node: u32, now: u64, each: &mut impl FnMut(&Arc<Message>) -> bool) -> bool {
-        match &self.tree.get(node).value.0 {
+        match &self.tree.get(node).value.message {
             Some(message) if !message.is_expired(now) => each(message),
             _ => true,
         }
@@ -154,7 +294,7 @@ impl Retained {
         for _ in 0..budget.min(self.tree.span()) {
             self.swept = if self.swept + 1 < self.tree.span() { self.swept + 1 } else { ROOT };
             let node = self.tree.get(self.swept);
-            let expired = node.parent != NONE && node.value.0.as_ref().is_some_and(|m| m.is_expired(now));
+            let expired = node.parent != NONE && node.value.message.as_ref().is_some_and(|m| m.is_expired(now));
             if expired && self.clear(self.swept) {
                 gone += 1;
             }
@@ -163,7 +303,7 @@ impl Retained {
     }
 
     fn clear(&mut self, node: u32) -> bool {
-        let Some(message) = self.tree.value_mut(node).0.take() else { return false };
+        let Some(message) = self.tree.value_mut(node).message.take() else { return false };
         self.len -= 1;
         self.bytes -= message.size();
         self.tree.prune(node, |_, _| {});

@@ -226,7 +226,7 @@ impl Session {
 
     /// Puts a message in flight that was just sent.
     pub(crate) fn fly(&mut self, packet_id: u16, publish: Queued) {
-        self.note(Change::Sent { order: publish.order, packet_id });
+        self.note(Change::Sent { order: publish.order, packet_id, qos: publish.qos });
         self.inflight.push_back(InFlight { packet_id, received: false, publish });
         self.sent += 1;
     }

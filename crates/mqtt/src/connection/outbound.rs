@@ -102,6 +102,13 @@ impl Connection {
         self.launch(publish, now, out).map_or(Delivered::Dropped(Dropped::TooLarge), |id| Delivered::Sent(Some(id)))
     }
 
+    /// Whether a message of QoS 1 or 2 would be sent at once, rather than queued.
+    #[must_use]
+    pub fn has_room(&self, limits: &Limits) -> bool {
+        let full = |session: &crate::Session| session.queued() > 0 || session.inflight.len() >= self.window(limits);
+        self.phase == Phase::Open && !self.session.as_deref().is_some_and(full)
+    }
+
     /// Publishes that may be in flight at once.
     fn window(&self, limits: &Limits) -> usize {
         usize::from(self.receive_maximum.min(limits.max_inflight_out).max(1))

@@ -50,6 +50,9 @@ pub enum Change {
         order: u64,
         /// Under which identifier.
         packet_id: u16,
+        /// With which QoS. What is sent with QoS 2 must be durable before it leaves, or the identifier could name another message
+        /// after a crash, which the client would take for the same.
+        qos: QoS,
     },
     /// The client has a QoS 2 message, and is to be sent its release.
     Received {

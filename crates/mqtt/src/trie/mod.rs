@@ -3,7 +3,9 @@
 //! # Constraints
 //!
 //! - Made for a million devices that each subscribe to a filter of their own, `cmd/<id>/#`, and for few wildcards before the
-//!   last level: such a subscription costs one node, one entry and one slot in two hash tables, some 130 bytes.
+//!   last level: such a subscription costs one node, one entry and one slot in three hash tables, some 140 bytes.
+//! - Subscribing and unsubscribing take the same time however many subscriptions the subscriber or the filter has: a driver does it
+//!   under a lock that everybody's publishes wait for.
 //! - A match visits a node at most once and allocates nothing once its [`Matches`] has grown.
 //! - A subscriber is a small `Copy` handle of the driver's choice.
 //!
@@ -11,7 +13,8 @@
 //!
 //! A filter is a path in a tree of levels. `+` is a child like others, noted at its parent so that a match need not look
 //! for it; a final `#` is a list of its own at the parent. Each subscription is an entry in a doubly linked list at its
-//! node and in a list of its subscriber's. A shared subscription is a member of a group instead of the node's list.
+//! node and in a list of its subscriber's, and is found by subscriber and filter in a table. A shared subscription is a member of
+//! a group instead of the node's list; members that are away ([`Trie::set_present`]) get what it is given only if all are.
 //!
 //! Where several subscriptions of one subscriber match, it is given the message once, with the highest QoS, the identifiers
 //! of all ([MQTT-3.3.4-2] to [MQTT-3.3.4-4]), and the retain flag as published if one of them asks for it.
@@ -102,6 +105,7 @@ struct Entry<S> {
     previous: u32,
     /// In the subscriber's list.
     next_own: u32,
+    previous_own: u32,
     /// The group, if shared.
     group: u32,
     options: SubscribeOptions,
@@ -118,6 +122,7 @@ impl<S: Default> Default for Entry<S> {
             next: NONE,
             previous: NONE,
             next_own: NONE,
+            previous_own: NONE,
             group: NONE,
             options: SubscribeOptions::default(),
             below: false,
@@ -129,9 +134,12 @@ impl<S: Default> Default for Entry<S> {
 #[derive(Debug, Default)]
 struct Group {
     name: Box<str>,
+    node: u32,
     below: bool,
-    /// Entries, in no order. Never empty.
+    /// Entries: those that are present, then those that are away. Never empty.
     members: Vec<u32>,
+    /// Members that are present: `present <= members.len()`.
+    present: u32,
     /// Whose turn it is, modulo the members.
     turn: AtomicU32,
 }
@@ -146,6 +154,10 @@ pub struct Trie<S> {
     shared: Slab<Vec<u32>>,
     /// The first entry of each subscriber.
     own: Index<(S, u32)>,
+    /// Every entry, by subscriber and filter.
+    known: Index<u32>,
+    /// Every group, by filter and name.
+    named: Index<u32>,
     hasher: RandomState,
     len: usize,
 }
@@ -166,6 +178,8 @@ impl<S: Subscriber> Trie<S> {
             groups: Slab::new(),
             shared: Slab::new(),
             own: Index::new(),
+            known: Index::new(),
+            named: Index::new(),
             hasher: RandomState::default(),
             len: 0,
         }
@@ -186,7 +200,7 @@ impl<S: Subscriber> Trie<S> {
     /// Bytes held, but for levels longer than 15 bytes and the groups of shared subscriptions.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.tree.bytes() + self.entries.bytes() + self.own.bytes()
+        self.tree.bytes() + self.entries.bytes() + self.own.bytes() + self.known.bytes()
     }
 
     /// Subscribes, or replaces the subscription that `subscriber` has with this very filter. `id` is the subscription
@@ -210,7 +224,7 @@ impl<S: Subscriber> Trie<S> {
             }
             node = child;
         }
-        if let Some((entry, _)) = self.find_own(subscriber, node, below, filter.group()) {
+        if let Some(entry) = self.find(subscriber, node, below, filter.group()) {
             let entry = self.entries.get_mut(entry);
             entry.options = options;
             entry.id = id;
@@ -223,6 +237,7 @@ impl<S: Subscriber> Trie<S> {
             Some(group) => self.join(at, group),
         }
         self.own_push(subscriber, at);
+        self.know(at);
         self.len += 1;
         Ok(Inserted::New)
     }
@@ -235,18 +250,20 @@ impl<S: Subscriber> Trie<S> {
             let Some(child) = self.tree.child(node, level) else { return false };
             node = child;
         }
-        let Some((at, before)) = self.find_own(subscriber, node, below, filter.group()) else { return false };
-        let next_own = self.entries.get(at).next_own;
-        if before != NONE {
-            self.entries.get_mut(before).next_own = next_own;
-        } else if next_own != NONE {
-            let hash = self.hasher.hash_one(subscriber);
-            if let Some((_, head)) = self.own.find_mut(hash, |(s, _)| *s == subscriber) {
-                *head = next_own;
-            }
+        let Some(at) = self.find(subscriber, node, below, filter.group()) else { return false };
+        let &Entry { next_own, previous_own, .. } = self.entries.get(at);
+        if next_own != NONE {
+            self.entries.get_mut(next_own).previous_own = previous_own;
+        }
+        if previous_own != NONE {
+            self.entries.get_mut(previous_own).next_own = next_own;
         } else {
             let hash = self.hasher.hash_one(subscriber);
-            self.own.remove(hash, |(s, _)| *s == subscriber);
+            if next_own == NONE {
+                self.own.remove(hash, |(s, _)| *s == subscriber);
+            } else if let Some((_, head)) = self.own.find_mut(hash, |(s, _)| *s == subscriber) {
+                *head = next_own;
+            }
         }
         self.drop_entry(at);
         true
@@ -276,12 +293,39 @@ impl<S: Subscriber> Trie<S> {
         self.own.insert(hasher.hash_one(to), (to, head), |(s, _)| hasher.hash_one(*s));
         let (mut at, mut count) = (head, 0);
         while at != NONE {
+            self.unknow(at);
             let entry = self.entries.get_mut(at);
             entry.subscriber = to;
-            at = entry.next_own;
+            let next = entry.next_own;
+            self.know(at);
+            at = next;
             count += 1;
         }
         count
+    }
+
+    /// Says whether `subscriber` is there. One that is away is given what is for a shared subscription only if all its members
+    /// are away, and its session keeps it then. A new subscription is one of a subscriber that is there.
+    pub fn set_present(&mut self, subscriber: S, present: bool) {
+        let mut at = self.own_head(subscriber);
+        while at != NONE {
+            let &Entry { group, previous: position, next_own, .. } = self.entries.get(at);
+            if group != NONE && (position < self.groups.get(group).present) != present {
+                let boundary = &mut self.groups.get_mut(group).present;
+                let edge = if present { *boundary } else { *boundary - 1 };
+                *boundary = if present { *boundary + 1 } else { edge };
+                self.swap_members(group, position, edge);
+            }
+            at = next_own;
+        }
+    }
+
+    fn swap_members(&mut self, group: u32, a: u32, b: u32) {
+        let members = &mut self.groups.get_mut(group).members;
+        members.swap(a as usize, b as usize);
+        let (at_a, at_b) = (members[a as usize], members[b as usize]);
+        self.entries.get_mut(at_a).previous = a;
+        self.entries.get_mut(at_b).previous = b;
     }
 
     /// The subscriptions of `subscriber`: filter, options, identifier. To be kept across restarts, and to be shown.
@@ -321,30 +365,47 @@ impl<S: Subscriber> Trie<S> {
     fn own_push(&mut self, subscriber: S, at: u32) {
         let hash = self.hasher.hash_one(subscriber);
         if let Some((_, head)) = self.own.find_mut(hash, |(s, _)| *s == subscriber) {
-            self.entries.get_mut(at).next_own = std::mem::replace(head, at);
+            let next = std::mem::replace(head, at);
+            self.entries.get_mut(at).next_own = next;
+            self.entries.get_mut(next).previous_own = at;
             return;
         }
         let hasher = &self.hasher;
         self.own.insert(hash, (subscriber, at), |(s, _)| hasher.hash_one(*s));
     }
 
-    /// The entry of `subscriber` at `node`, and the one before it in the subscriber's list. A subscriber has few filters; a
-    /// node may have a million entries.
-    fn find_own(&self, subscriber: S, node: u32, below: bool, group: Option<&str>) -> Option<(u32, u32)> {
-        let (mut at, mut before) = (self.own_head(subscriber), NONE);
-        while at != NONE {
+    /// The entry of `subscriber` at `node`.
+    fn find(&self, subscriber: S, node: u32, below: bool, group: Option<&str>) -> Option<u32> {
+        let group = match group {
+            None => NONE,
+            Some(name) => self.group_named(node, below, name)?,
+        };
+        let hash = self.hasher.hash_one((subscriber, node, below, group));
+        let is = |&at: &u32| {
             let entry = self.entries.get(at);
-            let same_group = match group {
-                None => entry.group == NONE,
-                Some(name) => entry.group != NONE && *self.groups.get(entry.group).name == *name,
-            };
-            if entry.node == node && entry.below == below && same_group {
-                return Some((at, before));
-            }
-            before = at;
-            at = entry.next_own;
-        }
-        None
+            (entry.subscriber, entry.node, entry.below, entry.group) == (subscriber, node, below, group)
+        };
+        self.known.find(hash, is).copied()
+    }
+
+    fn know(&mut self, at: u32) {
+        let (entries, hasher) = (&self.entries, &self.hasher);
+        let hash = |at: &u32| entry_hash(hasher, entries.get(*at));
+        self.known.insert(hash(&at), at, hash);
+    }
+
+    fn unknow(&mut self, at: u32) {
+        let hash = entry_hash(&self.hasher, self.entries.get(at));
+        self.known.remove(hash, |&other| other == at);
+    }
+
+    fn group_named(&self, node: u32, below: bool, name: &str) -> Option<u32> {
+        let hash = self.hasher.hash_one((node, below, name));
+        let is = |&id: &u32| {
+            let group = self.groups.get(id);
+            group.node == node && group.below == below && *group.name == *name
+        };
+        self.named.find(hash, is).copied()
     }
 
     /// Puts the entry in its node's list.
@@ -367,14 +428,13 @@ impl<S: Subscriber> Trie<S> {
             list = self.shared.insert(Vec::new());
             self.tree.value_mut(node).shared = list;
         }
-        let known = self.shared.get(list).iter().copied().find(|&g| {
-            let group = self.groups.get(g);
-            group.below == below && *group.name == *name
-        });
-        let group = known.unwrap_or_else(|| {
-            let group = Group { name: name.into(), below, ..Group::default() };
+        let group = self.group_named(node, below, name).unwrap_or_else(|| {
+            let group = Group { name: name.into(), node, below, ..Group::default() };
             let id = self.groups.insert(group);
             self.shared.get_mut(list).push(id);
+            let (groups, hasher) = (&self.groups, &self.hasher);
+            let hash = |id: &u32| group_hash(hasher, groups.get(*id));
+            self.named.insert(hash(&id), id, hash);
             id
         });
         let members = &mut self.groups.get_mut(group).members;
@@ -383,10 +443,19 @@ impl<S: Subscriber> Trie<S> {
         let entry = self.entries.get_mut(at);
         entry.group = group;
         entry.previous = position;
+        // It is there, so its place is before those that are away.
+        let group_state = self.groups.get_mut(group);
+        let edge = group_state.present;
+        group_state.present += 1;
+        self.swap_members(group, position, edge);
     }
 
     /// Takes the entry out of its node's list or its group, and prunes what is not needed any more.
     fn drop_entry(&mut self, at: u32) {
+        self.unknow(at);
+        if self.entries.get(at).group != NONE {
+            self.leave(at);
+        }
         let entry = self.entries.remove(at);
         self.len -= 1;
         if entry.group == NONE {
@@ -399,8 +468,6 @@ impl<S: Subscriber> Trie<S> {
             } else {
                 self.entries.get_mut(entry.previous).next = entry.next;
             }
-        } else {
-            self.leave(&entry);
         }
         self.tree.prune(entry.node, |parent, level| {
             if level == "+" {
@@ -409,19 +476,29 @@ impl<S: Subscriber> Trie<S> {
         });
     }
 
-    fn leave(&mut self, entry: &Entry<S>) {
-        let members = &mut self.groups.get_mut(entry.group).members;
-        members.swap_remove(entry.previous as usize);
-        if let Some(&moved) = members.get(entry.previous as usize) {
-            self.entries.get_mut(moved).previous = entry.previous;
+    /// Takes the entry out of its group.
+    fn leave(&mut self, at: u32) {
+        let &Entry { group, previous: mut position, node, .. } = self.entries.get(at);
+        // First to the end of those that are present, if it is one, then to the end of all.
+        let present = self.groups.get(group).present;
+        if position < present {
+            self.swap_members(group, position, present - 1);
+            self.groups.get_mut(group).present = present - 1;
+            position = present - 1;
         }
+        let last = self.groups.get(group).members.len() as u32 - 1;
+        self.swap_members(group, position, last);
+        let members = &mut self.groups.get_mut(group).members;
+        members.pop();
         if !members.is_empty() {
             return;
         }
-        self.groups.remove(entry.group);
-        let place = self.tree.value_mut(entry.node);
+        let hash = group_hash(&self.hasher, self.groups.get(group));
+        self.named.remove(hash, |&id| id == group);
+        self.groups.remove(group);
+        let place = self.tree.value_mut(node);
         let list = self.shared.get_mut(place.shared);
-        list.retain(|&g| g != entry.group);
+        list.retain(|&g| g != group);
         if list.is_empty() {
             self.shared.remove(place.shared);
             place.shared = NONE;
@@ -484,26 +561,26 @@ impl<S: Subscriber> Trie<S> {
         }
     }
 
-    /// The members of the groups that matched, one of each: the next in turn that `ready` says yes to, of a few that are
-    /// asked; else the next in turn, whose session will keep the message.
-    pub fn pick(
-        &self,
-        matches: &Matches<S>,
-        mut ready: impl FnMut(S) -> bool,
-        mut each: impl FnMut(S, QoS, bool, u32),
-    ) {
-        /// Members asked: with one of two away, one in 65,536 messages is kept for a member that is away.
-        const ASKED: usize = 16;
+    /// The members of the groups that matched, one of each: the next in turn of those that are present
+    /// ([`set_present`](Self::set_present)), else the next in turn, whose session will keep the message.
+    pub fn pick(&self, matches: &Matches<S>, mut each: impl FnMut(S, QoS, bool, u32)) {
         for &group in &matches.groups {
             let group = self.groups.get(group);
             let turn = group.turn.fetch_add(1, Ordering::Relaxed) as usize;
-            let member = |i: usize| self.entries.get(group.members[(turn + i) % group.members.len()]);
-            let asked = group.members.len().min(ASKED);
-            let chosen = (0..asked).map(member).find(|e| ready(e.subscriber)).unwrap_or_else(|| member(0));
+            let choice = if group.present > 0 { group.present as usize } else { group.members.len() };
+            let chosen = self.entries.get(group.members[turn % choice]);
             let options = chosen.options;
             each(chosen.subscriber, options.qos, options.retain_as_published, chosen.id);
         }
     }
+}
+
+fn entry_hash<S: Subscriber>(hasher: &RandomState, entry: &Entry<S>) -> u64 {
+    hasher.hash_one((entry.subscriber, entry.node, entry.below, entry.group))
+}
+
+fn group_hash(hasher: &RandomState, group: &Group) -> u64 {
+    hasher.hash_one((group.node, group.below, &*group.name))
 }
 
 /// The levels of a filter's path in the tree, and whether a `#` follows.

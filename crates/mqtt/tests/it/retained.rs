@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tidegate_mqtt::topic::Filter;
 use tidegate_mqtt::trie::MAX_LEVELS;
-use tidegate_mqtt::{Message, QoS, Retained, Retention};
+use tidegate_mqtt::{Found, Message, QoS, Replay, Retained, Retention};
 
 use crate::support::*;
 
@@ -167,5 +167,64 @@ fn the_store_finds_what_a_map_finds() {
             }
         }
         assert_eq!(store.len(), model.len());
+    }
+}
+
+/// All that is left of `replay`, with little budget at a time.
+fn rest(store: &Retained, replay: &mut Replay) -> Vec<String> {
+    let mut topics = Vec::new();
+    loop {
+        match store.next(replay, T0, &mut 3) {
+            Found::Message(message) => topics.push(message.topic().to_owned()),
+            Found::Nothing => {}
+            Found::End => break,
+        }
+    }
+    topics.sort();
+    topics
+}
+
+#[test]
+fn a_replay_finds_what_was_there_when_it_began_and_nothing_that_came_later() {
+    for (filter, first) in [("#", "n/"), ("n/+", "n/"), ("n/+/x", "n/"), ("+/7", "n/"), ("n/7", "n/")] {
+        // Few, which are listed, and many, which are not.
+        for count in [20, 5_000] {
+            let mut store = Retained::new(20_000, 1 << 30);
+            for n in 0..count {
+                store.set(&retain(&format!("{first}{n}"), b"1"));
+                store.set(&retain(&format!("{first}{n}/x"), b"1"));
+            }
+            store.set(&retain("$SYS/x", b"1"));
+            store.set(&short("n/old"));
+            let parsed = Filter::parse(filter).unwrap();
+            let mut expected = topics(&store, filter, T0);
+            let mut replay = store.replay(&parsed).unwrap();
+            // While it goes on, some go, some are replaced, and new ones take the places of those that went.
+            for n in 0..10 {
+                assert!(store.remove(&format!("{first}{n}")));
+                store.set(&retain(&format!("{first}{n}/x"), b"2"));
+                store.set(&retain(&format!("{first}new-{n}"), b"3"));
+                expected.retain(|t| *t != format!("{first}{n}") && *t != format!("{first}{n}/x"));
+            }
+            assert_eq!(rest(&store, &mut replay), expected, "{filter} of {count}");
+            assert!(rest(&store, &mut replay).is_empty(), "each once");
+        }
+    }
+    assert!(store().replay(&Filter::parse("a/b").unwrap()).is_none(), "nothing matches");
+}
+
+#[test]
+fn random_replays_agree_with_the_naive_matcher() {
+    let mut r = Random::seeded();
+    for _ in 0..200 {
+        let mut store = store();
+        for _ in 0..r.below(60) {
+            let topic: Vec<&str> = (0..1 + r.below(4)).map(|_| *r.pick(&["a", "b", "$S", "c"])).collect();
+            store.set(&retain(&topic.join("/"), if r.below(5) == 0 { b"" } else { b"x" }));
+        }
+        let levels: Vec<&str> = (0..1 + r.below(3)).map(|_| *r.pick(&["a", "b", "+", "$S"])).collect();
+        let filter = levels.join("/") + *r.pick(&["", "/#"]);
+        let found = store.replay(&Filter::parse(&filter).unwrap()).map(|mut replay| rest(&store, &mut replay));
+        assert_eq!(found.unwrap_or_default(), topics(&store, &filter, T0), "{filter}");
     }
 }
