@@ -77,6 +77,10 @@ pub(crate) struct Metrics {
     pub(crate) mqtt_delivered: IntCounter,
     /// Deliveries dropped, by reason.
     pub(crate) mqtt_undelivered: IntCounterVec,
+    /// Clients disconnected because they did not take their messages.
+    pub(crate) mqtt_slow: IntCounter,
+    /// Wills by what became of them.
+    pub(crate) mqtt_wills: IntCounterVec,
     /// Subscriptions held.
     pub(crate) mqtt_subscriptions: IntGauge,
     /// Connections that are not read until the front door opens again.
@@ -185,6 +189,17 @@ impl Metrics {
                 "tidegate_mqtt_undelivered_total",
                 "Messages that a subscriber did not get, by reason",
                 &["reason"],
+            )?,
+            mqtt_slow: counter(
+                registry,
+                "tidegate_mqtt_slow_disconnects_total",
+                "Clients disconnected because they took neither what was sent nor what was queued",
+            )?,
+            mqtt_wills: counters(
+                registry,
+                "tidegate_mqtt_wills_total",
+                "Wills that were due, and those dropped because the log did not take them",
+                &["outcome"],
             )?,
             mqtt_subscriptions: gauge(registry, "tidegate_mqtt_subscriptions", "Subscriptions held")?,
             mqtt_paused: gauge(

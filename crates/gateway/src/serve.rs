@@ -102,12 +102,11 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let bound = Bound::of(&sockets[0], http.as_ref().map(http::Server::local_addr))?;
     let shared =
         Shared::new(config, metrics, workers, most_connections, log.appender(), durable, State::of(&store, devices));
-    let (log, restored) = {
+    let log = {
         let shared = shared.clone();
-        let restoring = move || shared.restore(&log, Now::read()).map(|restored| (log, restored));
+        let restoring = move || restore(&shared, &log).map(|()| log);
         tokio::task::spawn_blocking(restoring).await.context("restoring sessions")??
     };
-    info!(restored, "message IDs that may still be retransmitted are known again");
     shared.hear_of_commits();
 
     let sinks = spawn_sinks(&shared.config, &log, &registry)?;
@@ -148,6 +147,25 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     };
     drop(http);
     Ok(code)
+}
+
+/// Puts back what the database and the log know of sessions, before anybody is served.
+fn restore(shared: &Shared, log: &Log) -> anyhow::Result<()> {
+    let now = Now::read();
+    let (mut sessions, counts) = frontend::restore_mqtt(shared, &shared.state.reader, now)?;
+    let remembered = shared.restore(log, &mut sessions, now)?;
+    let replayed = sessions.store(shared)?;
+    shared.set_restored(sessions);
+    info!(remembered, "message IDs that may still be retransmitted are known again");
+    info!(
+        sessions = counts.sessions,
+        subscriptions = counts.subscriptions,
+        messages = counts.messages,
+        retained = counts.retained,
+        replayed,
+        "MQTT sessions are known again"
+    );
+    Ok(())
 }
 
 enum Ending {

@@ -111,6 +111,8 @@ pub struct Connection {
     clean_start: bool,
     /// The session keeps a journal.
     journal: bool,
+    /// The driver has not sent what there is: messages that may wait do.
+    congested: bool,
 }
 
 /// What a driver grants to a CONNECT.
@@ -164,6 +166,7 @@ impl Connection {
             response_info: false,
             clean_start: false,
             journal: false,
+            congested: false,
         }
     }
 
@@ -658,6 +661,12 @@ impl Connection {
     #[must_use]
     pub fn session_expiry(&self) -> u32 {
         self.session_expiry
+    }
+
+    /// The will that it leaves behind unless it is taken back.
+    #[must_use]
+    pub fn will(&self) -> Option<&Will> {
+        self.will.as_deref()
     }
 
     /// Moves the changes of the session since it was last asked to `changes`, in order; see [`keep_journal`](Self::keep_journal).

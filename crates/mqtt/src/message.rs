@@ -123,6 +123,17 @@ impl Message {
         &self.bytes[self.payload_at as usize..]
     }
 
+    /// The content type that it was published with; empty if with none.
+    #[must_use]
+    pub fn content_type(&self) -> &str {
+        Properties::check(self.properties(), Allowed::PUBLISH)
+            .ok()
+            .and_then(|properties| {
+                properties.iter().find_map(|p| if let Property::ContentType(text) = p { Some(text) } else { None })
+            })
+            .unwrap_or_default()
+    }
+
     /// With which QoS it was published.
     #[must_use]
     pub fn qos(&self) -> QoS {
@@ -218,6 +229,27 @@ impl Will {
     #[must_use]
     pub fn topic(&self) -> &str {
         self.message.topic()
+    }
+
+    /// Appends the form in which it is kept across restarts: its delay (4 bytes), its expiry (4 bytes, `u32::MAX` for none), and its message
+    /// ([`Message::write`]); integers are big-endian.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.delay.to_be_bytes());
+        out.extend_from_slice(&self.expiry.unwrap_or(u32::MAX).to_be_bytes());
+        self.message.write(out);
+    }
+
+    /// The will that was written as `form`; `None` if none was.
+    #[must_use]
+    pub fn read(form: &[u8]) -> Option<Will> {
+        let (delay, rest) = form.split_first_chunk()?;
+        let (expiry, rest) = rest.split_first_chunk()?;
+        let expiry = u32::from_be_bytes(*expiry);
+        Some(Will {
+            message: Message::read(rest)?,
+            delay: u32::from_be_bytes(*delay),
+            expiry: (expiry != u32::MAX).then_some(expiry),
+        })
     }
 
     /// The message to publish at `now`: once [`delay`](Self::delay) seconds have passed since the end of the connection, or

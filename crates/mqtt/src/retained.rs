@@ -69,6 +69,14 @@ enum Progress {
     Sweep { next: u32, end: u32 },
 }
 
+impl Replay {
+    /// The filter that it is for, without a share name.
+    #[must_use]
+    pub fn filter(&self) -> &str {
+        &self.filter
+    }
+}
+
 /// What [`Retained::next`] found.
 #[derive(Debug)]
 pub enum Found {
@@ -191,10 +199,14 @@ impl Retained {
         }
     }
 
-    /// Begins to send a new subscription what matches `filter`; `None` if nothing does.
+    /// Begins to send a new subscription what matches `filter`; `None` if nothing does. Without `listing` it takes next to no memory and
+    /// goes through all topics.
     #[must_use]
-    pub fn replay(&self, filter: &Filter<'_>) -> Option<Replay> {
-        let progress = match self.list(filter) {
+    pub fn replay(&self, filter: &Filter<'_>, listing: bool) -> Option<Replay> {
+        if self.is_empty() {
+            return None;
+        }
+        let progress = match listing.then(|| self.list(filter)).flatten() {
             Some(listed) if listed.is_empty() => return None,
             Some(listed) => Progress::Listed(listed),
             None => Progress::Sweep { next: ROOT, end: self.tree.span() },

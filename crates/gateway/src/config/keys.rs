@@ -184,9 +184,20 @@ section! {
         max_packet_bytes: usize = "256 KiB", Size { min: KIB, max: 16 * MIB };
         /// Unacknowledged QoS 1 and 2 messages in each direction of a connection (MQTT 5.0 §3.2.2.3.3, Receive Maximum).
         max_inflight: u16 = "64", Integer { min: 1, max: 65_535 };
-        /// Bytes that wait to be sent to a client that reads slowly, before messages to it are dropped (QoS 0) or kept
-        /// in its session (QoS 1 and 2).
+        /// Bytes that wait to be sent to a client that reads slowly, before messages to it are dropped (QoS 0) or queued
+        /// (QoS 1 and 2).
         max_outgoing_bytes: usize = "1 MiB", Size { min: 4 * KIB, max: GIB };
+        /// The same for all clients together: beyond it those that are behind lose messages sooner.
+        max_outgoing_total_bytes: usize = "256 MiB", Size { min: MIB, max: TIB };
+        /// QoS 1 and 2 messages queued for one client, beyond those in flight. Of a client that is away the oldest go
+        /// when there are more; one that is there and takes none is disconnected (MQTT 5.0: reason 0x97).
+        max_queued_messages: usize = "10000", Integer { min: 1, max: 10_000_000 };
+        /// The same in bytes.
+        max_queued_bytes: usize = "4 MiB", Size { min: 4 * KIB, max: 2 * GIB };
+        /// Bytes queued for all clients that are away; beyond it messages for them are dropped and counted.
+        max_queued_total_bytes: usize = "1 GiB", Size { min: MIB, max: TIB };
+        /// Subscriptions of one client; a further one is refused (MQTT 5.0 §3.9.3: reason 0x97).
+        max_subscriptions: usize = "1000", Integer { min: 1, max: 10_000_000 };
         /// Topic aliases that a client may use (MQTT 5.0 §3.2.2.3.8); 0 forbids them.
         topic_alias_max: u16 = "16", Integer { min: 0, max: 65_535 };
         /// Time from the TCP connection to a complete CONNECT.
@@ -288,6 +299,8 @@ section! {
     Limits "limits" |c| c.limits, {
         /// Devices known at a time, whichever protocol they use; a further one is refused until another expires.
         sessions: usize = "2000000", Integer { min: 1, max: 100_000_000 };
+        /// MQTT subscriptions of all clients: some 150 bytes each.
+        subscriptions: usize = "4000000", Integer { min: 1, max: 100_000_000 };
         /// A device that was silent for so long is forgotten. The default keeps those that report once a day. It is no
         /// shorter than the 247 s for which a retransmission can arrive (RFC 7252 §4.8.2).
         session_idle_seconds: Duration = "172800", Span { min: seconds(247), max: days(365) };

@@ -95,6 +95,16 @@ const RELATIONS: &[Relation] = &[
         },
         allowed: "allowed: at most half of log.segment_bytes and of log.pending_bytes",
     },
+    // A message that is kept for a session or retained is one change with its names and flows.
+    Relation {
+        keys: &["mqtt.max_packet_bytes", "state.pending_bytes"],
+        broken: |c| {
+            when(c.mqtt.max_packet_bytes > c.state.pending_bytes / 4, || {
+                format!("a message of {} bytes would not fit state.pending_bytes", c.mqtt.max_packet_bytes)
+            })
+        },
+        allowed: "allowed: at most a quarter of state.pending_bytes",
+    },
     Relation {
         keys: &["mqtt.max_outgoing_bytes", "mqtt.max_packet_bytes"],
         broken: |c| {

@@ -10,8 +10,8 @@
 //!
 //! What workers share is in [`Shared`]: the session table, the subscriptions, and a way to the log.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tidegate_coap::dedup::{Policy, Remembered};
 use tidegate_coap::{Code, Seconds, Timing, Type};
@@ -42,6 +42,7 @@ pub(crate) use acks::MAX_WORKERS;
 use acks::Ticket;
 pub(crate) use clock::Now;
 pub(crate) use device::{Device, KIND_NAMES};
+pub(crate) use mqtt::restore as restore_mqtt;
 use router::Router;
 pub(crate) use worker::{Exit, Sockets, spawn};
 
@@ -66,6 +67,8 @@ impl State {
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) metrics: Metrics,
+    /// Front-end threads.
+    pub(crate) workers: usize,
     /// MQTT connections at a time: what is configured and what the limit of open files allows.
     pub(crate) most_connections: usize,
     pub(crate) table: Table<Device>,
@@ -73,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) appender: Appender,
     pub(crate) durable: Durable,
     pub(crate) state: State,
+    /// MQTT sessions of an earlier run, until their workers have taken them.
+    restored: Mutex<Option<mqtt::Restored>>,
     /// How long CoAP messages are remembered.
     pub(crate) dedup: Policy,
     /// The last group of answers that left, by worker.
@@ -81,6 +86,8 @@ pub(crate) struct Shared {
     /// Front-end tasks, and those that wait for nothing any more while the gateway stops.
     fronts: usize,
     drained: AtomicUsize,
+    /// MQTT front ends that have ended their connections.
+    mqtt_ended: AtomicUsize,
 }
 
 impl Shared {
@@ -100,17 +107,20 @@ impl Shared {
         let capacity = u16::try_from(config.coap.dedup_entries).unwrap_or(u16::MAX);
         Arc::new(Shared {
             metrics,
+            workers,
             most_connections,
             table,
-            router: Router::new(workers),
+            router: Router::new(workers, config.limits.subscriptions),
             appender,
             durable,
             state,
+            restored: Mutex::new(None),
             dedup: Policy::new(&Timing::RFC7252, capacity),
             released: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             stopping: AtomicBool::new(false),
             fronts: workers * (usize::from(config.coap.listen.is_some()) + usize::from(config.mqtt.listen.is_some())),
             drained: AtomicUsize::new(0),
+            mqtt_ended: AtomicUsize::new(0),
             config,
         })
     }
@@ -127,12 +137,23 @@ impl Shared {
         self.durable.on_move(moved);
     }
 
-    /// Remembers the CoAP messages in the log that may still be retransmitted; returns how many there are.
-    pub(crate) fn restore(&self, log: &Log, now: Now) -> Result<u64, ReadError> {
+    /// The MQTT sessions of an earlier run that are worker `index`'s.
+    fn restored_clients(&self, index: usize) -> Option<mqtt::Clients> {
+        self.restored.lock().unwrap_or_else(PoisonError::into_inner).as_mut()?.take(index)
+    }
+
+    /// Hands the MQTT sessions of an earlier run to their workers, which are not started yet.
+    pub(crate) fn set_restored(&self, restored: mqtt::Restored) {
+        *self.restored.lock().unwrap_or_else(PoisonError::into_inner) = Some(restored);
+    }
+
+    /// Remembers the messages in the log that may still be retransmitted; returns how many of CoAP there are.
+    pub(crate) fn restore(&self, log: &Log, sessions: &mut mqtt::Restored, now: Now) -> Result<u64, ReadError> {
         let lifetime = u64::from(self.dedup.exchange_lifetime);
         let since = now.micros.saturating_sub(lifetime * 1_000_000);
         let mut restored = 0;
         log.replay_since(since, |_, record| {
+            sessions.replay(self, record);
             let (Protocol::Coap, Some(key)) = (record.protocol, record.key) else { return };
             let message = Remembered {
                 scope: key.scope,
@@ -193,6 +214,17 @@ impl Shared {
         self.drained.load(Ordering::SeqCst) >= self.fronts
     }
 
+    /// An MQTT front end has ended its connections and published what came of it.
+    fn mqtt_ended(&self) {
+        self.mqtt_ended.fetch_add(1, Ordering::SeqCst);
+        self.router.wake_all();
+    }
+
+    /// Whether every MQTT front end has.
+    fn all_mqtt_ended(&self) -> bool {
+        self.mqtt_ended.load(Ordering::SeqCst) >= self.workers
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
@@ -221,7 +253,8 @@ fn limits(config: &Config) -> Limits {
         receive_maximum: mqtt.max_inflight,
         topic_alias_maximum: mqtt.topic_alias_max,
         max_inflight_out: mqtt.max_inflight,
-        max_queued_bytes: capped(mqtt.max_outgoing_bytes as u64),
+        max_queued_messages: capped(mqtt.max_queued_messages as u64),
+        max_queued_bytes: capped(mqtt.max_queued_bytes as u64),
         session_expiry_max: capped(mqtt.session_expiry_max.as_secs()),
         server_keep_alive: u16::try_from(mqtt.server_keep_alive.as_secs()).unwrap_or(u16::MAX),
         ..Limits::default()

@@ -3,15 +3,27 @@
 //! A message that somebody is to get is built once ([`Router::prepare`], when it is received), waits with its acknowledgement until it is
 //! durable, and is then handed to the workers of its subscribers ([`Router::publish`]), one envelope a worker. While nobody subscribes to
 //! anything, a message costs one atomic load.
+//!
+//! # Retained messages
+//!
+//! A retained message is kept when it is durable, and is matched at that moment, not when it is received: with its place in the store
+//! and its subscribers taken under one lock, a subscription that begins meanwhile gets it from one of the two and not from both. The
+//! lock of the store is always taken before that of the trie.
+//!
+//! # Congestion
+//!
+//! A worker that is slower than others fill its inbox makes them wait ([`Router::is_congested`]): they read nothing more and let no
+//! acknowledgement go, and with it no message, until it has caught up. It never waits itself to empty its inbox, so that two workers
+//! never wait for each other.
 
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use socket2::Socket;
 use tidegate_mqtt::topic::Filter;
-use tidegate_mqtt::trie::{Inserted, Matches, TooDeep, Trie};
-use tidegate_mqtt::{Message, QoS, Retained, SubscribeOptions};
+use tidegate_mqtt::trie::{Inserted, Matches, Trie};
+use tidegate_mqtt::{Found, Message, QoS, Replay, Retained, SubscribeOptions};
 use tidegate_transport::Transport;
 
 use super::wake::Wake;
@@ -20,11 +32,17 @@ use super::wake::Wake;
 const MAX_RETAINED: usize = 2_000_000;
 const MAX_RETAINED_BYTES: usize = 512 << 20;
 
+/// Deliveries in a worker's inbox beyond which the others wait for it: some milliseconds of its work.
+const INBOX_DELIVERIES: usize = 65_536;
+
 /// Names an MQTT session: its worker (8 bits), a generation (24 bits) and its slot there (32 bits). Never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SessionId(NonZeroU64);
 
 impl SessionId {
+    /// Names no session: no gateway has so many workers.
+    pub(crate) const NOBODY: SessionId = SessionId(NonZeroU64::MAX);
+
     pub(crate) fn new(worker: usize, generation: u32, slot: usize) -> SessionId {
         // The top bit keeps it from being zero, and from being the listener's name in epoll.
         let generation = u64::from(generation & 0x7F_FFFF);
@@ -34,6 +52,11 @@ impl SessionId {
 
     pub(crate) fn from_bits(bits: u64) -> Option<SessionId> {
         NonZeroU64::new(bits).map(SessionId)
+    }
+
+    /// Its name in the trie, which tells whether the session outlives a restart.
+    pub(crate) fn subscriber(self, kept: bool) -> Subscriber {
+        Subscriber(self.0.get() | u64::from(kept) << 63)
     }
 
     pub(crate) fn bits(self) -> u64 {
@@ -49,17 +72,81 @@ impl SessionId {
     }
 }
 
+/// A session in the subscription trie: its [`SessionId`], and in the top bit, which that leaves free, whether it is kept over a restart.
+/// That does not change while the session lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Subscriber(u64);
+
+impl Subscriber {
+    fn from_bits(bits: u64) -> (Option<SessionId>, bool) {
+        (SessionId::from_bits(bits & !(1 << 63)), bits >> 63 == 1)
+    }
+}
+
 /// A message and who is to get it.
 pub(crate) struct Published {
     message: Arc<Message>,
-    targets: Vec<Target>,
+    /// `None` if they are looked for when it is durable: it is retained, or for a shared subscription, whose members may go meanwhile.
+    targets: Option<Vec<Target>>,
     retain: bool,
+    from: Option<Subscriber>,
+}
+
+impl Published {
+    pub(crate) fn message(&self) -> &Arc<Message> {
+        &self.message
+    }
+
+    /// Whether it is to be retained, and that to outlive a restart.
+    pub(crate) fn is_retained(&self) -> bool {
+        self.retain && !self.message.topic().starts_with("$SYS/")
+    }
+}
+
+/// Tells a front end that a message of its has reached the queues of kept sessions on other workers, and the database.
+#[derive(Debug)]
+pub(crate) struct Receipt {
+    /// Workers that have not given it yet.
+    left: AtomicU32,
+    wake: Arc<Wake>,
+}
+
+impl Receipt {
+    pub(crate) fn is_given(&self) -> bool {
+        self.left.load(Ordering::Acquire) == 0
+    }
+
+    /// One worker has its part in the database.
+    pub(crate) fn give(&self) {
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.wake.now();
+        }
+    }
+}
+
+/// Where a message went.
+pub(crate) struct Routed {
+    /// The share of the calling worker.
+    pub(crate) own: Option<(Arc<Message>, Vec<Target>)>,
+    /// To be given before the message is acknowledged.
+    pub(crate) receipt: Option<Arc<Receipt>>,
+}
+
+/// Why a subscription is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotSubscribed {
+    /// Its filter has more levels than any that is served.
+    TooDeep,
+    /// The client, or all clients together, have as many as they may.
+    TooMany,
 }
 
 /// One subscriber of a message.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) to: SessionId,
+    /// Its session is kept over a restart.
+    pub(crate) kept: bool,
     /// Highest QoS of its subscriptions that matched.
     pub(crate) qos: QoS,
     /// The retain flag that it gets.
@@ -68,10 +155,17 @@ pub(crate) struct Target {
     pub(crate) ids: Box<[u32]>,
 }
 
+impl Target {
+    /// Whether the database is to have `message` for it.
+    pub(crate) fn is_stored(&self, message: &Message) -> bool {
+        self.kept && self.qos.min(message.qos()) != QoS::AtMostOnce
+    }
+}
+
 /// What a worker gets from others.
 pub(crate) enum Envelope {
     /// A message for some of its clients.
-    Message { message: Arc<Message>, targets: Vec<Target> },
+    Message { message: Arc<Message>, targets: Vec<Target>, receipt: Option<Arc<Receipt>> },
     /// A connection whose session is here, with the MQTT bytes that were read from it.
     Connection { arrival: Arrival, bytes: Vec<u8> },
 }
@@ -85,6 +179,8 @@ pub(crate) struct Arrival {
 
 struct Inbox {
     envelopes: Mutex<Vec<Envelope>>,
+    /// Deliveries in `envelopes`.
+    load: AtomicUsize,
     mqtt: Arc<Wake>,
     coap: Arc<Wake>,
 }
@@ -93,9 +189,14 @@ struct Inbox {
 pub(crate) struct Router {
     trie: RwLock<Trie<u64>>,
     retained: RwLock<Retained>,
+    /// Whose turn it is to write retained messages to the database.
+    retained_turn: Mutex<()>,
     /// Subscriptions in `trie`, readable without its lock.
     subscriptions: AtomicUsize,
+    max_subscriptions: usize,
     inboxes: Box<[Inbox]>,
+    /// Inboxes that hold more than [`INBOX_DELIVERIES`].
+    congested: AtomicUsize,
 }
 
 // A panic of another worker ends the process; until then its half-done change may at worst misdeliver a message.
@@ -104,13 +205,22 @@ fn unpoisoned<G>(result: Result<G, PoisonError<G>>) -> G {
 }
 
 impl Router {
-    pub(crate) fn new(workers: usize) -> Router {
-        let inbox = || Inbox { envelopes: Mutex::default(), mqtt: Arc::default(), coap: Arc::default() };
+    /// For `workers` workers and at most `max_subscriptions` subscriptions.
+    pub(crate) fn new(workers: usize, max_subscriptions: usize) -> Router {
+        let inbox = || Inbox {
+            envelopes: Mutex::default(),
+            load: AtomicUsize::new(0),
+            mqtt: Arc::default(),
+            coap: Arc::default(),
+        };
         Router {
             trie: RwLock::new(Trie::new()),
             retained: RwLock::new(Retained::new(MAX_RETAINED, MAX_RETAINED_BYTES)),
+            retained_turn: Mutex::new(()),
             subscriptions: AtomicUsize::new(0),
+            max_subscriptions,
             inboxes: (0..workers).map(|_| inbox()).collect(),
+            congested: AtomicUsize::new(0),
         }
     }
 
@@ -142,123 +252,186 @@ impl Router {
         self.subscriptions.load(Ordering::Relaxed)
     }
 
-    /// Subscribes, or replaces a subscription to the same filter; says which.
+    /// Subscribes, or replaces a subscription to the same filter, which is always allowed; a new one only if `may_add`. Says which it was,
+    /// and what retained messages are to be sent; `listing` as for [`Retained::replay`].
     pub(crate) fn subscribe(
         &self,
         filter: &Filter<'_>,
-        subscriber: SessionId,
+        subscriber: Subscriber,
         options: SubscribeOptions,
         id: u32,
-    ) -> Result<Inserted, TooDeep> {
+        may_add: bool,
+        listing: bool,
+    ) -> Result<(Inserted, Option<Replay>), NotSubscribed> {
+        let retained = unpoisoned(self.retained.read());
         let mut trie = unpoisoned(self.trie.write());
-        let inserted = trie.insert(subscriber.bits(), filter, options, id);
+        if (!may_add || trie.len() >= self.max_subscriptions) && !trie.contains(subscriber.0, filter) {
+            return Err(NotSubscribed::TooMany);
+        }
+        let inserted = trie.insert(subscriber.0, filter, options, id).map_err(|_| NotSubscribed::TooDeep)?;
         self.subscriptions.store(trie.len(), Ordering::Relaxed);
-        inserted
+        drop(trie);
+        let replay = inserted.sends_retained(filter, options).then(|| retained.replay(filter, listing)).flatten();
+        Ok((inserted, replay))
     }
 
     /// Unsubscribes; false if there was no such subscription.
-    pub(crate) fn unsubscribe(&self, filter: &Filter<'_>, subscriber: SessionId) -> bool {
+    pub(crate) fn unsubscribe(&self, filter: &Filter<'_>, subscriber: Subscriber) -> bool {
         let mut trie = unpoisoned(self.trie.write());
-        let there = trie.remove(subscriber.bits(), filter);
+        let there = trie.remove(subscriber.0, filter);
         self.subscriptions.store(trie.len(), Ordering::Relaxed);
         there
     }
 
-    pub(crate) fn unsubscribe_all(&self, subscriber: SessionId) {
+    pub(crate) fn unsubscribe_all(&self, subscriber: Subscriber) {
         let mut trie = unpoisoned(self.trie.write());
-        trie.remove_all(subscriber.bits());
+        trie.remove_all(subscriber.0);
         self.subscriptions.store(trie.len(), Ordering::Relaxed);
     }
 
-    /// The retained messages that match `filter`.
-    pub(crate) fn retained(&self, filter: &Filter<'_>, now: u64) -> Vec<Arc<Message>> {
-        let mut messages = Vec::new();
-        unpoisoned(self.retained.read()).matches(filter, now, |message| {
-            messages.push(Arc::clone(message));
-            true
-        });
-        messages
+    /// Whether the client of a session with shared subscriptions is there: one that is away is passed over.
+    pub(crate) fn set_present(&self, subscriber: Subscriber, present: bool) {
+        unpoisoned(self.trie.write()).set_present(subscriber.0, present);
     }
 
-    /// Who is to get what `from` publishes to `topic`; `None` if nobody is, and it is not retained. `message` builds the message
+    /// The next retained message of `replay`, looking at `budget` places at most.
+    pub(crate) fn next_retained(&self, replay: &mut Replay, now: u64, budget: &mut u32) -> Found {
+        unpoisoned(self.retained.read()).next(replay, now, budget)
+    }
+
+    /// Nobody else reads retained messages for the database while this is held.
+    pub(crate) fn retained_turn(&self) -> MutexGuard<'_, ()> {
+        unpoisoned(self.retained_turn.lock())
+    }
+
+    /// The retained message of `topic`, be it expired.
+    pub(crate) fn retained_message(&self, topic: &str) -> Option<Arc<Message>> {
+        unpoisoned(self.retained.read()).get(topic, 0).cloned()
+    }
+
+    /// Keeps a retained message that was kept before.
+    pub(crate) fn restore_retained(&self, message: &Arc<Message>) {
+        unpoisoned(self.retained.write()).set(message);
+    }
+
+    /// Who is to get a message that nobody publishes now.
+    pub(crate) fn targets_of(&self, message: &Message) -> Vec<Target> {
+        let trie = unpoisoned(self.trie.read());
+        let mut matches = Matches::new();
+        trie.matches(message.topic(), None, &mut matches);
+        targets(&trie, &matches, message.retain())
+    }
+
+    /// Retained messages held, and their bytes.
+    pub(crate) fn retained(&self) -> (usize, usize) {
+        let retained = unpoisoned(self.retained.read());
+        (retained.len(), retained.bytes())
+    }
+
+    /// What `from` publishes to `topic` and who is to get it; `None` if nobody is, and it is not retained. `message` builds the message
     /// if somebody is. `matches` is scratch.
     pub(crate) fn prepare(
         &self,
         topic: &str,
         retain: bool,
-        from: Option<SessionId>,
+        from: Option<Subscriber>,
         matches: &mut Matches<u64>,
         message: impl FnOnce() -> Message,
     ) -> Option<Box<Published>> {
-        if self.subscriptions() == 0 && !retain {
-            return None;
-        }
-        let trie = unpoisoned(self.trie.read());
-        trie.matches(topic, from.map(SessionId::bits), matches);
-        if matches.is_empty() && !retain {
-            return None;
-        }
-        let mut targets = Vec::with_capacity(matches.found().len());
-        let mut target = |subscriber: u64, qos, as_published: bool, ids: &[u32]| {
-            if let Some(to) = SessionId::from_bits(subscriber) {
-                targets.push(Target { to, qos, retain: retain && as_published, ids: ids.into() });
+        if !retain {
+            if self.subscriptions() == 0 {
+                return None;
             }
-        };
-        for found in matches.found() {
-            target(found.subscriber, found.qos, found.retain_as_published, matches.ids(found));
+            let trie = unpoisoned(self.trie.read());
+            trie.matches(topic, from.map(|from| from.0), matches);
+            if matches.is_empty() {
+                return None;
+            }
+            if !matches.has_groups() {
+                let targets = targets(&trie, matches, false);
+                drop(trie);
+                return Some(Box::new(Published {
+                    message: Arc::new(message()),
+                    targets: Some(targets),
+                    retain,
+                    from,
+                }));
+            }
         }
-        if matches.has_groups() {
-            trie.pick(
-                matches,
-                |_| true,
-                |subscriber, qos, as_published, id| {
-                    let ids = if id == 0 { &[][..] } else { std::slice::from_ref(&id) };
-                    target(subscriber, qos, as_published, ids);
-                },
-            );
-        }
-        drop(trie);
-        Some(Box::new(Published { message: Arc::new(message()), targets, retain }))
+        Some(Box::new(Published { message: Arc::new(message()), targets: None, retain, from }))
+    }
+
+    /// As [`route`](Self::route), for a front end without subscribers whose answers wait for no receipt.
+    pub(crate) fn publish(&self, published: Published, local: Option<usize>) -> Option<(Arc<Message>, Vec<Target>)> {
+        self.route(published, local, None).own
     }
 
     /// Retains the message if it asks for it, and puts it in the inboxes of the workers of its subscribers. The share of `local`,
-    /// the calling worker, is given back instead.
-    pub(crate) fn publish(&self, published: Published, local: Option<usize>) -> Option<(Arc<Message>, Vec<Target>)> {
-        let Published { message, targets, retain } = published;
-        if retain {
-            unpoisoned(self.retained.write()).set(&message);
-        }
-        let worker = targets.first()?.to.worker();
-        if targets.iter().all(|target| target.to.worker() == worker) {
-            if local == Some(worker) {
-                return Some((message, targets));
+    /// the calling worker, is given back instead. The receipt, if there is one, wakes `wake`.
+    pub(crate) fn route(&self, published: Published, local: Option<usize>, wake: Option<&Arc<Wake>>) -> Routed {
+        let Published { message, targets: known, retain, from } = published;
+        let mut routed = Routed { own: None, receipt: None };
+        let targets = match known {
+            Some(targets) => targets,
+            None => {
+                let mut retained = retain.then(|| unpoisoned(self.retained.write()));
+                if let Some(retained) = &mut retained {
+                    retained.set(&message);
+                }
+                let trie = unpoisoned(self.trie.read());
+                let mut matches = Matches::new();
+                trie.matches(message.topic(), from.map(|from| from.0), &mut matches);
+                targets(&trie, &matches, retain)
             }
-            self.send(worker, Envelope::Message { message, targets });
-            return None;
-        }
-        let mut shares: Vec<Vec<Target>> = vec![Vec::new(); self.inboxes.len()];
-        for target in targets {
-            if let Some(share) = shares.get_mut(target.to.worker()) {
-                share.push(target);
+        };
+        let Some(worker) = targets.first().map(|target| target.to.worker()) else { return routed };
+        let shares = if targets.iter().all(|target| target.to.worker() == worker) {
+            vec![(worker, targets)]
+        } else {
+            let mut shares: Vec<(usize, Vec<Target>)> =
+                (0..self.inboxes.len()).map(|worker| (worker, Vec::new())).collect();
+            for target in targets {
+                if let Some((_, share)) = shares.get_mut(target.to.worker()) {
+                    share.push(target);
+                }
             }
+            shares.retain(|(_, targets)| !targets.is_empty());
+            shares
+        };
+        let needs_receipt = |worker: usize, targets: &[Target]| {
+            local != Some(worker) && targets.iter().any(|target| target.is_stored(&message))
+        };
+        if let Some(wake) = wake {
+            let left = shares.iter().filter(|(worker, targets)| needs_receipt(*worker, targets)).count();
+            routed.receipt =
+                (left > 0).then(|| Arc::new(Receipt { left: AtomicU32::new(left as u32), wake: wake.clone() }));
         }
-        let mut own = None;
-        for (worker, targets) in shares.into_iter().enumerate().filter(|(_, targets)| !targets.is_empty()) {
+        for (worker, targets) in shares {
             if local == Some(worker) {
-                own = Some((message.clone(), targets));
+                routed.own = Some((message.clone(), targets));
             } else {
-                self.send(worker, Envelope::Message { message: message.clone(), targets });
+                let receipt = routed.receipt.clone().filter(|_| needs_receipt(worker, &targets));
+                self.send(worker, Envelope::Message { message: message.clone(), targets, receipt });
             }
         }
-        own
+        routed
     }
 
     /// Puts an envelope in a worker's inbox.
     pub(crate) fn send(&self, worker: usize, envelope: Envelope) {
         let Some(inbox) = self.inboxes.get(worker) else { return };
+        let deliveries = match &envelope {
+            Envelope::Message { targets, .. } => targets.len(),
+            Envelope::Connection { .. } => 0,
+        };
         let mut envelopes = unpoisoned(inbox.envelopes.lock());
         let first = envelopes.is_empty();
         envelopes.push(envelope);
+        // With the lock held, so that an inbox counts as congested once.
+        let before = inbox.load.fetch_add(deliveries, Ordering::Relaxed);
+        if before <= INBOX_DELIVERIES && before + deliveries > INBOX_DELIVERIES {
+            self.congested.fetch_add(1, Ordering::Relaxed);
+        }
         drop(envelopes);
         if first {
             inbox.mqtt.now();
@@ -267,13 +440,45 @@ impl Router {
 
     /// Moves what is in a worker's inbox into `envelopes`, which is empty.
     pub(crate) fn take(&self, worker: usize, envelopes: &mut Vec<Envelope>) {
-        std::mem::swap(&mut *unpoisoned(self.inboxes[worker].envelopes.lock()), envelopes);
+        let inbox = &self.inboxes[worker];
+        let mut waiting = unpoisoned(inbox.envelopes.lock());
+        std::mem::swap(&mut *waiting, envelopes);
+        let load = inbox.load.swap(0, Ordering::Relaxed);
+        drop(waiting);
+        if load > INBOX_DELIVERIES && self.congested.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.wake_all();
+        }
+    }
+
+    /// Whether some worker's inbox is so full that nothing more is to be routed for now. Workers are woken when that is over.
+    pub(crate) fn is_congested(&self) -> bool {
+        self.congested.load(Ordering::Relaxed) > 0
     }
 
     /// Removes retained messages that have expired by `now`, some of them at each call.
     pub(crate) fn expire_retained(&self, now: u64, budget: u32) {
         unpoisoned(self.retained.write()).expire(now, budget);
     }
+}
+
+/// Everybody who is to get what matched.
+fn targets(trie: &Trie<u64>, matches: &Matches<u64>, retain: bool) -> Vec<Target> {
+    let mut targets = Vec::with_capacity(matches.found().len());
+    let mut target = |subscriber: u64, qos, as_published: bool, ids: &[u32]| {
+        if let (Some(to), kept) = Subscriber::from_bits(subscriber) {
+            targets.push(Target { to, kept, qos, retain: retain && as_published, ids: ids.into() });
+        }
+    };
+    for found in matches.found() {
+        target(found.subscriber, found.qos, found.retain_as_published, matches.ids(found));
+    }
+    if matches.has_groups() {
+        trie.pick(matches, |subscriber, qos, as_published, id| {
+            let ids = if id == 0 { &[][..] } else { std::slice::from_ref(&id) };
+            target(subscriber, qos, as_published, ids);
+        });
+    }
+    targets
 }
 
 #[cfg(test)]
@@ -291,31 +496,46 @@ mod tests {
         assert_ne!(SessionId::new(0, 1, 0), SessionId::new(0, 2, 0));
     }
 
+    fn router(workers: usize) -> Router {
+        Router::new(workers, 1000)
+    }
+
     fn prepared(router: &Router, topic: &str, retain: bool) -> Option<Box<Published>> {
         router.prepare(topic, retain, None, &mut Matches::new(), || {
             Message::new(topic, b"payload", QoS::AtLeastOnce, retain)
         })
     }
 
+    fn subscribe(router: &Router, filter: &str, to: SessionId) -> Result<(Inserted, Option<Replay>), NotSubscribed> {
+        let filter = Filter::parse(filter).unwrap();
+        router.subscribe(&filter, to.subscriber(false), SubscribeOptions::default(), 0, true, true)
+    }
+
+    #[test]
+    fn a_subscriber_is_its_session_and_whether_it_is_kept() {
+        for kept in [false, true] {
+            let id = SessionId::new(255, u32::MAX, u32::MAX as usize);
+            assert_eq!(Subscriber::from_bits(id.subscriber(kept).0), (Some(id), kept));
+        }
+    }
+
     #[test]
     fn a_message_that_nobody_wants_is_not_built() {
-        let router = Router::new(1);
+        let router = router(1);
         let build = || -> Message { panic!("built") };
         assert!(router.prepare("a", false, None, &mut Matches::new(), build).is_none());
         let id = SessionId::new(0, 1, 0);
-        let filter = Filter::parse("b").unwrap();
-        assert_eq!(router.subscribe(&filter, id, SubscribeOptions::default(), 0), Ok(Inserted::New));
+        assert_eq!(subscribe(&router, "b", id).unwrap().0, Inserted::New);
         assert!(router.prepare("a", false, None, &mut Matches::new(), build).is_none());
-        assert!(router.unsubscribe(&filter, id));
+        assert!(router.unsubscribe(&Filter::parse("b").unwrap(), id.subscriber(false)));
         assert_eq!(router.subscriptions(), 0);
     }
 
     #[test]
     fn each_worker_gets_one_envelope_and_the_caller_its_share() {
-        let router = Router::new(3);
-        let filter = Filter::parse("#").unwrap();
+        let router = router(3);
         for (worker, slot) in [(0, 1), (1, 1), (1, 2), (2, 1)] {
-            router.subscribe(&filter, SessionId::new(worker, 1, slot), SubscribeOptions::default(), 0).unwrap();
+            subscribe(&router, "#", SessionId::new(worker, 1, slot)).unwrap();
         }
         let (_, own) = router.publish(*prepared(&router, "a", false).unwrap(), Some(1)).unwrap();
         assert_eq!(own.len(), 2);
@@ -330,10 +550,71 @@ mod tests {
 
     #[test]
     fn what_is_retained_is_found_by_a_later_subscriber() {
-        let router = Router::new(1);
+        let router = router(1);
         assert!(router.publish(*prepared(&router, "a/b", true).unwrap(), Some(0)).is_none());
-        let found = router.retained(&Filter::parse("a/+").unwrap(), 0);
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].topic(), "a/b");
+        let (_, replay) = subscribe(&router, "a/+", SessionId::new(0, 1, 0)).unwrap();
+        let mut replay = replay.unwrap();
+        let Found::Message(found) = router.next_retained(&mut replay, 0, &mut 10) else { panic!("nothing") };
+        assert_eq!(found.topic(), "a/b");
+        assert!(matches!(router.next_retained(&mut replay, 0, &mut 10), Found::End));
+    }
+
+    #[test]
+    fn a_subscriber_between_receipt_and_commit_gets_a_retained_message_once() {
+        let router = router(1);
+        let received = prepared(&router, "a/b", true).unwrap();
+        let id = SessionId::new(0, 1, 0);
+        assert!(subscribe(&router, "a/+", id).unwrap().1.is_none(), "it is not kept before it is durable");
+        let (_, targets) = router.publish(*received, Some(0)).unwrap();
+        assert_eq!(targets.iter().map(|target| target.to).collect::<Vec<_>>(), [id]);
+    }
+
+    #[test]
+    fn the_member_of_a_group_is_chosen_when_the_message_is_durable() {
+        let router = router(1);
+        let (first, second) = (SessionId::new(0, 1, 0), SessionId::new(0, 1, 1));
+        subscribe(&router, "$share/g/t", first).unwrap();
+        let received = prepared(&router, "t", false).unwrap();
+        subscribe(&router, "$share/g/t", second).unwrap();
+        router.set_present(first.subscriber(false), false);
+        let (_, targets) = router.publish(*received, Some(0)).unwrap();
+        assert_eq!(targets.iter().map(|target| target.to).collect::<Vec<_>>(), [second]);
+    }
+
+    #[test]
+    fn subscriptions_are_bounded_and_one_that_is_there_may_be_replaced() {
+        let router = Router::new(1, 2);
+        let id = SessionId::new(0, 1, 0);
+        subscribe(&router, "a", id).unwrap();
+        subscribe(&router, "b", id).unwrap();
+        assert_eq!(subscribe(&router, "c", id).unwrap_err(), NotSubscribed::TooMany);
+        assert_eq!(subscribe(&router, "b", id).unwrap().0, Inserted::Replaced);
+        let deep = vec!["a"; 200].join("/");
+        router.unsubscribe_all(id.subscriber(false));
+        assert_eq!(subscribe(&router, &deep, id).unwrap_err(), NotSubscribed::TooDeep);
+        // A client's own bound is its worker's to know.
+        let filter = Filter::parse("a").unwrap();
+        let refused = router.subscribe(&filter, id.subscriber(false), SubscribeOptions::default(), 0, false, true);
+        assert_eq!(refused.unwrap_err(), NotSubscribed::TooMany);
+    }
+
+    #[test]
+    fn a_full_inbox_is_congestion_until_it_is_emptied() {
+        let router = router(2);
+        let target =
+            Target { to: SessionId::new(1, 1, 0), kept: false, qos: QoS::AtMostOnce, retain: false, ids: [].into() };
+        let message = Arc::new(Message::new("t", b"x", QoS::AtMostOnce, false));
+        let send = |count| {
+            let targets = vec![target.clone(); count];
+            router.send(1, Envelope::Message { message: message.clone(), targets, receipt: None });
+        };
+        send(INBOX_DELIVERIES);
+        assert!(!router.is_congested());
+        send(1);
+        assert!(router.is_congested());
+        send(INBOX_DELIVERIES);
+        let mut envelopes = Vec::new();
+        router.take(1, &mut envelopes);
+        assert_eq!((envelopes.len(), router.is_congested()), (3, false));
     }
 }

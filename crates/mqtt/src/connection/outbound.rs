@@ -102,15 +102,27 @@ impl Connection {
         self.launch(publish, now, out).map_or(Delivered::Dropped(Dropped::TooLarge), |id| Delivered::Sent(Some(id)))
     }
 
+    /// Tells whether the client is behind with reading: while it is, messages of QoS 1 and 2 are queued, where all subscribers share
+    /// their bytes, rather than written out for it. When it has caught up, what may be sent is appended.
+    pub fn set_congested(&mut self, limits: &Limits, congested: bool, now: u64, out: &mut Vec<u8>) {
+        let caught_up = std::mem::replace(&mut self.congested, congested) && !congested;
+        if caught_up && self.phase == Phase::Open {
+            self.pump(limits, now, out);
+        }
+    }
+
     /// Whether a message of QoS 1 or 2 would be sent at once, rather than queued.
     #[must_use]
     pub fn has_room(&self, limits: &Limits) -> bool {
         let full = |session: &crate::Session| session.queued() > 0 || session.inflight.len() >= self.window(limits);
-        self.phase == Phase::Open && !self.session.as_deref().is_some_and(full)
+        self.phase == Phase::Open && !self.congested && !self.session.as_deref().is_some_and(full)
     }
 
     /// Publishes that may be in flight at once.
     fn window(&self, limits: &Limits) -> usize {
+        if self.congested {
+            return 0;
+        }
         usize::from(self.receive_maximum.min(limits.max_inflight_out).max(1))
     }
 

@@ -242,6 +242,18 @@ impl<S: Subscriber> Trie<S> {
         Ok(Inserted::New)
     }
 
+    /// Whether `subscriber` has a subscription with this very filter.
+    #[must_use]
+    pub fn contains(&self, subscriber: S, filter: &Filter<'_>) -> bool {
+        let (path, below) = path(filter);
+        let mut node = ROOT;
+        for level in path {
+            let Some(child) = self.tree.child(node, level) else { return false };
+            node = child;
+        }
+        self.find(subscriber, node, below, filter.group()).is_some()
+    }
+
     /// Unsubscribes; false if there was no such subscription.
     pub fn remove(&mut self, subscriber: S, filter: &Filter<'_>) -> bool {
         let (path, below) = path(filter);

@@ -54,7 +54,9 @@ impl Database {
                         assert!(self.messages.insert(order, form).is_none(), "{order} was there");
                     }
                 }
-                Change::Sent { order, packet_id, .. } => assert!(self.flights.insert(order, (packet_id, false)).is_none()),
+                Change::Sent { order, packet_id, .. } => {
+                    assert!(self.flights.insert(order, (packet_id, false)).is_none())
+                }
                 Change::Received { order } => self.flights.get_mut(&order).unwrap().1 = true,
                 Change::Gone { order } => {
                     self.messages.remove(&order);

@@ -138,7 +138,11 @@ fn the_trie_finds_what_a_naive_matcher_finds() {
                 20 | 21 => {
                     let present = r.below(2) == 0;
                     trie.set_present(subscriber, present);
-                    if present { away.remove(&subscriber) } else { away.insert(subscriber) };
+                    if present {
+                        away.remove(&subscriber)
+                    } else {
+                        away.insert(subscriber)
+                    };
                 }
                 11..=13 => {
                     let text = match model.keys().nth(r.below(model.len().max(1))) {
@@ -342,7 +346,11 @@ fn what_is_removed_is_used_again() {
         if round == 1 {
             bytes = trie.bytes();
         }
-        assert!(round < 2 || trie.bytes() <= bytes + bytes / 50, "{} bytes after round {round}, {bytes} before", trie.bytes());
+        assert!(
+            round < 2 || trie.bytes() <= bytes + bytes / 50,
+            "{} bytes after round {round}, {bytes} before",
+            trie.bytes()
+        );
     }
 }
 

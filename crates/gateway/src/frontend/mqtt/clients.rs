@@ -11,7 +11,8 @@ use tidegate_mqtt::{Connection, Session, Will};
 use tidegate_record::DeviceId;
 use tidegate_transport::Transport;
 
-use crate::frontend::router::{Arrival, SessionId};
+use super::kept::Kept;
+use crate::frontend::router::{Arrival, SessionId, Subscriber};
 
 /// Sealed at once: what a socket takes in one call, so that little is kept of what it does not take.
 const SEALED_BYTES: usize = 64 * 1024;
@@ -40,9 +41,13 @@ pub(super) struct Client {
     pub(super) sent: usize,
     /// Tells its connections apart: a session has one after the other.
     pub(super) connection_number: u32,
+    /// Unsent bytes that are counted against the bound of the worker.
+    pub(super) accounted: usize,
     /// Subscriptions held in the trie.
     pub(super) subscriptions: u32,
     pub(super) flags: Flags,
+    /// The session outlives a restart.
+    pub(super) kept: Option<Box<Kept>>,
     /// The second that it is filed for in the deadline wheel, low 32 bits; 0 if it is not. Entries for other seconds are stale.
     pub(super) filed: u32,
     /// What waits for its return.
@@ -60,8 +65,14 @@ pub(super) struct Flags {
     pub(super) deaf: bool,
     /// In the list of those that are not read until the log takes readings again.
     pub(super) paused: bool,
-    /// To be closed once `out` is sent.
-    pub(super) closing: bool,
+    /// It has had a shared subscription, so that the trie is to know whether it is there.
+    pub(super) shares: bool,
+    /// What is to be sent to it waits for the database.
+    pub(super) gated: bool,
+    /// Rows were written that what it is sent next must wait for.
+    pub(super) changed: bool,
+    /// So much waits to be sent to it that messages which may wait do.
+    pub(super) congested: bool,
 }
 
 /// What is left of a client that is away.
@@ -72,25 +83,47 @@ pub(super) struct Parked {
     pub(super) expires: Option<u64>,
     /// A will that is not published yet, and when it will be.
     pub(super) will: Option<(Box<Will>, u64)>,
+    /// Bytes of its queue that are counted against the bound of the worker.
+    pub(super) accounted: usize,
+}
+
+impl Parked {
+    /// Its flows and queue, made if there are none.
+    pub(super) fn session_mut(&mut self) -> &mut Session {
+        self.session.get_or_insert_with(|| {
+            let mut session = Box::new(Session::new());
+            // Every session that outlives its connection is kept.
+            session.keep_journal();
+            session
+        })
+    }
 }
 
 impl Client {
-    fn new(id: SessionId, arrival: Arrival, connection_number: u32, now: u64) -> Client {
+    fn new(id: SessionId, arrival: Option<Arrival>, connection_number: u32, now: u64) -> Client {
+        let (socket, transport) = arrival.map_or((None, None), |arrival| (Some(arrival.socket), arrival.transport));
         Client {
             id,
             device: None,
-            socket: Some(arrival.socket),
-            transport: arrival.transport,
+            socket,
+            transport,
             connection: Connection::new(now),
             tail: Vec::new(),
             out: Vec::new(),
             sent: 0,
+            accounted: 0,
             connection_number,
             subscriptions: 0,
             flags: Flags::default(),
+            kept: None,
             filed: 0,
             parked: None,
         }
+    }
+
+    /// Its name in the subscription trie.
+    pub(super) fn subscriber(&self) -> Subscriber {
+        self.id.subscriber(self.kept.is_some())
     }
 
     /// Bytes that wait to be sent.
@@ -162,13 +195,15 @@ impl Client {
         Ok(true)
     }
 
-    /// Sends what waits and, through the transport, that nothing more comes; what the kernel does not take is lost.
-    pub(super) fn write_last(&mut self) {
-        let complete = self.write().unwrap_or(false);
-        if let (true, Some(socket), Some(transport)) = (complete, &self.socket, &mut self.transport) {
-            transport.close();
-            let _ = write_sealed(socket, transport);
+    /// Takes what is left to be sent, with the transport's own farewell behind it: the bytes, and how many of them are sent.
+    pub(super) fn take_unsent(&mut self) -> (Vec<u8>, usize) {
+        let (out, sent) = (std::mem::take(&mut self.out), std::mem::take(&mut self.sent));
+        let Some(mut transport) = self.transport.take() else { return (out, sent) };
+        if sent < out.len() {
+            transport.seal(&out[sent..]);
         }
+        transport.close();
+        (transport.unsent().to_vec(), 0)
     }
 
     pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -190,7 +225,7 @@ fn write_sealed(socket: &Socket, transport: &mut Transport) -> io::Result<bool> 
 }
 
 /// All clients of a worker.
-pub(super) struct Clients {
+pub(crate) struct Clients {
     slab: Slab<Client>,
     worker: usize,
     generation: u32,
@@ -202,6 +237,21 @@ impl Clients {
     }
 
     pub(super) fn insert(&mut self, arrival: Arrival, now: u64) -> Slot {
+        self.add(Some(arrival), now)
+    }
+
+    /// Adds a client that is away.
+    pub(super) fn insert_away(&mut self, device: DeviceId, kept: Kept, parked: Parked, now: u64) -> Slot {
+        let slot = self.add(None, now);
+        if let Some(client) = self.slab.get_mut(slot) {
+            client.device = Some(device);
+            client.kept = Some(Box::new(kept));
+            client.parked = Some(Box::new(parked));
+        }
+        slot
+    }
+
+    fn add(&mut self, arrival: Option<Arrival>, now: u64) -> Slot {
         self.generation = self.generation.wrapping_add(1);
         let entry = self.slab.vacant_entry();
         let slot = entry.key();
@@ -240,6 +290,6 @@ mod tests {
 
     #[test]
     fn a_client_is_small() {
-        assert!(size_of::<Client>() <= 224, "{} bytes", size_of::<Client>());
+        assert!(size_of::<Client>() <= 248, "{} bytes", size_of::<Client>());
     }
 }

@@ -9,11 +9,9 @@ use tidegate_session::TableFull;
 
 use super::Now;
 use super::clients::{Parked, Slot};
+use super::kept::{self, Kept, Row};
 use super::reactor::Reactor;
 use crate::frontend::router::{Arrival, Envelope, SessionId};
-
-/// Milliseconds that a closed connection may take to be told why.
-const LINGER_MS: u64 = 5_000;
 
 /// Seconds in a session expiry that never comes (MQTT 5.0 §3.1.2.11.2).
 const NEVER: u32 = u32::MAX;
@@ -93,8 +91,8 @@ impl Reactor {
     fn defer(&mut self, slot: Slot, input: &[u8], now: Now) {
         let Some(client) = self.clients.get_mut(slot) else { return };
         client.connection = Connection::new(now.steady_millis());
-        client.tail = input.to_vec();
         self.resumable.push(client.id);
+        self.keep(slot, input.to_vec());
     }
 
     fn refuse(&mut self, epoll: &Epoll, slot: Slot, reason: Reason, now: Now) {
@@ -105,7 +103,7 @@ impl Reactor {
         }
         self.give(slot, &mut out);
         self.out = out;
-        self.close_after(epoll, slot, "refused", now);
+        self.close(epoll, slot, "refused", now);
     }
 
     fn accept_client(
@@ -120,6 +118,14 @@ impl Reactor {
         self.shared.metrics.mqtt_connects.with_label_values(&["accepted"]).inc();
         let mut out = std::mem::take(&mut self.out);
         if let Some(client) = self.clients.get_mut(slot) {
+            let expiry = client.connection.session_expiry();
+            if client.kept.is_some() || expiry > 0 {
+                let kept = client.kept.get_or_insert_with(|| Box::new(Kept::new()));
+                client.connection.keep_journal();
+                let rows = &mut self.commits.rows;
+                Row { incarnation: kept.incarnation, expiry, ended: None }.put(rows, &device);
+                kept::put_will(rows, &device, client.connection.will().map(|will| (will, None)));
+            }
             client.device = Some(device);
             debug_assert!(resumed.is_none() || !connect.clean_start);
             let accept = Accept {
@@ -152,16 +158,23 @@ impl Reactor {
     /// Takes what waited for the client in `slot`, which is back: `None` if a clean start drops it.
     fn unpark(&mut self, slot: Slot, clean_start: bool, now: Now) -> Option<Resumed> {
         let client = self.clients.get_mut(slot)?;
-        let id = client.id;
+        let (id, from) = (client.id, client.subscriber());
         let parked = *client.parked.take()?;
+        self.queued_bytes -= parked.accounted;
         if !clean_start {
+            if client.flags.shares {
+                self.shared.router.set_present(from, true);
+            }
+            self.replays.wake(id);
             // It is back before its will was due ([MQTT-3.1.3-9]).
             return Some(Resumed(parked.session));
         }
+        let device = client.device.clone();
         self.drop_subscriptions(id);
+        self.forget_kept(slot);
         // The session ends here, and the will is due with it.
         if let Some((will, _)) = parked.will {
-            self.publish_will(id, *will, now);
+            self.publish_will(device, from, *will, now);
         }
         None
     }
@@ -180,10 +193,11 @@ impl Reactor {
         client.connection_number = arrived.connection_number;
         client.out = arrived.out;
         client.sent = arrived.sent;
+        client.accounted = arrived.accounted;
         client.filed = 0;
-        client.flags.closing = false;
         client.flags.deaf = false;
         client.flags.wants_write = false;
+        client.flags.congested = false;
         if std::mem::take(&mut client.flags.paused) {
             self.shared.metrics.mqtt_paused.dec();
         }
@@ -200,6 +214,7 @@ impl Reactor {
     /// Gives the connection in `slot` to the worker that has its session.
     fn hand_over(&mut self, epoll: &Epoll, slot: Slot, worker: usize, input: &[u8]) {
         let Some(client) = self.clients.remove(slot) else { return };
+        self.unsent_bytes -= client.accounted;
         let Some(socket) = client.socket else { return };
         self.shared.metrics.mqtt_connections.dec();
         // Deleted before it is added there: a ready socket in two sets would be read by two workers.
@@ -209,72 +224,76 @@ impl Reactor {
         }
     }
 
-    /// Closes the connection once what it is to be told is sent.
-    pub(super) fn close_after(&mut self, epoll: &Epoll, slot: Slot, reason: &'static str, now: Now) {
-        let Some(client) = self.clients.get_mut(slot) else { return };
-        if client.unsent() == 0 {
-            return self.close(epoll, slot, reason, now);
-        }
-        if !client.flags.closing {
-            client.flags.closing = true;
-            self.lingering.push_back((client.id, now.steady_millis() + LINGER_MS));
-            self.shared.metrics.mqtt_closed.with_label_values(&[reason]).inc();
-        }
-        self.mark_dirty(slot);
-        self.listen(epoll, slot);
-    }
-
-    /// Closes the connection. Its session stays or goes as its expiry says.
+    /// Closes the connection. Its session stays or goes as its expiry says, and its socket lingers until the peer has been told what
+    /// there is to tell.
     pub(super) fn close(&mut self, epoll: &Epoll, slot: Slot, reason: &'static str, now: Now) {
         let Some(client) = self.clients.get_mut(slot) else { return };
-        // What is there to be sent goes out if the kernel takes it.
-        client.write_last();
         let Some(socket) = client.socket.take() else { return };
         let _ = epoll.delete(&socket);
-        drop(socket);
-        client.transport = None;
+        let (out, sent) = client.take_unsent();
+        self.unsent_bytes -= std::mem::take(&mut client.accounted);
+        let unconnected = std::mem::take(&mut client.tail).len();
         let metrics = &self.shared.metrics;
         metrics.mqtt_connections.dec();
-        if !client.flags.closing {
-            metrics.mqtt_closed.with_label_values(&[reason]).inc();
+        metrics.mqtt_closed.with_label_values(&[reason]).inc();
+        client.flags.congested = false;
+        if std::mem::take(&mut client.flags.gated) {
+            self.commits.drop_gate(client.id);
         }
-        client.out = Vec::new();
-        client.sent = 0;
-        client.tail = Vec::new();
-        client.flags.closing = false;
         if std::mem::take(&mut client.flags.paused) {
             metrics.mqtt_paused.dec();
         }
-        let id = client.id;
+        // A peer that has gone hears nothing more.
+        if !matches!(reason, "peer" | "reset") {
+            self.farewells.add(socket, out, sent, now.steady_millis());
+        }
         let ended = client.connection.end();
         if client.device.is_none() {
+            self.unconnected_bytes -= unconnected;
             self.clients.remove(slot);
             return;
         }
-        self.park(slot, id, ended, now);
+        self.park(slot, ended, now);
     }
 
     /// Keeps what outlives a connection, or ends the session.
-    fn park(&mut self, slot: Slot, id: SessionId, ended: Ended, now: Now) {
+    fn park(&mut self, slot: Slot, ended: Ended, now: Now) {
         let millis = now.steady_millis();
         let expiry = ended.session_expiry;
         let mut will = ended.will;
+        let mut session = ended.session;
+        let Some(client) = self.clients.get(slot) else { return };
+        let from = client.subscriber();
         if let Some(due) = will.take_if(|will| will.delay == 0 || expiry == 0) {
-            self.publish_will(id, *due, now);
+            self.publish_will(client.device.clone(), from, *due, now);
         }
         if expiry == 0 {
             return self.end_session(slot);
         }
         let Some(client) = self.clients.get_mut(slot) else { return };
+        if client.flags.shares {
+            self.shared.router.set_present(from, false);
+        }
         let after = |seconds: u32| millis + u64::from(seconds) * 1000;
+        let will = will.map(|will| {
+            let at = after(will.delay);
+            (will, at)
+        });
+        if let (Some(kept), Some(device)) = (&client.kept, &client.device) {
+            if let Some(session) = &mut session {
+                self.commits.collect_from(kept.incarnation, session);
+            }
+            let rows = &mut self.commits.rows;
+            Row { incarnation: kept.incarnation, expiry, ended: Some(millis) }.put(rows, device);
+            kept::put_will(rows, device, will.as_ref().map(|(will, at)| (&**will, Some(*at))));
+        }
         client.parked = Some(Box::new(Parked {
-            session: ended.session,
+            session: session.filter(|session| !session.is_empty()),
             expires: (expiry != NEVER).then(|| after(expiry)),
-            will: will.map(|will| {
-                let at = after(will.delay);
-                (will, at)
-            }),
+            will,
+            accounted: 0,
         }));
+        self.account(slot);
         self.file(slot);
     }
 
@@ -282,12 +301,15 @@ impl Reactor {
     pub(super) fn away(&mut self, slot: Slot, now: Now) {
         let millis = now.steady_millis();
         let Some(client) = self.clients.get_mut(slot) else { return };
+        let (device, from) = (client.device.clone(), client.subscriber());
         let Some(parked) = &mut client.parked else { return };
-        let id = client.id;
         let over = parked.expires.is_some_and(|at| at <= millis);
         // The session's end is the will's, if it comes first (MQTT 5.0 §3.1.3.2.2).
         if let Some((will, _)) = parked.will.take_if(|(_, at)| over || *at <= millis) {
-            self.publish_will(id, *will, now);
+            if let Some(device) = &device {
+                kept::put_will(&mut self.commits.rows, device, None);
+            }
+            self.publish_will(device, from, *will, now);
         }
         if over {
             self.end_session(slot);
@@ -298,7 +320,11 @@ impl Reactor {
     fn end_session(&mut self, slot: Slot) {
         let Some(id) = self.clients.get(slot).map(|client| client.id) else { return };
         self.drop_subscriptions(id);
+        self.forget_kept(slot);
         let Some(client) = self.clients.remove(slot) else { return };
+        if let Some(parked) = &client.parked {
+            self.queued_bytes -= parked.accounted;
+        }
         if let Some(device) = client.device {
             self.shared.table.peek(device.as_str(), |entry| {
                 entry.mqtt.take_if(|mqtt| *mqtt == id);
@@ -306,10 +332,22 @@ impl Reactor {
         }
     }
 
+    /// Takes the session of the client in `slot` out of the database, if it is there.
+    fn forget_kept(&mut self, slot: Slot) {
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        if let (Some(kept), Some(device)) = (client.kept.take(), &client.device) {
+            kept::remove_session(&mut self.commits.rows, device, kept.incarnation);
+            kept::put_will(&mut self.commits.rows, device, None);
+        }
+    }
+
     fn drop_subscriptions(&mut self, id: SessionId) {
+        self.replays.forget_all(id);
         let Some((_, client)) = self.clients.by_id(id) else { return };
+        client.flags.shares = false;
+        let subscriber = client.subscriber();
         if std::mem::take(&mut client.subscriptions) > 0 {
-            self.shared.router.unsubscribe_all(id);
+            self.shared.router.unsubscribe_all(subscriber);
             self.shared.metrics.mqtt_subscriptions.set(self.shared.router.subscriptions() as i64);
         }
     }

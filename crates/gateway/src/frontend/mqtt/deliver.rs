@@ -7,21 +7,37 @@ use tidegate_mqtt::{Delivered, Delivery, Message, QoS, Reason, Subscribe, Unsubs
 
 use super::Now;
 use super::clients::Slot;
+use super::commit::Wait;
+use super::kept;
 use super::reactor::Reactor;
-use crate::frontend::router::{Published, Target};
+use crate::frontend::router::{NotSubscribed, Published, Target};
+
+/// Bytes that wait to be sent to a client which count as slow when a worker has too many of them in all: more than a socket that is
+/// read leaves behind.
+const SLOW: usize = 16 * 1024;
 
 impl Reactor {
     /// Hands a message to its subscribers: those of this worker now, the others through their workers' inboxes.
-    pub(super) fn route(&mut self, published: Published, now: Now) {
-        let local = self.shared.router.publish(published, Some(self.index));
-        if let Some((message, targets)) = local {
+    pub(super) fn route(&mut self, published: Published, now: Now) -> Wait {
+        let retained = published.is_retained().then(|| published.message().clone());
+        let routed = self.shared.router.route(published, Some(self.index), Some(&self.wake));
+        let mut wait = Wait { epoch: 0, receipt: routed.receipt };
+        if let Some((message, targets)) = routed.own {
             self.deliver_all(&message, &targets, now);
+            if targets.iter().any(|target| target.is_stored(&message)) {
+                wait.epoch = self.commits.wait();
+            }
         }
+        if let Some(message) = retained {
+            wait.epoch = self.commits.retained(message.topic());
+        }
+        wait
     }
 
     pub(super) fn deliver_all(&mut self, message: &Arc<Message>, targets: &[Target], now: Now) {
         for target in targets {
             self.deliver(message, target, now);
+            self.commits.close_if_large();
         }
     }
 
@@ -30,18 +46,33 @@ impl Reactor {
         let undelivered = |reason: &str| metrics.mqtt_undelivered.with_label_values(&[reason]).inc();
         let Some((slot, client)) = self.clients.by_id(target.to) else { return undelivered("gone") };
         if let Some(parked) = &mut client.parked {
-            let session = parked.session.get_or_insert_default();
+            if target.qos.min(message.qos()) == QoS::AtMostOnce {
+                return undelivered("offline");
+            }
+            if self.queued_bytes + message.size() > self.most_queued {
+                return undelivered("queues_full");
+            }
+            let session = parked.session_mut();
             match session.queue(&self.limits, message, target.qos, target.retain, &target.ids) {
                 Ok(0) => {}
-                Ok(_) => undelivered("queue_full"),
+                Ok(gone) => metrics.mqtt_undelivered.with_label_values(&["queue_full"]).inc_by(gone as u64),
                 Err(dropped) => undelivered(dropped.name()),
             }
-            return;
+            self.account(slot);
+            return self.collect(slot);
         }
-        // A client that does not read loses QoS 0 first.
+        // Of a client that does not read, what may wait is queued, where all subscribers share it; then it loses QoS 0, and at last,
+        // when its queue is full as well, its connection.
+        let unsent = client.unsent();
+        let full = unsent >= self.shared.config.mqtt.max_outgoing_bytes
+            || unsent >= SLOW && self.unsent_bytes >= self.most_unsent;
         let qos = target.qos.min(message.qos());
-        if qos == QoS::AtMostOnce && client.unsent() >= self.shared.config.mqtt.max_outgoing_bytes {
+        if qos == QoS::AtMostOnce && full {
             return undelivered("slow");
+        }
+        if full && !client.flags.congested {
+            client.flags.congested = true;
+            client.connection.set_congested(&self.limits, true, now.steady_millis(), &mut Vec::new());
         }
         let delivery = Delivery { qos: target.qos, retain: target.retain, ids: &target.ids };
         let mut out = std::mem::take(&mut self.out);
@@ -55,6 +86,7 @@ impl Reactor {
                     // It neither reads nor acknowledges, and what it must not lose is more than may be kept for it.
                     client.connection.disconnect(Reason::QuotaExceeded, &mut out);
                     self.stuck.push(target.to);
+                    self.shared.metrics.mqtt_slow.inc();
                 }
             }
         }
@@ -62,50 +94,62 @@ impl Reactor {
         self.out = out;
     }
 
-    pub(super) fn subscribe(&mut self, slot: Slot, subscribe: &Subscribe<'_>, millis: u64, out: &mut Vec<u8>) {
+    /// Counts the queue of a client that is away against the bound of the worker.
+    pub(super) fn account(&mut self, slot: Slot) {
+        let Some(parked) = self.clients.get_mut(slot).and_then(|client| client.parked.as_mut()) else { return };
+        let bytes = parked.session.as_ref().map_or(0, |session| session.queued_bytes());
+        self.queued_bytes = self.queued_bytes + bytes - parked.accounted;
+        parked.accounted = bytes;
+    }
+
+    pub(super) fn subscribe(&mut self, slot: Slot, subscribe: &Subscribe<'_>, out: &mut Vec<u8>) {
         let Some(client) = self.clients.get_mut(slot) else { return };
-        let router = &self.shared.router;
+        let shared = &self.shared;
+        let most = u32::try_from(shared.config.mqtt.max_subscriptions).unwrap_or(u32::MAX);
+        let subscriber = client.subscriber();
         let mut reasons = Vec::new();
-        let mut retained = Vec::new();
         for (filter, options) in subscribe.filters() {
-            let Ok(inserted) = router.subscribe(&filter, client.id, options, subscribe.id) else {
-                reasons.push(Reason::QuotaExceeded);
-                continue;
-            };
-            client.subscriptions += u32::from(inserted == Inserted::New);
-            reasons.push(Reason::granted(options.qos));
-            // Retain handling (MQTT 5.0 §3.8.3.1); shared subscriptions get none (§4.8.2).
-            let wanted = match options.retain_handling {
-                0 => true,
-                1 => inserted == Inserted::New,
-                _ => false,
-            };
-            if wanted && filter.group().is_none() {
-                retained.extend(router.retained(&filter, millis).into_iter().map(|message| (message, options.qos)));
-            }
-        }
-        client.connection.suback(subscribe.packet_id, reasons, out);
-        // Behind the SUBACK, which most clients wait for before they take messages.
-        let ids = if subscribe.id == 0 { &[][..] } else { std::slice::from_ref(&subscribe.id) };
-        for (message, qos) in retained {
-            let delivery = Delivery { qos, retain: true, ids };
-            match client.connection.deliver(&self.limits, &message, delivery, millis, out) {
-                Delivered::Sent(_) => self.shared.metrics.mqtt_delivered.inc(),
-                Delivered::Queued => {}
-                Delivered::Dropped(dropped) => {
-                    self.shared.metrics.mqtt_undelivered.with_label_values(&[dropped.name()]).inc();
+            let may_add = client.subscriptions < most;
+            let listing = self.replays.may_list(client.id);
+            match shared.router.subscribe(&filter, subscriber, options, subscribe.id, may_add, listing) {
+                Ok((inserted, replay)) => {
+                    client.subscriptions += u32::from(inserted == Inserted::New);
+                    client.flags.shares |= filter.group().is_some();
+                    if let Some(kept) = &client.kept {
+                        let rows = &mut self.commits.rows;
+                        kept::put_subscription(rows, kept.incarnation, filter.text(), options, subscribe.id);
+                        client.flags.changed = true;
+                    }
+                    reasons.push(Reason::granted(options.qos));
+                    if let Some(replay) = replay {
+                        // Sent behind the SUBACK, which most clients wait for before they take messages.
+                        self.replays.add(client.id, replay, options.qos, subscribe.id);
+                    }
+                }
+                Err(why) => {
+                    shared.metrics.mqtt.refused(match why {
+                        NotSubscribed::TooDeep => "filter_levels",
+                        NotSubscribed::TooMany => "subscriptions",
+                    });
+                    reasons.push(Reason::QuotaExceeded);
                 }
             }
         }
-        self.shared.metrics.mqtt_subscriptions.set(self.shared.router.subscriptions() as i64);
+        client.connection.suback(subscribe.packet_id, reasons, out);
+        shared.metrics.mqtt_subscriptions.set(shared.router.subscriptions() as i64);
     }
 
     pub(super) fn unsubscribe(&mut self, slot: Slot, unsubscribe: &Unsubscribe<'_>, out: &mut Vec<u8>) {
         let Some(client) = self.clients.get_mut(slot) else { return };
         let mut reasons = Vec::new();
         for filter in unsubscribe.filters() {
-            let there = self.shared.router.unsubscribe(&filter, client.id);
+            let there = self.shared.router.unsubscribe(&filter, client.subscriber());
             if there {
+                self.replays.forget(client.id, filter.pattern());
+                if let Some(kept) = &client.kept {
+                    kept::remove_subscription(&mut self.commits.rows, kept.incarnation, filter.text());
+                    client.flags.changed = true;
+                }
                 client.subscriptions -= 1;
             }
             reasons.push(if there { Reason::Success } else { Reason::NoSubscriptionExisted });

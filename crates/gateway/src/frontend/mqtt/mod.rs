@@ -33,13 +33,21 @@ use super::worker::watch;
 use super::{Now, Shared};
 
 mod clients;
+mod commit;
 mod connect;
 mod deliver;
+mod farewell;
+mod kept;
 mod publish;
 mod reactor;
+mod replay;
+mod restore;
 mod transport;
+mod wills;
 
+pub(crate) use clients::Clients;
 use reactor::Reactor;
+pub(crate) use restore::{Restored, restore};
 
 /// Ready connections taken in one pass: their records make one append, and other tasks of the thread wait no longer than that
 /// takes (a few milliseconds at most).
@@ -90,6 +98,7 @@ pub(super) async fn serve(listener: TcpListener, index: usize, shared: Arc<Share
                 }
             }
             () = sleep_until(pause), if pause.is_some() => reactor.end_pause(),
+            () = tokio::task::yield_now(), if reactor.has_more() => {}
             _ = tick.tick() => reactor.tick(&poller.get_ref().0, Now::read()),
             () = tokio::time::sleep(PAUSED_TICK), if reactor.is_held_up() => {
                 reactor.retry(&poller.get_ref().0, Now::read());
@@ -98,7 +107,9 @@ pub(super) async fn serve(listener: TcpListener, index: usize, shared: Arc<Share
         let now = Now::read();
         reactor.inbox(&poller.get_ref().0, now);
         reactor.release(&poller.get_ref().0, now);
+        reactor.release_commits(&poller.get_ref().0, now);
         reactor.flush(&poller.get_ref().0, now);
+        reactor.submit();
         if shared.is_stopping() && reactor.stop(&poller.get_ref().0, now) {
             return Ok(());
         }

@@ -1,13 +1,17 @@
 //! From a PUBLISH to a record and back to its acknowledgement.
 
+use std::time::Instant;
+
 use nix::sys::epoll::Epoll;
-use tidegate_mqtt::{Message, Publish, QoS, Reason, Version, Will};
+use tidegate_mqtt::{Message, Publish, QoS, Reason, Version};
 use tidegate_record::{Protocol, Record};
 use tidegate_writer::{Pressure, Refused};
 
 use super::Now;
 use super::clients::Slot;
+use super::kept;
 use super::reactor::Reactor;
+use super::wills::Due;
 use crate::frontend::router::{Published, SessionId};
 
 /// An acknowledgement that waits for its reading to become durable; for QoS 0, what subscribers get then.
@@ -19,6 +23,26 @@ pub(super) struct Ack {
     pub(super) qos: QoS,
     pub(super) reason: Reason,
     published: Option<Box<Published>>,
+    /// The number of a QoS 2 publish of a kept session; see [`super::kept`].
+    serial: u64,
+    /// It is a will's, which is to be kept if the log does not take it.
+    will: Option<Box<Due>>,
+}
+
+impl Ack {
+    /// Of a will, which nobody waits for.
+    pub(super) fn of_will(published: Option<Box<Published>>, will: Option<Box<Due>>) -> Ack {
+        Ack {
+            client: SessionId::NOBODY,
+            connection_number: 0,
+            packet_id: 0,
+            qos: QoS::AtMostOnce,
+            reason: Reason::Success,
+            published,
+            serial: 0,
+            will,
+        }
+    }
 }
 
 impl Reactor {
@@ -49,7 +73,7 @@ impl Reactor {
     /// Records a PUBLISH, if its topic is recorded, and routes it: QoS 0 at once, the others when they are durable.
     pub(super) fn publish(&mut self, slot: Slot, publish: &Publish<'_>, now: Now) {
         let Some(client) = self.clients.get(slot) else { return };
-        let (id, connection_number) = (client.id, client.connection_number);
+        let (id, connection_number, from) = (client.id, client.connection_number, client.subscriber());
         let recorded = self.shared.config.ingest.filters.records(&publish.topic);
         let mut reason = Reason::Success;
         if recorded {
@@ -74,9 +98,14 @@ impl Reactor {
                 qos: publish.qos,
                 reason,
                 published: None,
+                serial: 0,
+                will: None,
             });
             return;
         }
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        let kept = client.kept.as_deref_mut().filter(|_| publish.qos == QoS::ExactlyOnce);
+        let key = kept.map(|kept| kept.next_key(publish.packet_id));
         if recorded {
             let record = Record {
                 received: now.micros,
@@ -88,7 +117,7 @@ impl Reactor {
                 tenant: "",
                 content_type: publish.content_type,
                 topic: &publish.topic,
-                key: None,
+                key,
                 payload: publish.payload,
             };
             if let Err(error) = self.batch.push(&record) {
@@ -100,12 +129,14 @@ impl Reactor {
         } else {
             self.shared.metrics.mqtt.unrecorded.inc();
         }
-        let published = self.shared.router.prepare(&publish.topic, publish.retain, Some(id), &mut self.matches, || {
-            Message::from_publish(publish, now.steady_millis())
-        });
+        let published =
+            self.shared.router.prepare(&publish.topic, publish.retain, Some(from), &mut self.matches, || {
+                Message::from_publish(publish, now.steady_millis())
+            });
         if publish.qos == QoS::AtMostOnce {
             if let Some(published) = published {
-                self.route(*published, now);
+                // Nobody waits for it.
+                let _ = self.route(*published, now);
             }
             return;
         }
@@ -119,18 +150,33 @@ impl Reactor {
             qos: publish.qos,
             reason,
             published,
+            serial: key.map_or(0, |key| kept::of_key(key).0),
+            will: None,
         });
     }
 
-    /// A reading is durable: subscribers get it, and its sender its acknowledgement.
-    pub(super) fn acknowledge(&mut self, ack: Ack, now: Now) {
-        if let Some(published) = ack.published {
-            self.route(*published, now);
-        }
+    /// A reading is durable: subscribers get it, and its sender its acknowledgement, once the database has it for those of them whose
+    /// sessions are kept.
+    pub(super) fn acknowledge(&mut self, mut ack: Ack, received: Instant, now: Now) {
+        let wait = ack.published.take().map(|published| self.route(*published, now)).unwrap_or_default();
         if ack.qos == QoS::AtMostOnce {
             return;
         }
+        if wait.is_needed() || self.commits.has_staged() {
+            self.commits.stage(wait, ack, received);
+        } else {
+            self.answer(ack, received, now);
+        }
+    }
+
+    /// Sends an acknowledgement that nothing holds back any more.
+    pub(super) fn answer(&mut self, ack: Ack, received: Instant, now: Now) {
+        if !ack.reason.is_failure() {
+            self.latencies.observe((now.instant - received).as_secs_f64());
+            self.answered += 1;
+        }
         let Some((slot, client)) = self.clients.by_id(ack.client) else { return };
+        self.serial = ack.serial;
         if let Some(parked) = &mut client.parked {
             if let Some(session) = &mut parked.session
                 && ack.qos == QoS::ExactlyOnce
@@ -141,7 +187,7 @@ impl Reactor {
                     session.stored(ack.packet_id);
                 }
             }
-            return;
+            return self.collect(slot);
         }
         if client.connection_number != ack.connection_number {
             return;
@@ -163,7 +209,10 @@ impl Reactor {
         let mut cut_off = Vec::new();
         for ack in acks {
             if ack.qos == QoS::AtMostOnce {
-                self.shared.metrics.mqtt.shed(refused.name());
+                match ack.will {
+                    Some(will) => self.keep_will(*will),
+                    None => self.shared.metrics.mqtt.shed(refused.name()),
+                }
                 continue;
             }
             self.shared.metrics.mqtt.refused(refused.name());
@@ -180,48 +229,6 @@ impl Reactor {
         for id in cut_off {
             if let Some((slot, _)) = self.clients.by_id(id) {
                 self.close(epoll, slot, "refused_by_log", now);
-            }
-        }
-    }
-
-    /// Publishes a will on behalf of the client that left it: recorded as if the client had sent it.
-    pub(super) fn publish_will(&mut self, id: SessionId, will: Will, now: Now) {
-        let message = will.publish(now.steady_millis());
-        let Some(client) = self.clients.get(id.slot()).filter(|client| client.id == id) else { return };
-        if self.shared.config.ingest.filters.records(message.topic()) {
-            let record = Record {
-                received: now.micros,
-                protocol: Protocol::Mqtt,
-                qos: message.qos() as u8,
-                retain: message.retain(),
-                content_format: None,
-                device: client.device.as_ref().map_or("", tidegate_record::DeviceId::as_str),
-                tenant: "",
-                content_type: "",
-                topic: message.topic(),
-                key: None,
-                payload: message.payload(),
-            };
-            if self.batch.push(&record).is_err() {
-                return;
-            }
-        }
-        let topic = message.topic().to_owned();
-        let retain = message.retain();
-        let qos = message.qos();
-        if let Some(published) = self.shared.router.prepare(&topic, retain, Some(id), &mut self.matches, || message) {
-            if qos == QoS::AtMostOnce {
-                self.route(*published, now);
-            } else {
-                // Nobody is acknowledged; it only waits in line.
-                self.acks.push(Ack {
-                    client: id,
-                    connection_number: 0,
-                    packet_id: 0,
-                    qos: QoS::AtMostOnce,
-                    reason: Reason::Success,
-                    published: Some(published),
-                });
             }
         }
     }

@@ -1,6 +1,5 @@
 //! The worker's state and its passes: sockets in, packets to their handlers, answers out.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -8,14 +7,19 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
+use prometheus::local::LocalHistogram;
 use tidegate_mqtt::trie::Matches;
-use tidegate_mqtt::{Event, Limits, QoS, Reason, Violation, frame_len};
+use tidegate_mqtt::{Event, Limits, Reason, Violation, frame_len};
 use tidegate_record::Seq;
 use tidegate_writer::{Batch, Refused};
 use tracing::warn;
 
-use super::clients::{Client, Clients, Slot};
+use super::clients::{Clients, Slot};
+use super::commit::Commits;
+use super::farewell::Farewells;
 use super::publish::Ack;
+use super::replay::Replays;
+use super::wills::Waiting;
 use super::{LISTENER, Now};
 use crate::frontend::acks::AckQueue;
 use crate::frontend::pause::Pause;
@@ -34,6 +38,10 @@ const ACCEPTS: usize = 64;
 /// Bytes of records after which a pass appends what it has and goes on.
 const APPEND_BYTES: usize = 512 * 1024;
 
+/// Bytes that a worker keeps of connections whose CONNECT is not complete: tens of thousands of ordinary ones at a time. A peer that is not
+/// known yet and goes on sending when there are as many is cut off.
+const MAX_UNCONNECTED: usize = 16 << 20;
+
 /// Output buffers kept for reuse, and the largest that is kept: an idle connection owns none.
 const SPARE_BUFFERS: usize = 1024;
 const SPARE_BYTES: usize = 4096;
@@ -45,6 +53,15 @@ pub(super) struct Reactor {
     pub(super) clients: Clients,
     pub(super) batch: Batch,
     pub(super) acks: AckQueue<Ack>,
+    /// What waits for the database.
+    pub(super) commits: Commits,
+    /// The number of the QoS 2 publish that is being answered.
+    pub(super) serial: u64,
+    /// How long answers took, and how many were sent, since that was last told.
+    pub(super) latencies: LocalHistogram,
+    pub(super) answered: u64,
+    /// Wakes this worker.
+    pub(super) wake: Arc<Wake>,
     pause: Pause,
     /// Scratch for matching.
     pub(super) matches: Matches<u64>,
@@ -61,10 +78,22 @@ pub(super) struct Reactor {
     /// Clients that are not read until the log takes readings again, and those that may be read on.
     pub(super) paused: Vec<SessionId>,
     pub(super) resumable: Vec<SessionId>,
-    /// Closed connections that are still being told why, and until when, in order.
-    pub(super) lingering: VecDeque<(SessionId, u64)>,
+    /// Closed connections that are still being told why.
+    pub(super) farewells: Farewells,
+    /// Retained messages that new subscriptions are still to be sent.
+    pub(super) replays: Replays,
+    /// Wills that the log did not take.
+    pub(super) waiting_wills: Waiting,
     /// Clients to be cut off because they take no messages.
     pub(super) stuck: Vec<SessionId>,
+    /// Bytes kept of connections that are not accepted yet: sum of their tails.
+    pub(super) unconnected_bytes: usize,
+    /// Bytes queued for clients that are away, and how many may be.
+    pub(super) queued_bytes: usize,
+    pub(super) most_queued: usize,
+    /// Bytes that wait to be sent, of all clients, and how many may before slow clients lose messages.
+    pub(super) unsent_bytes: usize,
+    pub(super) most_unsent: usize,
     spare: Vec<Vec<u8>>,
     envelopes: Vec<Envelope>,
     /// The log did not take the batch: it is kept, and nothing is read, until it does.
@@ -73,20 +102,23 @@ pub(super) struct Reactor {
     accepts_paused: bool,
     /// A CONNECT with a password was read since this was last cleared: what it was read from is to be wiped.
     pub(super) read_secret: bool,
-    stopping: bool,
-    /// Nothing here waits for an answer any more.
-    drained: bool,
+    stopping: Stopping,
 }
 
 impl Reactor {
     pub(super) fn new(listener: TcpListener, index: usize, shared: Arc<Shared>) -> Reactor {
         let now = Now::read();
-        Reactor {
+        let mut reactor = Reactor {
             index,
             limits: limits(&shared.config),
-            clients: Clients::new(index),
+            clients: shared.restored_clients(index).unwrap_or_else(|| Clients::new(index)),
             batch: Batch::new(),
             acks: AckQueue::new(),
+            commits: Commits::new(shared.state.writer.clone()),
+            serial: 0,
+            latencies: shared.metrics.mqtt.ack_seconds.local(),
+            answered: 0,
+            wake: shared.router.mqtt_wake(index),
             pause: Pause::default(),
             matches: Matches::new(),
             out: Vec::new(),
@@ -98,34 +130,54 @@ impl Reactor {
             dirty: Vec::new(),
             paused: Vec::new(),
             resumable: Vec::new(),
-            lingering: VecDeque::new(),
+            farewells: Farewells::default(),
+            replays: Replays::default(),
+            waiting_wills: Waiting::default(),
             stuck: Vec::new(),
+            unconnected_bytes: 0,
+            queued_bytes: 0,
+            most_queued: shared.config.mqtt.max_queued_total_bytes / shared.workers,
+            unsent_bytes: 0,
+            most_unsent: shared.config.mqtt.max_outgoing_total_bytes / shared.workers,
             spare: Vec::new(),
             envelopes: Vec::new(),
             held: false,
             accepts_paused: false,
             read_secret: false,
-            stopping: false,
-            drained: false,
+            stopping: Stopping::No,
             shared,
+        };
+        // Those that were restored have wills and ends to come.
+        for slot in reactor.clients.slots() {
+            reactor.account(slot);
+            reactor.file(slot);
         }
+        reactor
     }
 
     /// Whether sockets are to be read at all.
     pub(super) fn reads(&self) -> bool {
-        !self.held && !self.stopping
+        !self.held && self.stopping == Stopping::No && !self.commits.is_refused() && !self.shared.router.is_congested()
     }
 
     /// Whether something waits for the log to take readings again.
     pub(super) fn is_held_up(&self) -> bool {
-        self.held || !self.paused.is_empty()
+        self.held || !self.paused.is_empty() || !self.waiting_wills.is_empty() || self.commits.is_refused()
+    }
+
+    /// Whether there is more to do without anything coming in.
+    pub(super) fn has_more(&self) -> bool {
+        self.replays.are_ready()
     }
 
     /// Asks to be woken when `durable` moves, if anything waits for it.
     pub(super) fn wait_for_commits(&self, wake: &Wake) {
-        let waiting = !self.acks.is_empty();
-        wake.set_waiting(waiting);
-        if waiting && self.acks.due(self.shared.durable.get()) {
+        let answers = !self.acks.is_empty();
+        let commits = self.commits.is_waiting();
+        wake.set_waiting(answers || commits);
+        if answers && !self.shared.router.is_congested() && self.acks.due(self.shared.durable.get())
+            || commits && self.commits.is_due(self.shared.state.durable.get())
+        {
             wake.now();
         }
     }
@@ -233,17 +285,23 @@ impl Reactor {
     /// Acts on MQTT bytes that came in, behind those that are kept; returns where the client is now, if it is to be read on.
     pub(super) fn take_in(&mut self, epoll: &Epoll, slot: Slot, bytes: &mut [u8], now: Now) -> Option<Slot> {
         let client = self.clients.get_mut(slot)?;
+        if client.device.is_none() && self.unconnected_bytes + bytes.len() > MAX_UNCONNECTED {
+            self.shared.metrics.mqtt.refused("unconnected_bytes");
+            self.close(epoll, slot, "refused", now);
+            return None;
+        }
         if !client.tail.is_empty() {
             client.tail.extend_from_slice(bytes);
+            if client.device.is_none() {
+                self.unconnected_bytes += bytes.len();
+            }
             return self.resume(epoll, slot, now);
         }
         let (slot, used) = self.packets(epoll, slot, bytes, now);
-        if used < bytes.len()
-            && let Some(client) = slot.and_then(|slot| self.clients.get_mut(slot))
-        {
-            client.tail = bytes[used..].to_vec();
-        }
         if let Some(slot) = slot {
+            if used < bytes.len() {
+                self.keep(slot, bytes[used..].to_vec());
+            }
             self.listen(epoll, slot);
         }
         if std::mem::take(&mut self.read_secret) {
@@ -257,15 +315,28 @@ impl Reactor {
     pub(super) fn resume(&mut self, epoll: &Epoll, slot: Slot, now: Now) -> Option<Slot> {
         let client = self.clients.get_mut(slot)?;
         // What is too long or malformed is for the state machine to answer.
-        let waiting = frame_len(&client.tail)
-            .is_some_and(|len| len <= self.limits.max_packet as usize && client.tail.len() < len);
+        let longest = client.connection.longest(&self.limits);
+        let waiting = frame_len(&client.tail).is_some_and(|len| len <= longest && client.tail.len() < len);
         if waiting || client.connection.is_paused() {
             self.file(slot);
             self.listen(epoll, slot);
             return Some(slot);
         }
         let tail = std::mem::take(&mut client.tail);
+        if client.device.is_none() {
+            self.unconnected_bytes -= tail.len();
+        }
         self.input(epoll, slot, tail, now)
+    }
+
+    /// Keeps `tail` of a client's input, of which nothing is kept yet.
+    pub(super) fn keep(&mut self, slot: Slot, tail: Vec<u8>) {
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        debug_assert!(client.tail.is_empty());
+        if client.device.is_none() {
+            self.unconnected_bytes += tail.len();
+        }
+        client.tail = tail;
     }
 
     /// Acts on `bytes`, which are all that is known of the client's input; returns where the client is now, if it is to be read
@@ -276,11 +347,10 @@ impl Reactor {
             bytes[..used].fill(0);
         }
         let slot = slot?;
-        let client = self.clients.get_mut(slot)?;
         if used < bytes.len() {
             bytes.drain(..used);
             bytes.shrink_to_fit();
-            client.tail = bytes;
+            self.keep(slot, bytes);
         }
         self.file(slot);
         self.listen(epoll, slot);
@@ -311,7 +381,7 @@ impl Reactor {
                 Err(violation) => {
                     self.shared.metrics.mqtt.malformed(violation.name());
                     self.give(slot, &mut out);
-                    self.close_after(epoll, slot, "protocol", now);
+                    self.close(epoll, slot, "protocol", now);
                     break;
                 }
                 Ok(Some(Event::Connect(connect))) => {
@@ -332,7 +402,7 @@ impl Reactor {
                     self.give(slot, &mut out);
                     self.publish(slot, &publish, now);
                 }
-                Ok(Some(Event::Subscribe(subscribe))) => self.subscribe(slot, &subscribe, millis, &mut out),
+                Ok(Some(Event::Subscribe(subscribe))) => self.subscribe(slot, &subscribe, &mut out),
                 Ok(Some(Event::Unsubscribe(unsubscribe))) => self.unsubscribe(slot, &unsubscribe, &mut out),
                 Ok(Some(Event::Release { packet_id })) => client.connection.completed(packet_id, &mut out),
                 Ok(Some(Event::Received { packet_id })) => client.connection.release(packet_id, &mut out),
@@ -341,12 +411,16 @@ impl Reactor {
                     self.close(epoll, slot, "disconnect", now);
                     break;
                 }
+                Ok(Some(Event::Acknowledged { .. })) => {
+                    let id = client.id;
+                    self.replays.wake(id);
+                }
                 Ok(Some(_)) => {}
             }
         }
         self.give(slot, &mut out);
         self.out = out;
-        if self.clients.get(slot).is_none_or(|client| client.socket.is_none() || client.flags.closing) {
+        if self.clients.get(slot).is_none_or(|client| client.socket.is_none()) {
             return (None, input.len());
         }
         (Some(slot), input.len() - rest.len())
@@ -354,11 +428,29 @@ impl Reactor {
 
     /// Puts `out` into the client's own buffer and empties it.
     pub(super) fn give(&mut self, slot: Slot, out: &mut Vec<u8>) {
-        if out.is_empty() {
-            return;
+        let Some(client) = self.clients.get_mut(slot) else { return out.clear() };
+        if client.kept.is_some() {
+            let changed = self.commits.collect(client, self.serial);
+            if !out.is_empty() && client.socket.is_some() {
+                let gated = std::mem::take(&mut client.flags.changed) | changed;
+                if gated || client.flags.gated {
+                    client.flags.gated = true;
+                    self.commits.hold_back(client.id, gated, out);
+                    out.clear();
+                }
+            }
         }
+        if !out.is_empty() {
+            self.give_free(slot, out);
+            out.clear();
+        }
+    }
+
+    /// Puts `out` into the client's own buffer, whatever waits for the database.
+    pub(super) fn give_free(&mut self, slot: Slot, out: &[u8]) {
         if let Some(client) = self.clients.get_mut(slot)
             && client.socket.is_some()
+            && !out.is_empty()
         {
             if client.out.capacity() == 0
                 && let Some(spare) = self.spare.pop()
@@ -366,9 +458,10 @@ impl Reactor {
                 client.out = spare;
             }
             client.out.extend_from_slice(out);
+            client.accounted += out.len();
+            self.unsent_bytes += out.len();
             self.mark_dirty(slot);
         }
-        out.clear();
     }
 
     pub(super) fn mark_dirty(&mut self, slot: Slot) {
@@ -416,32 +509,30 @@ impl Reactor {
                 }
                 self.resume(epoll, slot, now);
             }
+            self.publish_waiting(now);
             self.append(epoll, now);
         }
     }
 
     /// Sends every acknowledgement that is due.
     pub(super) fn release(&mut self, epoll: &Epoll, now: Now) {
-        if self.acks.is_empty() || self.shared.has_failed() {
+        if self.acks.is_empty() || self.shared.router.is_congested() || self.shared.has_failed() {
             return;
         }
         let durable = self.shared.durable.get();
         if !self.acks.due(durable) {
             return;
         }
-        let latencies = self.shared.metrics.mqtt.ack_seconds.local();
         let mut acks = std::mem::replace(&mut self.acks, AckQueue::new());
-        let mut sent = 0;
-        acks.release(durable, |ack, received| {
-            if ack.qos != QoS::AtMostOnce && !ack.reason.is_failure() {
-                latencies.observe((now.instant - received).as_secs_f64());
-                sent += 1;
-            }
-            self.acknowledge(ack, now);
-        });
+        acks.release(durable, |ack, received| self.acknowledge(ack, received, now));
         self.acks = acks;
-        latencies.flush();
-        self.shared.metrics.mqtt.acks.inc_by(sent);
+        self.resume_all(epoll, now);
+    }
+
+    /// Tells what was answered, and reads on from those that waited for it.
+    pub(super) fn resume_all(&mut self, epoll: &Epoll, now: Now) {
+        self.latencies.flush();
+        self.shared.metrics.mqtt.acks.inc_by(std::mem::take(&mut self.answered));
         for id in std::mem::take(&mut self.resumable) {
             if let Some((slot, _)) = self.clients.by_id(id) {
                 self.resume(epoll, slot, now);
@@ -456,7 +547,12 @@ impl Reactor {
         self.shared.router.take(self.index, &mut envelopes);
         for envelope in envelopes.drain(..) {
             match envelope {
-                Envelope::Message { message, targets } => self.deliver_all(&message, &targets, now),
+                Envelope::Message { message, targets, receipt } => {
+                    self.deliver_all(&message, &targets, now);
+                    if let Some(receipt) = receipt {
+                        self.commits.give_receipt(receipt);
+                    }
+                }
                 Envelope::Connection { arrival, bytes } => self.adopt(epoll, arrival, bytes, now),
             }
         }
@@ -466,6 +562,7 @@ impl Reactor {
 
     /// Sends what waits to be sent.
     pub(super) fn flush(&mut self, epoll: &Epoll, now: Now) {
+        self.replay(now);
         // Closing may publish wills to clients of this worker, which are dirty then.
         while !self.dirty.is_empty() {
             let mut dirty = std::mem::take(&mut self.dirty);
@@ -489,16 +586,25 @@ impl Reactor {
     fn flush_client(&mut self, epoll: &Epoll, slot: Slot, now: Now) {
         let Some(client) = self.clients.get_mut(slot) else { return };
         client.flags.dirty = false;
-        match client.write() {
+        let written = client.write();
+        let unsent = client.unsent();
+        self.unsent_bytes = self.unsent_bytes + unsent - std::mem::replace(&mut client.accounted, unsent);
+        match written {
             Ok(true) => {
                 let buffer = std::mem::take(&mut client.out);
-                let (closing, was_deaf) = (client.flags.closing, client.flags.deaf);
+                let (id, was_deaf) = (client.id, client.flags.deaf);
                 if buffer.capacity() <= SPARE_BYTES && self.spare.len() < SPARE_BUFFERS {
                     self.spare.push(buffer);
                 }
-                if closing {
-                    self.close(epoll, slot, "", now);
-                } else if was_deaf {
+                self.replays.wake(id);
+                if std::mem::take(&mut client.flags.congested) {
+                    // It has caught up: what was queued for it follows.
+                    let mut out = std::mem::take(&mut self.out);
+                    client.connection.set_congested(&self.limits, false, now.steady_millis(), &mut out);
+                    self.give(slot, &mut out);
+                    self.out = out;
+                }
+                if was_deaf {
                     self.resume(epoll, slot, now);
                 } else {
                     self.listen(epoll, slot);
@@ -513,7 +619,7 @@ impl Reactor {
     pub(super) fn listen(&mut self, epoll: &Epoll, slot: Slot) {
         let Some(client) = self.clients.get_mut(slot) else { return };
         let full = client.unsent() >= self.shared.config.mqtt.max_outgoing_bytes;
-        let deaf = client.connection.is_paused() || client.flags.paused || client.flags.closing || full;
+        let deaf = client.connection.is_paused() || client.flags.paused || full;
         let wants_write = client.unsent() > 0;
         if (deaf, wants_write) == (client.flags.deaf, client.flags.wants_write) {
             return;
@@ -560,7 +666,7 @@ impl Reactor {
                 self.out = out;
                 if let Some(violation) = expired {
                     let reason = if violation == Violation::KeepAlive { "keep_alive" } else { "connect_timeout" };
-                    self.close_after(epoll, slot, reason, now);
+                    self.close(epoll, slot, reason, now);
                 }
             }
             self.file(slot);
@@ -571,48 +677,80 @@ impl Reactor {
         {
             self.accepts_paused = epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER)).is_err();
         }
-        while let Some((id, _)) = self.lingering.pop_front_if(|(_, until)| *until <= millis) {
-            if let Some((slot, client)) = self.clients.by_id(id)
-                && client.flags.closing
-            {
-                self.close(epoll, slot, "linger", now);
-            }
+        if !self.farewells.is_empty() {
+            self.farewells.tick(&mut self.buffer, millis);
         }
         self.append(epoll, now);
     }
 
-    /// Ends all connections once nothing waits for an answer; true when that is done.
+    /// Takes nothing more in, answers what was taken in, ends all connections, and publishes the wills that come of it; true when that is
+    /// done.
     pub(super) fn stop(&mut self, epoll: &Epoll, now: Now) -> bool {
-        if !self.stopping {
-            self.stopping = true;
+        if self.stopping == Stopping::No {
+            self.stopping = Stopping::Answering;
             self.listener = None;
             self.append(epoll, now);
         }
-        if !self.acks.is_empty() {
-            return false;
-        }
-        // What the other fronts have acknowledged may be for subscribers here: they go last, together.
-        if !self.drained {
-            self.drained = true;
+        if self.stopping == Stopping::Answering && self.acks.is_empty() && !self.commits.has_staged() {
+            self.stopping = Stopping::Answered;
             self.shared.front_drained();
         }
-        if !self.shared.all_drained() {
-            return false;
-        }
-        self.inbox(epoll, now);
-        self.flush(epoll, now);
-        for slot in self.clients.slots() {
-            let Some(client) = self.clients.get_mut(slot) else { continue };
-            if client.socket.is_some() {
+        // What the other fronts have acknowledged may be for subscribers here: they go last, together.
+        if self.stopping == Stopping::Answered && self.shared.all_drained() {
+            self.stopping = Stopping::Ending;
+            self.inbox(epoll, now);
+            self.flush(epoll, now);
+            for slot in self.clients.slots() {
+                let Some(client) = self.clients.get_mut(slot).filter(|client| client.socket.is_some()) else {
+                    continue;
+                };
                 let mut out = std::mem::take(&mut self.out);
                 client.connection.disconnect(Reason::ServerShuttingDown, &mut out);
                 self.give(slot, &mut out);
                 self.out = out;
                 // What the kernel does not take now is lost with the connection: no acknowledgement is among it that was not
                 // offered to the kernel before.
-                let _ = self.clients.get_mut(slot).map(Client::write_last);
+                self.close(epoll, slot, "shutdown", now);
+                if self.batch.bytes() >= APPEND_BYTES {
+                    self.append(epoll, now);
+                }
             }
+            self.append(epoll, now);
+            self.unpublished_wills();
         }
-        true
+        // Their wills may be for sessions elsewhere, as theirs may be for sessions here.
+        if self.stopping == Stopping::Ending && self.acks.is_empty() && !self.held {
+            self.stopping = Stopping::Ended;
+            self.shared.mqtt_ended();
+        }
+        if self.stopping == Stopping::Ended && self.shared.all_mqtt_ended() {
+            self.inbox(epoll, now);
+            self.submit();
+            return !self.commits.is_waiting();
+        }
+        false
     }
+
+    /// Says what becomes of wills that the log has not taken by now.
+    fn unpublished_wills(&mut self) {
+        let left = self.waiting_wills.len();
+        if left > 0 {
+            self.shared.metrics.mqtt_wills.with_label_values(&["dropped"]).inc_by(left as u64);
+            warn!(left, "wills are not published: the log does not take them");
+        }
+    }
+}
+
+/// How far a worker is with its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopping {
+    No,
+    /// What was taken in is being answered.
+    Answering,
+    /// It is answered here, and maybe not elsewhere.
+    Answered,
+    /// Connections are closed, and wills are on their way.
+    Ending,
+    /// They are published here, and maybe not elsewhere.
+    Ended,
 }

@@ -40,7 +40,7 @@ impl Reactor {
         let over = transport.is_over();
         if let Some(fault) = transport.fault() {
             self.shared.metrics.mqtt.malformed(fault.name());
-            self.close_after(epoll, slot, "transport", now);
+            self.close(epoll, slot, "transport", now);
         } else if over {
             self.close(epoll, slot, "peer", now);
         } else if !transport.unsent().is_empty() {

@@ -1,0 +1,318 @@
+//! Sessions that outlive a restart: what is written of them, and where.
+//!
+//! # Constraints
+//!
+//! A session that ends with its connection, as most devices' do, costs nothing here. What is acknowledged to a client, or to whoever
+//! published to it, is in the database before.
+//!
+//! # Format
+//!
+//! All rows of a session begin with its *incarnation*, 8 random bytes that no other session has had, but for the one that its client's
+//! name leads to. Integers are big-endian.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `Sessions` | client identifier | incarnation (8), session expiry in seconds (4), end of the last connection in ms since 1970 (8), 0 while it lasts |
+//! | `Wills` | client identifier | when it is due in ms since 1970 (8), 0 while the connection lasts; then [`Will::write`] |
+//! | `Subscriptions` | incarnation, topic filter | subscription identifier (4), options as in SUBSCRIBE (1; MQTT 5.0 §3.8.3.1) |
+//! | `Queues` | incarnation, place (8) | [`Session::write`] |
+//! | `Inflight` | incarnation, `F`, place (8) | packet identifier (2), 1 if the client has received it (1) |
+//! | `Inflight` | incarnation, `H`, packet identifier (2) | nothing: the QoS 2 publish is stored and not released |
+//! | `Inflight` | incarnation, `M` | number of the last QoS 2 publish known to be stored (8) |
+//!
+//! # QoS 2 across a crash
+//!
+//! A QoS 2 publish of such a session goes to the log under a key ([`key`]): its incarnation, and a number that rises with each.
+//! Once the log has it, and every queue that it is for, `H` and `M` are written, and once those are durable the PUBREC leaves. A publish
+//! that is in the log with a number above `M` was not known to be stored when the gateway died: at the next start it is routed again and
+//! its identifier is held ([`super::restore`]), so that the client's retransmission is answered and not stored twice.
+
+use std::hash::{BuildHasher, RandomState};
+
+use tidegate_mqtt::{Change, QoS, Session, SubscribeOptions, Will};
+use tidegate_record::{DeviceId, MessageKey};
+use tidegate_state::{Changes, Table};
+
+/// Bits of a key's number that are the packet identifier.
+const PACKET_ID_BITS: u32 = 16;
+
+/// What is known of a session that is kept. Boxed: most have none.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) incarnation: u64,
+    /// The number of its last QoS 2 publish.
+    pub(super) serial: u64,
+}
+
+impl Kept {
+    pub(super) fn new() -> Kept {
+        let random = RandomState::new();
+        Kept { incarnation: random.hash_one(0u8), serial: 0 }
+    }
+
+    /// The key of its next QoS 2 publish.
+    pub(super) fn next_key(&mut self, packet_id: u16) -> MessageKey {
+        self.serial += 1;
+        MessageKey { scope: self.incarnation, number: self.serial << PACKET_ID_BITS | u64::from(packet_id) }
+    }
+}
+
+/// Number and packet identifier of a QoS 2 publish in the log.
+pub(super) fn of_key(key: MessageKey) -> (u64, u16) {
+    (key.number >> PACKET_ID_BITS, key.number as u16)
+}
+
+/// What is read of `Sessions`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) incarnation: u64,
+    pub(super) expiry: u32,
+    /// `None` while the connection lasts.
+    pub(super) ended: Option<u64>,
+}
+
+impl Row {
+    pub(super) fn put(&self, changes: &mut Changes, client: &DeviceId) {
+        let mut value = Vec::with_capacity(20);
+        value.extend(self.incarnation.to_be_bytes());
+        value.extend(self.expiry.to_be_bytes());
+        value.extend(self.ended.unwrap_or(0).to_be_bytes());
+        changes.put(Table::Sessions, client.as_str().as_bytes(), &value);
+    }
+
+    pub(super) fn read(value: &[u8]) -> Option<Row> {
+        let (incarnation, rest) = value.split_first_chunk()?;
+        let (expiry, rest) = rest.split_first_chunk()?;
+        let ended = u64::from_be_bytes(rest.try_into().ok()?);
+        let (incarnation, expiry) = (u64::from_be_bytes(*incarnation), u32::from_be_bytes(*expiry));
+        Some(Row { incarnation, expiry, ended: (ended != 0).then_some(ended) })
+    }
+}
+
+/// Forgets all of a session but its will.
+pub(super) fn remove_session(changes: &mut Changes, client: &DeviceId, incarnation: u64) {
+    let prefix = incarnation.to_be_bytes();
+    changes
+        .remove(Table::Sessions, client.as_str().as_bytes())
+        .remove_prefix(Table::Subscriptions, &prefix)
+        .remove_prefix(Table::Queues, &prefix)
+        .remove_prefix(Table::Inflight, &prefix);
+}
+
+/// Notes a will, due at `due` or when the connection ends, or that there is none.
+pub(super) fn put_will(changes: &mut Changes, client: &DeviceId, will: Option<(&Will, Option<u64>)>) {
+    let key = client.as_str().as_bytes();
+    match will {
+        None => changes.remove(Table::Wills, key),
+        Some((will, due)) => {
+            let mut value = due.unwrap_or(0).to_be_bytes().to_vec();
+            will.write(&mut value);
+            changes.put(Table::Wills, key, &value)
+        }
+    };
+}
+
+pub(super) fn read_will(value: &[u8]) -> Option<(Will, Option<u64>)> {
+    let (due, form) = value.split_first_chunk()?;
+    let due = u64::from_be_bytes(*due);
+    Some((Will::read(form)?, (due != 0).then_some(due)))
+}
+
+pub(super) fn put_subscription(
+    changes: &mut Changes,
+    incarnation: u64,
+    filter: &str,
+    options: SubscribeOptions,
+    id: u32,
+) {
+    let [a, b, c, d] = id.to_be_bytes();
+    let options = options.qos as u8
+        | u8::from(options.no_local) << 2
+        | u8::from(options.retain_as_published) << 3
+        | options.retain_handling << 4;
+    changes.put(Table::Subscriptions, &subscription_key(incarnation, filter), &[a, b, c, d, options]);
+}
+
+pub(super) fn remove_subscription(changes: &mut Changes, incarnation: u64, filter: &str) {
+    changes.remove(Table::Subscriptions, &subscription_key(incarnation, filter));
+}
+
+pub(super) fn read_subscription(value: &[u8]) -> Option<(SubscribeOptions, u32)> {
+    let &[a, b, c, d, options] = value else { return None };
+    let options = SubscribeOptions {
+        qos: QoS::from_number(options & 0b11)?,
+        no_local: options & 1 << 2 != 0,
+        retain_as_published: options & 1 << 3 != 0,
+        retain_handling: options >> 4 & 0b11,
+    };
+    Some((options, u32::from_be_bytes([a, b, c, d])))
+}
+
+fn subscription_key(incarnation: u64, filter: &str) -> Vec<u8> {
+    [&incarnation.to_be_bytes()[..], filter.as_bytes()].concat()
+}
+
+/// Incarnation and the rest of a key.
+pub(super) fn split_key(key: &[u8]) -> Option<(u64, &[u8])> {
+    let (incarnation, rest) = key.split_first_chunk()?;
+    Some((u64::from_be_bytes(*incarnation), rest))
+}
+
+/// A row of `Inflight`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flow {
+    /// A message sent.
+    Sent { order: u64, packet_id: u16, received: bool },
+    /// A publish stored and not released.
+    Held(u16),
+    /// The number of the last publish known to be stored.
+    Mark(u64),
+}
+
+pub(super) fn read_flow(rest: &[u8], value: &[u8]) -> Option<Flow> {
+    match rest {
+        [b'F', order @ ..] => {
+            let &[high, low, received] = value else { return None };
+            let order = u64::from_be_bytes(order.try_into().ok()?);
+            Some(Flow::Sent { order, packet_id: u16::from_be_bytes([high, low]), received: received == 1 })
+        }
+        &[b'H', high, low] => Some(Flow::Held(u16::from_be_bytes([high, low]))),
+        b"M" => Some(Flow::Mark(u64::from_be_bytes(value.try_into().ok()?))),
+        _ => None,
+    }
+}
+
+/// Notes that a publish is held, and that all up to its number are known to be stored.
+pub(super) fn put_held(rows: &mut Changes, incarnation: u64, packet_id: u16, serial: u64) {
+    let key = Key::new(incarnation);
+    rows.put(Table::Inflight, key.held(packet_id).as_slice(), &[]);
+    rows.put(Table::Inflight, key.mark().as_slice(), &serial.to_be_bytes());
+}
+
+/// Turns the changes of `session` into rows. `serial` is the number of the publish that is held now, if one is. True if what the changes
+/// let the client see must wait until they are durable: else, after a crash, a packet identifier could name one message to the client
+/// and another to us.
+pub(super) fn write(
+    rows: &mut Changes,
+    incarnation: u64,
+    session: Option<&Session>,
+    serial: u64,
+    changes: &mut Vec<Change>,
+    scratch: &mut Vec<u8>,
+) -> bool {
+    let key = Key::new(incarnation);
+    let mut gated = false;
+    for change in changes.drain(..) {
+        match change {
+            Change::Added { order } => {
+                scratch.clear();
+                if session.is_some_and(|session| session.write(order, scratch)) {
+                    rows.put(Table::Queues, key.message(order).as_slice(), scratch);
+                }
+            }
+            Change::Sent { order, packet_id, qos } => {
+                let [high, low] = packet_id.to_be_bytes();
+                rows.put(Table::Inflight, key.flight(order).as_slice(), &[high, low, 0]);
+                gated |= qos == QoS::ExactlyOnce;
+            }
+            Change::Received { order } => {
+                if let Some(packet_id) = session.and_then(|session| session.packet_id(order)) {
+                    let [high, low] = packet_id.to_be_bytes();
+                    rows.put(Table::Inflight, key.flight(order).as_slice(), &[high, low, 1]);
+                }
+                gated = true;
+            }
+            Change::Gone { order } => {
+                rows.remove(Table::Queues, key.message(order).as_slice());
+                rows.remove(Table::Inflight, key.flight(order).as_slice());
+            }
+            Change::Held { packet_id } => {
+                put_held(rows, incarnation, packet_id, serial);
+                gated = true;
+            }
+            Change::Released { packet_id } => {
+                rows.remove(Table::Inflight, key.held(packet_id).as_slice());
+                gated = true;
+            }
+        }
+    }
+    gated
+}
+
+/// A key of a session's rows, without an allocation.
+#[derive(Clone, Copy)]
+struct Key {
+    bytes: [u8; 17],
+    len: usize,
+}
+
+impl Key {
+    fn new(incarnation: u64) -> Key {
+        let mut bytes = [0; 17];
+        bytes[..8].copy_from_slice(&incarnation.to_be_bytes());
+        Key { bytes, len: 8 }
+    }
+
+    fn with(mut self, parts: &[&[u8]]) -> Key {
+        for part in parts {
+            self.bytes[self.len..self.len + part.len()].copy_from_slice(part);
+            self.len += part.len();
+        }
+        self
+    }
+
+    fn message(self, order: u64) -> Key {
+        self.with(&[&order.to_be_bytes()])
+    }
+
+    fn flight(self, order: u64) -> Key {
+        self.with(&[b"F", &order.to_be_bytes()])
+    }
+
+    fn held(self, packet_id: u16) -> Key {
+        self.with(&[b"H", &packet_id.to_be_bytes()])
+    }
+
+    fn mark(self) -> Key {
+        self.with(&[b"M"])
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_read_as_they_were_written() {
+        for ended in [None, Some(1_764_000_000_000)] {
+            let row = Row { incarnation: u64::MAX - 1, expiry: 77, ended };
+            let value = [&row.incarnation.to_be_bytes()[..], &77u32.to_be_bytes(), &ended.unwrap_or(0).to_be_bytes()];
+            assert_eq!(Row::read(&value.concat()), Some(row));
+        }
+        assert_eq!(Row::read(&[0; 19]), None);
+        let options =
+            SubscribeOptions { qos: QoS::ExactlyOnce, no_local: true, retain_as_published: true, retain_handling: 2 };
+        assert_eq!(read_subscription(&[0, 0, 1, 0, 0b10_1110]), Some((options, 256)));
+        assert_eq!(read_subscription(&[0, 0, 1, 0, 3]), None);
+    }
+
+    #[test]
+    fn keys_lead_back_to_what_they_name() {
+        let key = Key::new(5);
+        for (key, value, flow) in [
+            (key.flight(9), &[1, 2, 1][..], Flow::Sent { order: 9, packet_id: 258, received: true }),
+            (key.held(7), &[], Flow::Held(7)),
+            (key.mark(), &3u64.to_be_bytes(), Flow::Mark(3)),
+        ] {
+            let (incarnation, rest) = split_key(key.as_slice()).unwrap();
+            assert_eq!((incarnation, read_flow(rest, value)), (5, Some(flow)));
+        }
+        let mut kept = Kept { incarnation: 4, serial: 6 };
+        assert_eq!(of_key(kept.next_key(65_535)), (7, 65_535));
+        assert_eq!(of_key(kept.next_key(1)), (8, 1));
+    }
+}

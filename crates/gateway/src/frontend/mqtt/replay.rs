@@ -1,0 +1,142 @@
+//! Retained messages on their way to new subscriptions, at the pace at which their clients take them.
+
+use std::collections::HashMap;
+
+use tidegate_mqtt::{Delivered, Delivery, Found, QoS, Replay};
+
+use super::Now;
+use super::clients::Slot;
+use super::reactor::Reactor;
+use crate::frontend::router::SessionId;
+
+/// Topics looked at for one client before others have their turn: a millisecond.
+const PLACES: u32 = 4096;
+
+/// Messages sent to one client before others have their turn.
+const MESSAGES: usize = 256;
+
+/// Bytes that may wait to be sent to a client before it is given more retained messages: enough to fill its socket.
+const UNSENT: usize = 64 * 1024;
+
+/// Subscriptions of one client whose retained messages are listed; those of more are found by going through all topics, which takes
+/// time instead of memory.
+const LISTING: usize = 16;
+
+/// What one subscription is still to be sent.
+struct Owed {
+    replay: Replay,
+    qos: QoS,
+    id: u32,
+}
+
+/// Replays of a worker's clients, also of those that are away.
+#[derive(Default)]
+pub(super) struct Replays {
+    owed: HashMap<SessionId, Vec<Owed>>,
+    /// Clients that could be sent more.
+    ready: Vec<SessionId>,
+}
+
+impl Replays {
+    /// Whether a further replay of `id` may have a list.
+    pub(super) fn may_list(&self, id: SessionId) -> bool {
+        self.owed.is_empty() || self.owed.get(&id).is_none_or(|owed| owed.len() < LISTING)
+    }
+
+    pub(super) fn add(&mut self, id: SessionId, replay: Replay, qos: QoS, subscription: u32) {
+        let owed = self.owed.entry(id).or_default();
+        // The filter was subscribed to anew: what was left is part of what is to be sent now.
+        owed.retain(|other| other.replay.filter() != replay.filter());
+        owed.push(Owed { replay, qos, id: subscription });
+        self.ready.push(id);
+    }
+
+    /// The client can take more.
+    pub(super) fn wake(&mut self, id: SessionId) {
+        if !self.owed.is_empty() && self.owed.contains_key(&id) {
+            self.ready.push(id);
+        }
+    }
+
+    /// The client unsubscribed.
+    pub(super) fn forget(&mut self, id: SessionId, filter: &str) {
+        if let Some(owed) = self.owed.get_mut(&id) {
+            owed.retain(|owed| owed.replay.filter() != filter);
+            if owed.is_empty() {
+                self.owed.remove(&id);
+            }
+        }
+    }
+
+    pub(super) fn forget_all(&mut self, id: SessionId) {
+        self.owed.remove(&id);
+    }
+
+    /// Whether somebody can be sent more now.
+    pub(super) fn are_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+}
+
+impl Reactor {
+    /// Sends retained messages to those clients that take more.
+    pub(super) fn replay(&mut self, now: Now) {
+        if !self.replays.are_ready() {
+            return;
+        }
+        let mut ready = std::mem::take(&mut self.replays.ready);
+        ready.sort_unstable();
+        ready.dedup();
+        for id in ready {
+            let Some((slot, _)) = self.clients.by_id(id) else {
+                self.replays.forget_all(id);
+                continue;
+            };
+            let Some(mut owed) = self.replays.owed.remove(&id) else { continue };
+            let more = self.replay_to(slot, &mut owed, now);
+            if !owed.is_empty() {
+                self.replays.owed.insert(id, owed);
+            }
+            if more {
+                self.replays.ready.push(id);
+            }
+        }
+    }
+
+    /// Sends what is owed until the client is full, or others must have their turn: then true.
+    fn replay_to(&mut self, slot: Slot, owed: &mut Vec<Owed>, now: Now) -> bool {
+        let millis = now.steady_millis();
+        let mut places = PLACES;
+        for _ in 0..MESSAGES {
+            let Some(next) = owed.first_mut() else { return false };
+            let Some(client) = self.clients.get(slot).filter(|client| client.socket.is_some()) else { return false };
+            let room = next.qos == QoS::AtMostOnce || client.connection.has_room(&self.limits);
+            if client.unsent() >= UNSENT || !room {
+                // It is woken when it has read or acknowledged.
+                return false;
+            }
+            let message = match self.shared.router.next_retained(&mut next.replay, millis, &mut places) {
+                Found::Message(message) => message,
+                Found::Nothing => return true,
+                Found::End => {
+                    owed.remove(0);
+                    continue;
+                }
+            };
+            let ids = if next.id == 0 { &[][..] } else { std::slice::from_ref(&next.id) };
+            let delivery = Delivery { qos: next.qos, retain: true, ids };
+            let mut out = std::mem::take(&mut self.out);
+            let Some(client) = self.clients.get_mut(slot) else { return false };
+            match client.connection.deliver(&self.limits, &message, delivery, millis, &mut out) {
+                Delivered::Sent(_) => self.shared.metrics.mqtt_delivered.inc(),
+                Delivered::Queued => {}
+                Delivered::Dropped(dropped) => {
+                    self.shared.metrics.mqtt_undelivered.with_label_values(&[dropped.name()]).inc();
+                }
+            }
+            self.give(slot, &mut out);
+            self.out = out;
+        }
+        true
+    }
+}

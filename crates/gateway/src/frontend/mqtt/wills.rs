@@ -1,0 +1,136 @@
+//! Wills: published on behalf of clients that can no longer do it (MQTT 5.0 §3.1.2.5, §3.1.3.2.2).
+//!
+//! A will is recorded and routed as if its client had published it, but nobody is there to be told that it was not stored and to send it
+//! again. So one of QoS 1 or 2 that the log does not take waits here until it does.
+//!
+//! A gateway that stops publishes the wills of all connections that it ends, as of any that it closes (3.1.1 §3.1.2.5 lets a server defer them
+//! to its next start, which only a session that is kept over a restart allows).
+
+use std::collections::VecDeque;
+
+use tidegate_mqtt::{Message, QoS, Will};
+use tidegate_record::{DeviceId, Protocol, Record};
+use tidegate_writer::Pressure;
+
+use super::Now;
+use super::publish::Ack;
+use super::reactor::Reactor;
+use crate::frontend::router::Subscriber;
+
+/// Wills of a worker that wait for the log, and the bytes of their messages. More devices than this that die while a disk is full have
+/// the oldest wills dropped.
+const MAX_WAITING: usize = 100_000;
+const MAX_WAITING_BYTES: usize = 64 << 20;
+
+/// A will that is due.
+pub(super) struct Due {
+    device: Option<DeviceId>,
+    from: Option<Subscriber>,
+    message: Message,
+}
+
+/// Those of a worker that wait for the log.
+#[derive(Default)]
+pub(super) struct Waiting {
+    wills: VecDeque<Due>,
+    /// Sum of their messages' sizes.
+    bytes: usize,
+}
+
+impl Waiting {
+    pub(super) fn is_empty(&self) -> bool {
+        self.wills.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.wills.len()
+    }
+
+    fn push(&mut self, due: Due) -> usize {
+        self.bytes += due.message.size();
+        self.wills.push_back(due);
+        let mut dropped = 0;
+        while self.wills.len() > MAX_WAITING || self.bytes > MAX_WAITING_BYTES {
+            let Some(oldest) = self.pop() else { break };
+            drop(oldest);
+            dropped += 1;
+        }
+        dropped
+    }
+
+    fn pop(&mut self) -> Option<Due> {
+        let due = self.wills.pop_front()?;
+        self.bytes -= due.message.size();
+        Some(due)
+    }
+}
+
+impl Reactor {
+    /// Publishes a will, or keeps it until the log takes it.
+    pub(super) fn publish_will(&mut self, device: Option<DeviceId>, from: Subscriber, will: Will, now: Now) {
+        self.shared.metrics.mqtt_wills.with_label_values(&["due"]).inc();
+        let due = Due { device, from: Some(from), message: will.publish(now.steady_millis()) };
+        self.publish_due(due, now);
+    }
+
+    /// Publishes the wills that waited, as long as the log takes them.
+    pub(super) fn publish_waiting(&mut self, now: Now) {
+        for _ in 0..self.waiting_wills.len() {
+            if matches!(self.shared.appender.pressure(), Pressure::Refuse(_)) {
+                return;
+            }
+            let Some(due) = self.waiting_wills.pop() else { return };
+            self.publish_due(due, now);
+        }
+    }
+
+    /// The log did not take it.
+    pub(super) fn keep_will(&mut self, due: Due) {
+        if due.message.qos() == QoS::AtMostOnce {
+            self.shared.metrics.mqtt.shed("will");
+            return;
+        }
+        let dropped = self.waiting_wills.push(due);
+        self.shared.metrics.mqtt_wills.with_label_values(&["dropped"]).inc_by(dropped as u64);
+    }
+
+    fn publish_due(&mut self, due: Due, now: Now) {
+        let message = &due.message;
+        let recorded = self.shared.config.ingest.filters.records(message.topic());
+        if recorded {
+            if matches!(self.shared.appender.pressure(), Pressure::Refuse(_)) {
+                return self.keep_will(due);
+            }
+            let record = Record {
+                received: now.micros,
+                protocol: Protocol::Mqtt,
+                qos: message.qos() as u8,
+                retain: message.retain(),
+                content_format: None,
+                device: due.device.as_ref().map_or("", DeviceId::as_str),
+                tenant: "",
+                content_type: message.content_type(),
+                topic: message.topic(),
+                key: None,
+                payload: message.payload(),
+            };
+            if let Err(error) = self.batch.push(&record) {
+                debug_assert!(false, "{error}");
+                return;
+            }
+        }
+        let published =
+            self.shared
+                .router
+                .prepare(message.topic(), message.retain(), due.from, &mut self.matches, || message.clone());
+        if message.qos() == QoS::AtMostOnce {
+            if let Some(published) = published {
+                // Nobody waits for it.
+                let _ = self.route(*published, now);
+            }
+        } else if recorded || published.is_some() {
+            // Nobody is acknowledged; it only waits in line.
+            self.acks.push(Ack::of_will(published, recorded.then(|| Box::new(due))));
+        }
+    }
+}
