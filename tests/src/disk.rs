@@ -61,6 +61,11 @@ impl Shim {
         self.order("hold");
     }
 
+    /// From now on a sync of the database waits.
+    pub fn hold_state(&self) {
+        self.order("state");
+    }
+
     /// Waits until a sync waits.
     pub fn until_held(&self) {
         let held = self.dir.path().join("control.held");

@@ -1,5 +1,6 @@
 //! MQTT 3.1.1 and 5.0, byte by byte, for what the gateway must do on a wire that a library would not let us speak.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -29,6 +30,10 @@ pub enum Packet {
     Publish {
         /// Quality of service.
         qos: u8,
+        /// It may have been sent before.
+        dup: bool,
+        /// It is retained, or published as retained to a subscription that asks for that.
+        retain: bool,
         /// Topic name.
         topic: String,
         /// Packet identifier, zero at QoS 0.
@@ -81,12 +86,130 @@ pub enum Packet {
     },
 }
 
+impl Packet {
+    /// A PUBLISH that is neither sent again nor retained.
+    #[must_use]
+    pub fn published(qos: u8, topic: &str, pid: u16, payload: &str) -> Packet {
+        Packet::Publish { qos, dup: false, retain: false, topic: topic.into(), pid, payload: payload.into() }
+    }
+}
+
+/// A message that reached a subscriber.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Where it was published.
+    pub topic: String,
+    /// What was.
+    pub payload: String,
+    /// Quality of service.
+    pub qos: u8,
+    /// It may have come before.
+    pub dup: bool,
+    /// The retain flag.
+    pub retain: bool,
+    /// Its packet identifier.
+    pub pid: u16,
+}
+
+/// What a CONNECT asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Connect {
+    id: String,
+    keep_alive: u16,
+    /// A session that outlives its connection for so many seconds.
+    expiry: Option<u32>,
+    clean: bool,
+    receive_maximum: Option<u16>,
+    will: Option<(String, Vec<u8>, u8, bool, u32)>,
+}
+
+impl Connect {
+    /// A clean session under a client id, without keep-alive.
+    #[must_use]
+    pub fn clean(id: &str) -> Connect {
+        Connect { id: id.into(), clean: true, ..Connect::default() }
+    }
+
+    /// A session that goes on, and outlives its connection.
+    #[must_use]
+    pub fn kept(id: &str) -> Connect {
+        Connect { id: id.into(), expiry: Some(3600), ..Connect::default() }
+    }
+
+    /// Starts a new session.
+    #[must_use]
+    pub fn clean_start(self) -> Connect {
+        Connect { clean: true, ..self }
+    }
+
+    /// Seconds that the session outlives its connection (MQTT 5).
+    #[must_use]
+    pub fn expiry(self, seconds: u32) -> Connect {
+        Connect { expiry: Some(seconds), ..self }
+    }
+
+    /// Seconds of silence allowed.
+    #[must_use]
+    pub fn keep_alive(self, seconds: u16) -> Connect {
+        Connect { keep_alive: seconds, ..self }
+    }
+
+    /// Publishes taken at once (MQTT 5).
+    #[must_use]
+    pub fn receive_maximum(self, most: u16) -> Connect {
+        Connect { receive_maximum: Some(most), ..self }
+    }
+
+    /// A will, published `delay` seconds after the connection's end (MQTT 5).
+    #[must_use]
+    pub fn will(self, topic: &str, payload: &[u8], qos: u8, retain: bool, delay: u32) -> Connect {
+        Connect { will: Some((topic.into(), payload.into(), qos, retain, delay)), ..self }
+    }
+
+    /// As bytes.
+    #[must_use]
+    pub fn bytes(&self, version: Version) -> Vec<u8> {
+        let mut body = Vec::new();
+        string(&mut body, "MQTT");
+        body.push(version as u8);
+        let will = self.will.as_ref().map_or(0, |(_, _, qos, retain, _)| 0x04 | qos << 3 | u8::from(*retain) << 5);
+        body.push(u8::from(self.clean) << 1 | will);
+        body.extend(self.keep_alive.to_be_bytes());
+        if version == Version::V5 {
+            let mut properties = Vec::new();
+            if let Some(seconds) = self.expiry {
+                properties.push(0x11);
+                properties.extend(seconds.to_be_bytes());
+            }
+            if let Some(most) = self.receive_maximum {
+                properties.push(0x21);
+                properties.extend(most.to_be_bytes());
+            }
+            body.push(u8::try_from(properties.len()).expect("few properties"));
+            body.extend(properties);
+        }
+        string(&mut body, &self.id);
+        if let Some((topic, payload, _, _, delay)) = &self.will {
+            if version == Version::V5 {
+                body.extend([5, 0x18]);
+                body.extend(delay.to_be_bytes());
+            }
+            string(&mut body, topic);
+            body.extend(u16::try_from(payload.len()).expect("at most 64 kB").to_be_bytes());
+            body.extend(payload);
+        }
+        packet(0x10, &body)
+    }
+}
+
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
     stream: TcpStream,
     version: Version,
     buffer: Vec<u8>,
+    /// Packets that came while another was waited for.
+    aside: VecDeque<Packet>,
     pid: u16,
 }
 
@@ -102,7 +225,7 @@ impl Client {
         let stream = TcpStream::connect_timeout(&gateway, DEADLINE)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(DEADLINE))?;
-        Ok(Client { stream, version, buffer: Vec::new(), pid: 0 })
+        Ok(Client { stream, version, buffer: Vec::new(), aside: VecDeque::new(), pid: 0 })
     }
 
     /// A clean session under a client id, without keep-alive.
@@ -112,6 +235,79 @@ impl Client {
         client.send(&connect(version, id, 0));
         assert_eq!(client.receive(), Packet::Connack { session: false, code: 0 });
         client
+    }
+
+    /// Connects as `connect` asks; tells whether a session is resumed.
+    #[must_use]
+    pub fn with(gateway: SocketAddr, version: Version, connect: &Connect) -> (Client, bool) {
+        let mut client = Self::open(gateway, version);
+        client.send(&connect.bytes(version));
+        match client.receive() {
+            Packet::Connack { session, code: 0 } => (client, session),
+            other => panic!("not accepted: {other:?}"),
+        }
+    }
+
+    /// Publishes and sees the flow through.
+    pub fn deliver(&mut self, topic: &str, payload: &[u8], qos: u8) {
+        self.deliver_as(0x30, topic, payload, qos);
+    }
+
+    /// Publishes a message to be retained, and sees the flow through.
+    pub fn retain(&mut self, topic: &str, payload: &[u8], qos: u8) {
+        self.deliver_as(0x31, topic, payload, qos);
+    }
+
+    fn deliver_as(&mut self, first: u8, topic: &str, payload: &[u8], qos: u8) {
+        let pid = if qos == 0 { 0 } else { self.next_pid() };
+        let mut bytes = publish(self.version, topic, payload, qos, pid);
+        bytes[0] |= first & 1;
+        self.send(&bytes);
+        match qos {
+            0 => {
+                self.ping();
+                self.expect(|packet| *packet == Packet::Pingresp);
+            }
+            1 => {
+                self.expect(|packet| matches!(packet, Packet::Puback { pid: got, code: 0 | 0x10 } if *got == pid));
+            }
+            _ => {
+                self.expect(|packet| matches!(packet, Packet::Pubrec { pid: got, code: 0 | 0x10 } if *got == pid));
+                self.send(&acknowledge(0x62, pid));
+                self.expect(|packet| *packet == Packet::Pubcomp { pid });
+            }
+        }
+    }
+
+    /// The next message, whose flow it completes: topic, payload, and how it came.
+    #[must_use]
+    pub fn take(&mut self) -> Message {
+        let (qos, dup, retain, topic, pid, payload) = loop {
+            match self.receive() {
+                Packet::Publish { qos, dup, retain, topic, pid, payload } => {
+                    break (qos, dup, retain, topic, pid, payload);
+                }
+                // Of a message received before its connection ended.
+                Packet::Pubrel { pid } => self.send(&acknowledge(0x70, pid)),
+                other => panic!("not a PUBLISH: {other:?}"),
+            }
+        };
+        match qos {
+            0 => {}
+            1 => self.send(&acknowledge(0x40, pid)),
+            _ => {
+                self.send(&acknowledge(0x50, pid));
+                self.expect(|packet| *packet == Packet::Pubrel { pid });
+                self.send(&acknowledge(0x70, pid));
+            }
+        }
+        Message { topic, payload: String::from_utf8_lossy(&payload).into_owned(), qos, dup, retain, pid }
+    }
+
+    /// Says that it leaves.
+    pub fn disconnect(mut self) {
+        self.send(&[0xE0, 0]);
+        let _ = self.until_closed();
     }
 
     /// Sends bytes as they are.
@@ -174,6 +370,13 @@ impl Client {
 
     /// The next packet; `Ok(None)` if none comes within `patience`, an error if the gateway closed the connection.
     pub fn try_receive(&mut self, patience: Duration) -> std::io::Result<Option<Packet>> {
+        if let Some(packet) = self.aside.pop_front() {
+            return Ok(Some(packet));
+        }
+        self.read_packet(patience)
+    }
+
+    fn read_packet(&mut self, patience: Duration) -> std::io::Result<Option<Packet>> {
         self.stream.set_read_timeout(Some(patience))?;
         let mut block = [0; 16 * 1024];
         loop {
@@ -189,6 +392,21 @@ impl Client {
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(None),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits for `wanted`; other packets that come before it are for later.
+    pub fn expect(&mut self, wanted: impl Fn(&Packet) -> bool) -> Packet {
+        if let Some(at) = self.aside.iter().position(&wanted) {
+            return self.aside.remove(at).expect("it was found");
+        }
+        loop {
+            match self.read_packet(DEADLINE) {
+                Ok(Some(packet)) if wanted(&packet) => return packet,
+                Ok(Some(packet)) => self.aside.push_back(packet),
+                Ok(None) => panic!("it did not come; what did: {:?}", self.aside),
+                Err(error) => panic!("the gateway closed the connection: {error}; before that: {:?}", self.aside),
             }
         }
     }
@@ -319,7 +537,9 @@ fn parse(version: Version, first: u8, body: &[u8]) -> Option<Packet> {
                 let (len, used) = varint(rest)?;
                 rest = rest.get(used + len..)?;
             }
-            Packet::Publish { qos, topic: String::from_utf8(topic.to_vec()).ok()?, pid, payload: rest.to_vec() }
+            let (dup, retain) = (first & 0x08 != 0, first & 0x01 != 0);
+            let topic = String::from_utf8(topic.to_vec()).ok()?;
+            Packet::Publish { qos, dup, retain, topic, pid, payload: rest.to_vec() }
         }
         0x40 => Packet::Puback { pid: pid()?, code: reason(2) },
         0x50 => Packet::Pubrec { pid: pid()?, code: reason(2) },

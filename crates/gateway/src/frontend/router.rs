@@ -1,7 +1,7 @@
 //! From what was published to who subscribed: the subscription trie, the retained messages, and the workers' inboxes.
 //!
 //! A message that somebody is to get is built once ([`Router::prepare`], when it is received), waits with its acknowledgement until it is
-//! durable, and is then handed to the workers of its subscribers ([`Router::publish`]), one envelope a worker. While nobody subscribes to
+//! durable, and is then handed to the workers of its subscribers ([`Router::route`]), one envelope a worker. While nobody subscribes to
 //! anything, a message costs one atomic load.
 //!
 //! # Retained messages
@@ -361,11 +361,6 @@ impl Router {
         Some(Box::new(Published { message: Arc::new(message()), targets: None, retain, from }))
     }
 
-    /// As [`route`](Self::route), for a front end without subscribers whose answers wait for no receipt.
-    pub(crate) fn publish(&self, published: Published, local: Option<usize>) -> Option<(Arc<Message>, Vec<Target>)> {
-        self.route(published, local, None).own
-    }
-
     /// Retains the message if it asks for it, and puts it in the inboxes of the workers of its subscribers. The share of `local`,
     /// the calling worker, is given back instead. The receipt, if there is one, wakes `wake`.
     pub(crate) fn route(&self, published: Published, local: Option<usize>, wake: Option<&Arc<Wake>>) -> Routed {
@@ -537,7 +532,7 @@ mod tests {
         for (worker, slot) in [(0, 1), (1, 1), (1, 2), (2, 1)] {
             subscribe(&router, "#", SessionId::new(worker, 1, slot)).unwrap();
         }
-        let (_, own) = router.publish(*prepared(&router, "a", false).unwrap(), Some(1)).unwrap();
+        let (_, own) = router.route(*prepared(&router, "a", false).unwrap(), Some(1), None).own.unwrap();
         assert_eq!(own.len(), 2);
         let count = |worker: usize| {
             let mut envelopes = Vec::new();
@@ -551,7 +546,7 @@ mod tests {
     #[test]
     fn what_is_retained_is_found_by_a_later_subscriber() {
         let router = router(1);
-        assert!(router.publish(*prepared(&router, "a/b", true).unwrap(), Some(0)).is_none());
+        assert!(router.route(*prepared(&router, "a/b", true).unwrap(), Some(0), None).own.is_none());
         let (_, replay) = subscribe(&router, "a/+", SessionId::new(0, 1, 0)).unwrap();
         let mut replay = replay.unwrap();
         let Found::Message(found) = router.next_retained(&mut replay, 0, &mut 10) else { panic!("nothing") };
@@ -565,7 +560,7 @@ mod tests {
         let received = prepared(&router, "a/b", true).unwrap();
         let id = SessionId::new(0, 1, 0);
         assert!(subscribe(&router, "a/+", id).unwrap().1.is_none(), "it is not kept before it is durable");
-        let (_, targets) = router.publish(*received, Some(0)).unwrap();
+        let (_, targets) = router.route(*received, Some(0), None).own.unwrap();
         assert_eq!(targets.iter().map(|target| target.to).collect::<Vec<_>>(), [id]);
     }
 
@@ -577,7 +572,7 @@ mod tests {
         let received = prepared(&router, "t", false).unwrap();
         subscribe(&router, "$share/g/t", second).unwrap();
         router.set_present(first.subscriber(false), false);
-        let (_, targets) = router.publish(*received, Some(0)).unwrap();
+        let (_, targets) = router.route(*received, Some(0), None).own.unwrap();
         assert_eq!(targets.iter().map(|target| target.to).collect::<Vec<_>>(), [second]);
     }
 

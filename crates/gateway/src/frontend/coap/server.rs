@@ -13,6 +13,7 @@
 //! A confirmable reading that is not durable after `coap.ack_delay` gets an empty acknowledgement, and its answer follows as
 //! a confirmable message of its own (§5.2.2), which is retransmitted until the device acknowledges it.
 
+use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ use super::transport::{Endpoint, Message, Outgoing};
 use crate::frontend::acks::{AckQueue, Ticket};
 use crate::frontend::limiter::Limiter;
 use crate::frontend::pause::Pause;
-use crate::frontend::router::Published;
+use crate::frontend::router::{Published, Receipt};
 use crate::frontend::wake::Wake;
 use crate::frontend::{Now, Shared};
 use crate::metrics::Frontend;
@@ -89,6 +90,10 @@ pub(super) struct Server {
     /// Payload bytes of the readings in `batch`.
     payload_bytes: u64,
     acks: AckQueue<Answer>,
+    /// Answers whose readings the log has, and the database not yet for all sessions that they are queued for.
+    staged: VecDeque<(Arc<Receipt>, Answer, Instant)>,
+    /// Wakes this front end.
+    wake: Arc<Wake>,
     pause: Pause,
     pub(super) out: Outgoing,
     limiter: Limiter,
@@ -113,6 +118,8 @@ impl Server {
             batch: Batch::new(),
             payload_bytes: 0,
             acks: AckQueue::new(),
+            staged: VecDeque::new(),
+            wake: shared.router.coap_wake(index),
             pause: Pause::default(),
             out: Outgoing::new(),
             limiter,
@@ -407,11 +414,12 @@ impl Server {
 
     /// Queues every answer that is due for sending.
     pub(super) fn release(&mut self) {
-        if self.acks.is_empty() || self.shared.has_failed() {
+        let waits = self.acks.is_empty() && self.staged.is_empty();
+        if waits || self.shared.has_failed() || self.shared.router.is_congested() {
             return;
         }
         let now = Now::read();
-        let Server { acks, out, shared, exchanges, random, drawn, .. } = self;
+        let Server { acks, staged, wake, out, shared, exchanges, random, drawn, .. } = self;
         let mut draw = || {
             *drawn += 1;
             random.hash_one(*drawn) as u32
@@ -419,10 +427,7 @@ impl Server {
         let latencies = shared.metrics.coap.ack_seconds.local();
         let mut sent = 0;
         let response = Response::new(Code::CHANGED);
-        let released = acks.release(shared.durable.get(), |answer, received| {
-            if let Some(published) = answer.published {
-                shared.router.publish(*published, None);
-            }
+        let mut finish = |answer: Answer, received: Instant| {
             latencies.observe((now.instant - received).as_secs_f64());
             sent += 1;
             if answer.to.kind == Type::Con && !answer.separate {
@@ -450,10 +455,23 @@ impl Server {
                 // What is not taken on is sent once; the device asks again if it is lost.
                 let _ = exchanges.start(now.instant, answer.from, mid, &bytes[start..], draw(), ());
             });
+        };
+        while let Some((_, answer, received)) = staged.pop_front_if(|(receipt, _, _)| receipt.is_given()) {
+            finish(answer, received);
+        }
+        acks.release(shared.durable.get(), |mut answer, received| {
+            let published = answer.published.take();
+            match published.and_then(|published| shared.router.route(*published, None, Some(wake)).receipt) {
+                Some(receipt) => staged.push_back((receipt, answer, received)),
+                None => finish(answer, received),
+            }
         });
-        if released > 0 {
+        if sent > 0 {
             latencies.flush();
             shared.metrics.coap.acks.inc_by(sent);
+        }
+        // A duplicate is answered once all before it are.
+        if staged.is_empty() {
             shared.mark_released(acks.released_ticket(self.index));
         }
     }
@@ -481,7 +499,7 @@ impl Server {
 
     /// Whether every answer has left.
     pub(super) fn is_drained(&self) -> bool {
-        self.acks.is_empty()
+        self.acks.is_empty() && self.staged.is_empty()
     }
 
     pub(super) fn has_timers(&self) -> bool {
@@ -501,7 +519,7 @@ impl Server {
     pub(super) fn wait_for_commits(&self, wake: &Wake) {
         let waiting = !self.acks.is_empty();
         wake.set_waiting(waiting);
-        if waiting && self.acks.due(self.shared.durable.get()) {
+        if waiting && !self.shared.router.is_congested() && self.acks.due(self.shared.durable.get()) {
             wake.now();
         }
     }

@@ -1,0 +1,418 @@
+//! What of MQTT survives `kill -9`: subscriptions, queues, flows both ways, retained messages, wills, the time that is left of a session.
+
+use std::path::{Path, PathBuf};
+
+use tidegate_tests::coap::Endpoint;
+use tidegate_tests::mqtt::{self, Client, Connect, Packet, Version};
+use tidegate_tests::{Gateway, Random, Setup, Shim, until};
+
+const BOTH: [Version; 2] = [Version::V4, Version::V5];
+
+fn crash(gateway: &mut Gateway) {
+    gateway.kill();
+    gateway.restart();
+}
+
+fn publisher(gateway: &Gateway) -> Client {
+    Client::connect(gateway.mqtt, Version::V5, "publisher")
+}
+
+/// Waits until as many clients are connected.
+fn until_connected(gateway: &Gateway, count: f64) {
+    until("connections are as they should be", || {
+        (gateway.metrics().get("tidegate_mqtt_connections", &[]) == count).then_some(())
+    });
+}
+
+/// Whether a file of `dir` has `needle` in it.
+fn contains(dir: &Path, needle: &[u8]) -> bool {
+    let files = std::fs::read_dir(dir).expect("the directory is there");
+    let mut contents = files.filter_map(|file| std::fs::read(file.expect("it can be listed").path()).ok());
+    contents.any(|bytes| bytes.windows(needle.len()).any(|window| window == needle))
+}
+
+/// What has been sent to a client once it is answered a ping, with nothing acknowledged.
+fn until_pong(client: &mut Client) -> Vec<Packet> {
+    client.ping();
+    let mut packets = Vec::new();
+    loop {
+        match client.receive() {
+            Packet::Pingresp => return packets,
+            packet => packets.push(packet),
+        }
+    }
+}
+
+#[test]
+fn subscriptions_and_queued_messages_are_there_after_a_crash_in_order() {
+    for version in BOTH {
+        let mut gateway = Gateway::start();
+        let (mut sleeper, resumed) = Client::with(gateway.mqtt, version, &Connect::kept("sleeper"));
+        assert!(!resumed);
+        assert_eq!(sleeper.subscribe("cmd/sleeper/#", 2), 2);
+        assert_eq!(sleeper.subscribe("m/+", 1), 1);
+        assert_eq!(sleeper.subscribe("gone", 1), 1);
+        sleeper.unsubscribe("gone");
+        // The acknowledgements say that all of that is stored: nothing else is waited for.
+        crash(&mut gateway);
+        let mut operator = publisher(&gateway);
+        for n in 0..5 {
+            // `cmd/#` is not recorded: what is acknowledged is in the queue and nowhere else.
+            operator.deliver("cmd/sleeper/do", format!("c{n}").as_bytes(), 1 + n % 2);
+            operator.deliver("m/x", format!("m{n}").as_bytes(), 1);
+        }
+        operator.deliver("m/x", b"not kept", 0);
+        operator.deliver("gone", b"unsubscribed", 1);
+        crash(&mut gateway);
+        let (mut sleeper, resumed) = Client::with(gateway.mqtt, version, &Connect::kept("sleeper"));
+        assert!(resumed, "{version:?}");
+        let got: Vec<_> = (0..10).map(|_| sleeper.take()).map(|m| (m.payload, m.qos, m.dup)).collect();
+        let expected: Vec<_> =
+            (0..5).flat_map(|n| [(format!("c{n}"), 1 + n % 2, false), (format!("m{n}"), 1, false)]).collect();
+        assert_eq!(got, expected);
+        assert_eq!(until_pong(&mut sleeper), []);
+        // What is acknowledged is gone for good, once that is stored, as the next answer that waits for the database tells.
+        assert_eq!(sleeper.subscribe("m/+", 1), 1);
+        crash(&mut gateway);
+        let (mut sleeper, resumed) = Client::with(gateway.mqtt, version, &Connect::kept("sleeper"));
+        assert!(resumed);
+        assert_eq!(until_pong(&mut sleeper), []);
+        publisher(&gateway).deliver("m/x", b"and on", 1);
+        assert_eq!(sleeper.take().payload, "and on");
+    }
+}
+
+#[test]
+fn a_reading_over_coap_reaches_a_session_that_was_away_over_a_crash() {
+    let mut gateway = Gateway::start();
+    let (mut sleeper, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
+    assert_eq!(sleeper.subscribe("meters/#", 1), 1);
+    sleeper.disconnect();
+    let answer = Endpoint::new(gateway.coap).post("meters/1", "m1", b"21.5");
+    assert_eq!(answer.code, 0x44);
+    crash(&mut gateway);
+    let (mut sleeper, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
+    assert!(resumed);
+    assert_eq!(sleeper.take().payload, "21.5");
+}
+
+#[test]
+fn messages_in_flight_come_again_with_their_identifiers_and_dup() {
+    for version in BOTH {
+        let mut gateway = Gateway::start();
+        let (mut subscriber, _) = Client::with(gateway.mqtt, version, &Connect::kept("s"));
+        assert_eq!(subscriber.subscribe("t", 2), 2);
+        let mut source = publisher(&gateway);
+        source.deliver("t", b"one", 1);
+        source.deliver("t", b"two", 2);
+        source.deliver("t", b"three", 2);
+        let sent: Vec<Packet> = (0..3).map(|_| subscriber.receive()).collect();
+        let pid = |packet: &Packet| match packet {
+            Packet::Publish { pid, dup: false, .. } => *pid,
+            other => panic!("{other:?}"),
+        };
+        let pids: Vec<u16> = sent.iter().map(pid).collect();
+        // The second is received: only its release may come again.
+        subscriber.send(&mqtt::acknowledge(0x50, pids[1]));
+        assert_eq!(subscriber.receive(), Packet::Pubrel { pid: pids[1] });
+        crash(&mut gateway);
+        let (mut subscriber, resumed) = Client::with(gateway.mqtt, version, &Connect::kept("s"));
+        assert!(resumed);
+        let again = |qos, pid, payload: &str| Packet::Publish {
+            qos,
+            dup: true,
+            retain: false,
+            topic: "t".into(),
+            pid,
+            payload: payload.into(),
+        };
+        assert_eq!(subscriber.receive(), again(1, pids[0], "one"));
+        assert_eq!(subscriber.receive(), Packet::Pubrel { pid: pids[1] });
+        assert_eq!(subscriber.receive(), again(2, pids[2], "three"));
+        subscriber.send(&mqtt::acknowledge(0x40, pids[0]));
+        subscriber.send(&mqtt::acknowledge(0x70, pids[1]));
+        subscriber.send(&mqtt::acknowledge(0x50, pids[2]));
+        assert_eq!(subscriber.receive(), Packet::Pubrel { pid: pids[2] });
+        subscriber.send(&mqtt::acknowledge(0x70, pids[2]));
+        // A new message takes an identifier of its own.
+        publisher(&gateway).deliver("t", b"four", 2);
+        assert_eq!(subscriber.take().payload, "four");
+        assert_eq!(until_pong(&mut subscriber), []);
+    }
+}
+
+#[test]
+fn a_qos_2_publish_is_stored_once_whether_the_crash_comes_after_the_pubrec_or_after_the_pubrel() {
+    for version in BOTH {
+        let mut gateway = Gateway::start();
+        let (mut watcher, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
+        assert_eq!(watcher.subscribe("t", 2), 2);
+        let (mut device, _) = Client::with(gateway.mqtt, version, &Connect::kept("device"));
+        device.send(&mqtt::publish(version, "t", b"once", 2, 7));
+        assert_eq!(device.receive(), Packet::Pubrec { pid: 7, code: 0 });
+        crash(&mut gateway);
+        // The PUBREC was lost for all it knows: it sends the message again.
+        let (mut device, resumed) = Client::with(gateway.mqtt, version, &Connect::kept("device"));
+        assert!(resumed);
+        let mut again = mqtt::publish(version, "t", b"once", 2, 7);
+        again[0] |= 0x08;
+        device.send(&again);
+        assert_eq!(device.receive(), Packet::Pubrec { pid: 7, code: 0 });
+        device.send(&mqtt::acknowledge(0x62, 7));
+        assert_eq!(device.receive(), Packet::Pubcomp { pid: 7 });
+        crash(&mut gateway);
+        // The PUBCOMP was lost for all it knows: it releases again, and then the identifier names a new message.
+        let (mut device, resumed) = Client::with(gateway.mqtt, version, &Connect::kept("device"));
+        assert!(resumed);
+        device.send(&mqtt::acknowledge(0x62, 7));
+        assert_eq!(device.receive(), Packet::Pubcomp { pid: 7 });
+        device.send(&mqtt::publish(version, "t", b"twice", 2, 7));
+        assert_eq!(device.receive(), Packet::Pubrec { pid: 7, code: 0 });
+        assert_eq!(gateway.payloads(), ["once", "twice"]);
+        let (mut watcher, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
+        assert!(resumed);
+        assert_eq!([watcher.take().payload, watcher.take().payload], ["once", "twice"]);
+        assert_eq!(until_pong(&mut watcher), []);
+    }
+}
+
+#[test]
+fn a_qos_2_publish_that_the_log_has_and_nobody_was_told_of_is_stored_and_delivered_once() {
+    let shim = Shim::new();
+    for version in BOTH {
+        let mut gateway = Setup::new().shim(&shim).start();
+        let (mut watcher, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
+        assert_eq!(watcher.subscribe("t", 2), 2);
+        watcher.disconnect();
+        let (mut device, _) = Client::with(gateway.mqtt, version, &Connect::kept("device"));
+        device.deliver("other", b"before", 1);
+        // The log's sync waits, and the kernel has the bytes: killed now, the record is there and its PUBREC never left.
+        shim.hold();
+        device.send(&mqtt::publish(version, "t", b"once", 2, 9));
+        until("the log has written it", || contains(&gateway.data_dir.join("log"), b"once").then_some(()));
+        gateway.kill();
+        shim.release();
+        gateway.restart();
+        assert_eq!(gateway.payloads(), ["before", "once"]);
+        let (mut device, resumed) = Client::with(gateway.mqtt, version, &Connect::kept("device"));
+        assert!(resumed);
+        let mut again = mqtt::publish(version, "t", b"once", 2, 9);
+        again[0] |= 0x08;
+        device.send(&again);
+        assert_eq!(device.receive(), Packet::Pubrec { pid: 9, code: 0 });
+        device.send(&mqtt::acknowledge(0x62, 9));
+        assert_eq!(device.receive(), Packet::Pubcomp { pid: 9 });
+        assert_eq!(gateway.payloads(), ["before", "once"], "{version:?}");
+        let (mut watcher, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
+        assert!(resumed);
+        assert_eq!(watcher.take().payload, "once");
+        assert_eq!(until_pong(&mut watcher), []);
+    }
+}
+
+#[test]
+fn retained_messages_are_there_after_a_crash_as_they_last_were() {
+    let mut gateway = Gateway::start();
+    let mut source = publisher(&gateway);
+    source.retain("state/a", b"old", 1);
+    source.retain("state/a", b"new", 2);
+    source.retain("state/b", b"here", 1);
+    source.retain("state/b", b"", 1);
+    // Unrecorded: nothing but the database has it.
+    source.retain("cmd/a", b"standing order", 1);
+    crash(&mut gateway);
+    for version in BOTH {
+        let mut subscriber = Client::connect(gateway.mqtt, version, "s");
+        assert_eq!(subscriber.subscribe("#", 2), 2);
+        let mut got = [subscriber.take(), subscriber.take()].map(|m| (m.topic, m.payload, m.qos, m.retain));
+        got.sort();
+        let expected = [("cmd/a", "standing order", 1, true), ("state/a", "new", 2, true)];
+        assert_eq!(got, expected.map(|(topic, payload, qos, retain)| (topic.into(), payload.into(), qos, retain)));
+        assert_eq!(until_pong(&mut subscriber), []);
+    }
+}
+
+#[test]
+fn a_will_is_published_after_a_crash_unless_its_client_comes_back_in_time() {
+    let mut gateway = Gateway::start();
+    let connect = |id: &str, delay| Connect::kept(id).will(&format!("wills/{id}"), b"gone", 1, true, delay);
+    let clients = [("back", 3600), ("soon", 0), ("later", 3600)].map(|(id, delay)| {
+        let (mut client, _) = Client::with(gateway.mqtt, Version::V5, &connect(id, delay));
+        // What is answered after the CONNECT is stored after it.
+        assert_eq!(client.subscribe("x", 1), 1);
+        client
+    });
+    crash(&mut gateway);
+    drop(clients);
+    let mut watcher = Client::connect(gateway.mqtt, Version::V5, "watcher");
+    assert_eq!(watcher.subscribe("wills/#", 1), 1);
+    assert_eq!(watcher.take().topic, "wills/soon");
+    let (back, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("back"));
+    assert!(resumed);
+    // Its will was taken back with the new connection, which has none; the session of the third ends, and the will is due with it.
+    drop(back);
+    let (later, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("later").clean_start());
+    assert!(!resumed);
+    assert_eq!(watcher.take().topic, "wills/later");
+    drop(later);
+    assert_eq!(until_pong(&mut watcher), []);
+}
+
+#[test]
+fn a_session_expires_while_the_gateway_is_down_and_its_rows_go_with_it() {
+    let mut gateway = Gateway::start();
+    for (id, expiry) in [("short", 1), ("long", 3600)] {
+        let (mut client, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept(id).expiry(expiry));
+        assert_eq!(client.subscribe("t", 1), 1);
+        client.disconnect();
+    }
+    until_connected(&gateway, 0.0);
+    publisher(&gateway).deliver("t", b"queued", 1);
+    gateway.kill();
+    // The time that passes is part of what is tested: a second of session, gone while nobody counts.
+    std::thread::sleep(std::time::Duration::from_millis(1_100));
+    gateway.restart();
+    until("the session is forgotten", || {
+        (gateway.metrics().get("tidegate_mqtt_subscriptions", &[]) == 1.0).then_some(())
+    });
+    let (_, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("short").expiry(1));
+    assert!(!resumed);
+    let (mut long, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("long"));
+    assert!(resumed);
+    assert_eq!(long.take().payload, "queued");
+}
+
+#[test]
+fn a_clean_start_leaves_nothing_of_the_session_before_even_after_a_crash() {
+    for version in BOTH {
+        let mut gateway = Gateway::start();
+        let (mut client, _) = Client::with(gateway.mqtt, version, &Connect::kept("c"));
+        assert_eq!(client.subscribe("t", 1), 1);
+        client.disconnect();
+        publisher(&gateway).deliver("t", b"queued", 1);
+        let (client, resumed) = Client::with(gateway.mqtt, version, &Connect::clean("c"));
+        assert!(!resumed);
+        client.disconnect();
+        // Its end is stored by when another's subscription is.
+        let (mut other, _) = Client::with(gateway.mqtt, version, &Connect::kept("other"));
+        assert_eq!(other.subscribe("o", 1), 1);
+        let (mut other, _) = Client::with(gateway.mqtt, version, &Connect::kept("third"));
+        assert_eq!(other.subscribe("o", 1), 1);
+        crash(&mut gateway);
+        let (mut client, resumed) = Client::with(gateway.mqtt, version, &Connect::kept("c"));
+        assert!(!resumed, "{version:?}");
+        publisher(&gateway).deliver("t", b"for nobody", 1);
+        assert_eq!(until_pong(&mut client), []);
+    }
+}
+
+#[test]
+fn nothing_is_acknowledged_before_the_database_has_it() {
+    let shim = Shim::new();
+    let gateway = Setup::new().shim(&shim).start();
+    let (mut sleeper, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
+    assert_eq!(sleeper.subscribe("cmd/#", 1), 1);
+    sleeper.disconnect();
+    until_connected(&gateway, 0.0);
+    let mut operator = publisher(&gateway);
+    let mut bystander = Client::connect(gateway.mqtt, Version::V5, "bystander");
+    shim.hold_state();
+    let pid = operator.publish("cmd/x", b"1", 1);
+    shim.until_held();
+    // A client that waits for nothing is answered while the other is not.
+    for _ in 0..3 {
+        bystander.ping();
+        assert_eq!(bystander.receive(), Packet::Pingresp);
+        assert_eq!(until_pong(&mut operator), []);
+    }
+    shim.release();
+    assert_eq!(operator.receive(), Packet::Puback { pid, code: 0 });
+}
+
+#[test]
+fn a_stop_in_good_order_keeps_sessions_and_publishes_the_wills_of_connections_that_it_ends() {
+    let mut gateway = Gateway::start();
+    let (mut watcher, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
+    assert_eq!(watcher.subscribe("wills/#", 1), 1);
+    let will = |id: &str| Connect::clean(id).will(&format!("wills/{id}"), b"gone", 1, false, 0);
+    let (_with, _) = Client::with(gateway.mqtt, Version::V4, &will("with"));
+    let (polite, _) = Client::with(gateway.mqtt, Version::V4, &will("polite"));
+    polite.disconnect();
+    assert!(gateway.terminate().success(), "{}", gateway.stderr());
+    assert_eq!(gateway.payloads(), ["gone"], "recorded like any other message");
+    gateway.restart();
+    let (mut watcher, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
+    assert!(resumed);
+    assert_eq!(watcher.take().topic, "wills/with");
+    assert_eq!(until_pong(&mut watcher), []);
+}
+
+/// What a client that comes and goes has been acknowledged, and must find.
+#[test]
+fn fifty_kills_lose_no_message_for_a_session_that_comes_and_goes() {
+    const LIVES: usize = 50;
+
+    let mut gateway = Gateway::start();
+    let mut random = Random::seeded(31);
+    let mut acknowledged: Vec<String> = Vec::new();
+    let mut got: Vec<String> = Vec::new();
+    let (mut first, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("s"));
+    assert_eq!(first.subscribe("cmd/s", 2), 2);
+    drop(first);
+    let mut number = 0;
+    for _ in 0..LIVES {
+        let away = random.below(2) == 0;
+        let mut subscriber = (!away).then(|| {
+            let (subscriber, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("s"));
+            assert!(resumed);
+            subscriber
+        });
+        let mut source = publisher(&gateway);
+        for _ in 0..random.below(20) {
+            let text = format!("n{number}");
+            number += 1;
+            source.deliver("cmd/s", text.as_bytes(), 1 + (number % 2) as u8);
+            acknowledged.push(text);
+            if let Some(subscriber) = &mut subscriber
+                && random.below(3) > 0
+            {
+                got.push(subscriber.take().payload);
+            }
+        }
+        // One more that may or may not be acknowledged.
+        source.publish("cmd/s", format!("maybe{number}").as_bytes(), 1);
+        crash(&mut gateway);
+    }
+    let (mut subscriber, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("s"));
+    assert!(resumed);
+    publisher(&gateway).deliver("cmd/s", b"end", 1);
+    loop {
+        let message = subscriber.take().payload;
+        if message == "end" {
+            break;
+        }
+        got.push(message);
+    }
+    let known: std::collections::HashSet<&String> = got.iter().collect();
+    let lost: Vec<&String> = acknowledged.iter().filter(|text| !known.contains(text)).collect();
+    assert!(lost.is_empty(), "lost: {lost:?}");
+    println!("{LIVES} kills, {} acknowledged, {} received", acknowledged.len(), got.len());
+}
+
+#[test]
+fn a_session_without_expiry_leaves_no_trace_in_the_database() {
+    let gateway = Gateway::start();
+    let database: PathBuf = gateway.data_dir.join("state.redb");
+    let mut client = Client::connect(gateway.mqtt, Version::V5, "fleeting-device-name");
+    assert_eq!(client.subscribe("a-filter-of-its-own/#", 2), 2);
+    client.deliver("a-filter-of-its-own/x", b"to itself", 2);
+    assert_eq!(client.take().payload, "to itself");
+    client.disconnect();
+    until_connected(&gateway, 0.0);
+    drop(gateway);
+    let bytes = std::fs::read(database);
+    if let Ok(bytes) = bytes {
+        let found = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(!found("fleeting-device-name") && !found("a-filter-of-its-own"));
+    }
+}
