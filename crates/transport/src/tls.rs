@@ -14,7 +14,7 @@ use std::sync::Arc;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerSessionMemoryCache, UnbufferedServerConnection, WebPkiClientVerifier};
-use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError};
+use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus};
 use rustls::{Error, HandshakeKind, RootCertStore};
 
 use crate::certificate;
@@ -328,8 +328,8 @@ impl Tls {
         // It holds positions in what is held, and must see it each time.
         let mut held = std::mem::take(&mut self.held);
         loop {
-            let status = self.connection.process_tls_records(&mut held);
-            let done = match status.state {
+            let UnbufferedStatus { discard, state, .. } = self.connection.process_tls_records(&mut held);
+            let done = match state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
                     append(wire, room, |room| match write(&mut traffic, room) {
                         Ok(written) => Ok(written),
@@ -353,7 +353,7 @@ impl Tls {
                 }
                 _ => true,
             };
-            held.drain(..status.discard);
+            held.drain(..discard);
             if done {
                 self.held = held;
                 return;
