@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use crate::cli::CheckArgs;
 use crate::config::{self, Config};
+use crate::frontend::Kind;
 
 /// Says so. What is wrong was said before, when the configuration was read.
 pub fn run(config: &Config, args: &CheckArgs) -> ExitCode {
@@ -17,8 +18,9 @@ pub fn run(config: &Config, args: &CheckArgs) -> ExitCode {
 }
 
 fn listeners(config: &Config) -> String {
-    let all: [(&str, Option<SocketAddr>, &str); 3] =
-        [("coap", config.coap.listen, "udp"), ("mqtt", config.mqtt.listen, "tcp"), ("http", config.http.listen, "tcp")];
+    let mut all: Vec<(&str, Option<SocketAddr>, &str)> = vec![("coap", config.coap.listen, "udp")];
+    all.extend(Kind::ALL.map(|kind| (kind.section(), kind.address(config), "tcp")));
+    all.push(("http", config.http.listen, "tcp"));
     let listed: Vec<String> = all
         .iter()
         .map(|(name, listen, transport)| match listen {
@@ -39,7 +41,8 @@ mod tests {
         config.mqtt.listen = None;
         assert_eq!(
             listeners(&config),
-            "would listen: coap on 127.0.0.1:5683/udp, mqtt off, http on 127.0.0.1:8680/tcp"
+            "would listen: coap on 127.0.0.1:5683/udp, mqtt off, mqtts off, mqtt_ws off, mqtt_wss off, \
+             http on 127.0.0.1:8680/tcp"
         );
     }
 }

@@ -21,6 +21,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod certificates;
 mod check;
 mod cli;
 mod config;

@@ -5,6 +5,10 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+mod transports;
+
+pub(crate) use transports::Transports;
+
 /// Time from receiving a request to sending its answer: a commit takes a fraction of a millisecond on flash, and anything
 /// past a second is a disk in trouble.
 const ACK_BUCKETS: [f64; 14] =
@@ -65,6 +69,8 @@ pub(crate) struct Metrics {
     pub(crate) coap_separate_given_up: IntCounter,
     /// Remembered CoAP messages that went before their time.
     pub(crate) coap_evicted: IntCounter,
+    /// The MQTT listeners.
+    pub(crate) transports: Transports,
     /// Open MQTT connections.
     pub(crate) mqtt_connections: IntGauge,
     /// Accepted sockets.
@@ -169,6 +175,7 @@ impl Metrics {
                 "tidegate_coap_evicted_messages_total",
                 "Message IDs forgotten before their time because a device sent more than coap.dedup_entries",
             )?,
+            transports: Transports::register(registry)?,
             mqtt_connections: gauge(registry, "tidegate_mqtt_connections", "Open MQTT connections")?,
             mqtt_accepted: counter(registry, "tidegate_mqtt_accepted_total", "TCP connections accepted")?,
             mqtt_connects: counters(

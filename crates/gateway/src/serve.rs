@@ -18,8 +18,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tracing::{error, info, warn};
 
+use crate::certificates::Certificates;
 use crate::config::Config;
-use crate::frontend::{self, Exit, KIND_NAMES, MAX_WORKERS, Now, Shared, Sockets, State};
+use crate::frontend::{self, Exit, KIND_NAMES, Kind, Listener, MAX_WORKERS, Now, Shared, Sockets, State};
 use crate::http::{self, Health};
 use crate::metrics::Metrics;
 
@@ -52,6 +53,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
     let metrics = Metrics::register(&registry)?;
     let health = Health::new();
+    let certificates = Certificates::load(&config, &metrics.transports)?;
+    let hangup = signal(SignalKind::hangup()).context("installing signal handlers")?;
 
     // HTTP first: a recovery that takes long is seen as `starting`, not as a dead host.
     let http = match config.http.listen {
@@ -100,8 +103,16 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let most_connections = most_connections(&config);
     let sockets = bind(&config, workers)?;
     let bound = Bound::of(&sockets[0], http.as_ref().map(http::Server::local_addr))?;
-    let shared =
-        Shared::new(config, metrics, workers, most_connections, log.appender(), durable, State::of(&store, devices));
+    let shared = Shared::new(
+        config,
+        metrics,
+        workers,
+        most_connections,
+        log.appender(),
+        durable,
+        State::of(&store, devices),
+        certificates,
+    );
     let log = {
         let shared = shared.clone();
         let restoring = move || restore(&shared, &log).map(|()| log);
@@ -117,6 +128,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     }
     drop(exits);
     let sweeper = Sweeper::spawn(shared.clone())?;
+    tokio::spawn(watch_certificates(shared.clone(), hangup));
 
     bound.announce();
     health.set_ready(shared.clone());
@@ -166,6 +178,14 @@ fn restore(shared: &Shared, log: &Log) -> anyhow::Result<()> {
         "MQTT sessions are known again"
     );
     Ok(())
+}
+
+/// Reads the certificate again when that is due. Without one, SIGHUP does nothing.
+async fn watch_certificates(shared: Arc<Shared>, mut hangup: Signal) {
+    match &shared.certificates {
+        Some(certificates) => certificates.watch(&shared.metrics.transports, hangup).await,
+        None => while hangup.recv().await.is_some() {},
+    }
 }
 
 enum Ending {
@@ -260,7 +280,9 @@ fn most_connections(config: &Config) -> usize {
 /// One set of sockets a worker, all on the same addresses.
 fn bind(config: &Config, workers: usize) -> anyhow::Result<Vec<Sockets>> {
     let mut coap = config.coap.listen;
-    let mut mqtt = config.mqtt.listen;
+    let mut mqtt = Kind::ALL.map(|kind| (kind, kind.address(config)));
+    // Every client speaks first: one that does not is the kernel's affair until it would be closed for that.
+    let defer = u32::try_from(config.mqtt.connect_timeout.as_secs()).unwrap_or(u32::MAX);
     let mut all = Vec::new();
     for _ in 0..workers {
         let mut sockets = Sockets::default();
@@ -277,12 +299,13 @@ fn bind(config: &Config, workers: usize) -> anyhow::Result<Vec<Sockets>> {
             *address = socket.local_addr();
             sockets.coap = Some(socket);
         }
-        if let Some(address) = &mut mqtt {
-            let options = TcpOptions { reuse_port: true, ..TcpOptions::default() };
-            let listener = tcp_listener(*address, &options)
-                .with_context(|| format!("mqtt.listen: cannot listen on {address}/tcp"))?;
-            *address = listener.local_addr()?;
-            sockets.mqtt = Some(listener);
+        for (kind, address) in &mut mqtt {
+            let Some(address) = address else { continue };
+            let options = TcpOptions { reuse_port: true, defer_seconds: defer, ..TcpOptions::default() };
+            let socket = tcp_listener(*address, &options)
+                .with_context(|| format!("{}.listen: cannot listen on {address}/tcp", kind.section()))?;
+            *address = socket.local_addr()?;
+            sockets.mqtt.push(Listener { kind: *kind, socket });
         }
         all.push(sockets);
     }
@@ -292,7 +315,7 @@ fn bind(config: &Config, workers: usize) -> anyhow::Result<Vec<Sockets>> {
 /// The addresses that were bound.
 struct Bound {
     coap: Option<SocketAddr>,
-    mqtt: Option<SocketAddr>,
+    mqtt: Vec<(Kind, SocketAddr)>,
     http: Option<SocketAddr>,
 }
 
@@ -300,16 +323,24 @@ impl Bound {
     fn of(sockets: &Sockets, http: Option<SocketAddr>) -> io::Result<Bound> {
         Ok(Bound {
             coap: sockets.coap.as_ref().map(UdpSocket::local_addr),
-            mqtt: sockets.mqtt.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
+            mqtt: sockets
+                .mqtt
+                .iter()
+                .map(|listener| Ok((listener.kind, listener.socket.local_addr()?)))
+                .collect::<io::Result<_>>()?,
             http,
         })
     }
 
     fn announce(&self) {
-        for (name, address) in [("coap", self.coap), ("mqtt", self.mqtt), ("http", self.http)] {
-            if let Some(address) = address {
-                crate::cli::announce(name, address);
-            }
+        if let Some(address) = self.coap {
+            crate::cli::announce("coap", address);
+        }
+        for (kind, address) in &self.mqtt {
+            crate::cli::announce(kind.section(), *address);
+        }
+        if let Some(address) = self.http {
+            crate::cli::announce("http", address);
         }
     }
 }

@@ -4,12 +4,43 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
+use nix::libc;
+use nix::sys::socket::{GetSockOpt, SetSockOpt};
+use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 /// A peer that is gone without a word is noticed after 10 + 4 × 1 minutes, where the protocol above asks for no sign of life; a
 /// device that reports more often is never probed.
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(600)).with_interval(Duration::from_secs(60)).with_retries(4);
+
+sockopt_impl!(
+    /// `tcp(7)`: a connection is accepted when its first bytes are there.
+    DeferAccept,
+    Both,
+    libc::IPPROTO_TCP,
+    libc::TCP_DEFER_ACCEPT,
+    u32
+);
+
+sockopt_impl!(
+    /// What the kernel knows of a TCP socket.
+    Info,
+    GetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_INFO,
+    libc::tcp_info
+);
+
+/// Connections that wait to be accepted.
+///
+/// # Errors
+///
+/// What `getsockopt(2)` says.
+pub fn accept_queue(listener: &TcpListener) -> io::Result<u32> {
+    // Of a listener, this field is the length of its queue (Linux, `tcp_get_info`).
+    Ok(Info.get(listener)?.tcpi_unacked)
+}
 
 /// How [`tcp_listener`] sets a socket up.
 #[derive(Debug, Clone)]
@@ -20,13 +51,17 @@ pub struct TcpOptions {
     pub backlog: i32,
     /// An IPv6 listener refuses IPv4 peers.
     pub v6_only: bool,
+    /// A connection is accepted when its first bytes are there, or this many seconds have passed (`TCP_DEFER_ACCEPT`): of use
+    /// where the client speaks first. One that stays silent is then the kernel's, at less than it costs a server. 0 accepts at
+    /// once.
+    pub defer_seconds: u32,
 }
 
 impl Default for TcpOptions {
     fn default() -> TcpOptions {
         // 4,096 is the kernel's own cap (`net.core.somaxconn`) since Linux 5.4. A fleet that reconnects at once waits there
         // and not in retransmitted SYNs, which take a second each.
-        TcpOptions { reuse_port: false, backlog: 4_096, v6_only: false }
+        TcpOptions { reuse_port: false, backlog: 4_096, v6_only: false, defer_seconds: 0 }
     }
 }
 
@@ -50,6 +85,9 @@ pub fn tcp_listener(addr: SocketAddr, options: &TcpOptions) -> io::Result<TcpLis
     // one back for the peer's acknowledgement (RFC 896) would add that much to its latency.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&KEEPALIVE)?;
+    if options.defer_seconds > 0 {
+        DeferAccept.set(&socket, &options.defer_seconds)?;
+    }
     socket.bind(&addr.into())?;
     socket.listen(options.backlog)?;
     Ok(socket.into())

@@ -83,18 +83,23 @@ impl Fault {
 }
 
 impl Transport {
-    /// The layers of a connection that has just been accepted.
+    /// The layers of a connection that has just been accepted; `None` if TLS cannot begin, which is then no reason to go on
+    /// without.
     #[must_use]
-    pub fn new(layers: &Layers) -> Transport {
-        Transport {
+    pub fn new(layers: &Layers) -> Option<Transport> {
+        let tls = match &layers.tls {
+            Some(config) => Some(Tls::new(config)?),
+            None => None,
+        };
+        Some(Transport {
             proxy: layers.proxy.then(proxy::Reader::default),
-            tls: layers.tls.as_ref().and_then(Tls::new),
+            tls,
             websocket: layers.websocket.clone().map(WebSocket::new),
             source: None,
             wire: Vec::new(),
             sent: 0,
             fault: None,
-        }
+        })
     }
 
     /// Takes what was read from the socket and appends to `out` what is in it for the layer above.

@@ -94,7 +94,13 @@ struct Link {
 impl Link {
     fn new(config: &Arc<ClientConfig>, layers: &Layers) -> Link {
         let client = ClientConnection::new(config.clone(), ServerName::try_from("localhost").unwrap()).unwrap();
-        Link { client, server: Transport::new(layers), received: Vec::new(), answered: Vec::new(), chunk: usize::MAX }
+        Link {
+            client,
+            server: Transport::new(layers).unwrap(),
+            received: Vec::new(),
+            answered: Vec::new(),
+            chunk: usize::MAX,
+        }
     }
 
     /// Moves bytes until neither side has any.
@@ -257,12 +263,12 @@ fn what_is_not_tls_is_told_so_at_once() {
     for garbage in
         [&b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"[..], b"GET / HTTP/1.1\r\n\r\n", &[0; 5], &[0xFF; 64]]
     {
-        let mut server = Transport::new(&layers);
+        let mut server = Transport::new(&layers).unwrap();
         let fault = server.receive(&mut garbage.to_vec(), &mut Vec::new()).unwrap_err();
         assert_eq!(fault.name(), "tls_malformed", "{garbage:?}: {fault}");
     }
     // A handshake message of 64 kB, as slow as one likes.
-    let mut server = Transport::new(&layers);
+    let mut server = Transport::new(&layers).unwrap();
     let mut record = vec![0x16, 3, 1, 0x40, 0, 1, 0, 0xFF, 0xF0];
     record.resize(5 + 0x4000, 0);
     let mut fault = None;
@@ -335,7 +341,7 @@ fn all_layers_at_once() {
 fn a_websocket_without_tls() {
     let layers = Layers { websocket: Some("/mqtt".into()), ..Layers::default() };
     let open = || {
-        let mut server = Transport::new(&layers);
+        let mut server = Transport::new(&layers).unwrap();
         server.receive(&mut REQUEST.as_bytes().to_vec(), &mut Vec::new()).unwrap();
         assert!(server.unsent().starts_with(b"HTTP/1.1 101 "));
         server.mark_sent(server.unsent().len());
@@ -360,7 +366,7 @@ fn a_websocket_without_tls() {
     }
     assert!(server.unsent().len() < 8192);
 
-    let mut server = Transport::new(&layers);
+    let mut server = Transport::new(&layers).unwrap();
     let fault = server.receive(&mut b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &mut Vec::new());
     assert_eq!(fault, Err(Fault::WebSocket(websocket::Fault::NotFound)));
     assert!(server.unsent().starts_with(b"HTTP/1.1 404 "));
@@ -370,7 +376,7 @@ fn a_websocket_without_tls() {
 
 #[test]
 fn without_a_header_from_the_balancer_nothing_is_read() {
-    let mut server = Transport::new(&Layers { proxy: true, ..Layers::default() });
+    let mut server = Transport::new(&Layers { proxy: true, ..Layers::default() }).unwrap();
     let mut out = Vec::new();
     let fault = server.receive(&mut [0x10, 0], &mut out);
     assert_eq!(fault, Err(Fault::Proxy(proxy::Fault::Missing)));

@@ -71,7 +71,7 @@ pub enum LoadError {
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
     config: Arc<rustls::ServerConfig>,
-    client_ca: Option<(Vec<u8>, ClientAuth)>,
+    client_ca: Option<(Arc<[u8]>, ClientAuth)>,
     /// When its certificate ends, in seconds since 1970.
     not_after: Option<i64>,
 }
@@ -114,7 +114,7 @@ impl ServerConfig {
         };
         let mut config =
             builder.with_single_cert(chain, key).map_err(|error| LoadError::Unusable(CERT, error.to_string()))?;
-        let client_ca = pem.client_ca.map(|(ca, auth)| (ca.to_vec(), auth));
+        let client_ca = pem.client_ca.map(|(ca, auth)| (Arc::from(ca), auth));
         match before.filter(|before| before.client_ca == client_ca) {
             Some(before) => {
                 config.ticketer = before.config.ticketer.clone();

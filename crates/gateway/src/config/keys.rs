@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::filter::RecordFilter;
 use super::kind::{
-    Choice, Directory, Filters, Flag, GIB, Given, Integer, KIB, Kind, Listen, MIB, Name, Size, Span, TIB, days, hours,
-    millis, minutes, seconds,
+    Choice, Directory, File, Filters, Flag, GIB, Given, Integer, KIB, Kind, Listen, MIB, Name, Size, Span, TIB,
+    UrlPath, days, hours, millis, minutes, seconds,
 };
 
 /// Keys that share a table of the file.
@@ -57,6 +57,9 @@ pub static SECTIONS: &[&Section] = &[
     &Config::SECTION,
     &Coap::SECTION,
     &Mqtt::SECTION,
+    &Mqtts::SECTION,
+    &MqttWs::SECTION,
+    &MqttWss::SECTION,
     &Http::SECTION,
     &Ingest::SECTION,
     &Auth::SECTION,
@@ -130,6 +133,12 @@ section! {
         coap: Coap;
         /// MQTT over TCP.
         mqtt: Mqtt;
+        /// MQTT over TLS.
+        mqtts: Mqtts;
+        /// MQTT over WebSocket.
+        mqtt_ws: MqttWs;
+        /// MQTT over secure WebSocket.
+        mqtt_wss: MqttWss;
         /// HTTP for operators.
         http: Http;
         /// What is recorded.
@@ -200,7 +209,7 @@ section! {
         max_subscriptions: usize = "1000", Integer { min: 1, max: 10_000_000 };
         /// Topic aliases that a client may use (MQTT 5.0 §3.2.2.3.8); 0 forbids them.
         topic_alias_max: u16 = "16", Integer { min: 0, max: 65_535 };
-        /// Time from the TCP connection to a complete CONNECT.
+        /// Time from the TCP connection to a complete CONNECT, TLS and WebSocket handshakes included.
         connect_timeout: Duration = "10 s", Span { min: seconds(1), max: minutes(10) };
         /// Longest keep-alive, told to MQTT 5 clients that ask for more or for none (§3.2.2.3.14); "0 s" leaves it to
         /// the client.
@@ -212,6 +221,54 @@ section! {
         /// header (version 1 or 2), whose address then counts as the client's. A connection without one is closed. Whoever
         /// reaches the listeners past the balancer could claim any address.
         proxy_protocol: bool = "false", Flag;
+        /// Connections admitted in a second over all MQTT listeners, after a burst of a tenth of a second's; the others wait in the
+        /// kernel's listen queues, so that a fleet that reconnects at once does not delay those that are connected. 0
+        /// admits all.
+        connect_rate: u32 = "20000", Integer { min: 0, max: 10_000_000 };
+        /// Longest time that a connection should wait for that. When more wait than are admitted in this time, some are
+        /// taken in ahead of their turn (no more in a second than are admitted) and told to come back later: reason 0x9F
+        /// in MQTT 5.0, 3 in 3.1.1; over TLS, they are closed.
+        connect_wait: Duration = "5 s", Span { min: millis(10), max: minutes(10) };
+    }
+}
+
+section! {
+    /// MQTT over TLS 1.2 and 1.3.
+    Mqtts "mqtts" |c| c.mqtts, {
+        /// Where to listen, commonly on port 8883.
+        listen: Option<SocketAddr> = "off", Listen;
+        /// The server's certificate in PEM, followed by those that lead to its root. This file, the key and the client CA are
+        /// read again on SIGHUP and when they change; if they cannot be used, that is said and what was there stays.
+        cert: Option<PathBuf> = "", File { empty: "none" };
+        /// Its private key in PEM.
+        key: Option<PathBuf> = "", File { empty: "none" };
+        /// Roots in PEM of the certificates that clients may present; "" asks them for none. A client with a certificate is known as the user that
+        /// it names: its first DNS name or URI, else the common name of its subject.
+        client_ca: Option<PathBuf> = "", File { empty: "none" };
+        /// With a client CA: "required" refuses clients without a certificate, "optional" lets them prove themselves
+        /// otherwise.
+        client_cert: ClientCert = "required", Choice(&[
+            ("required", ClientCert::Required),
+            ("optional", ClientCert::Optional),
+        ]);
+    }
+}
+
+section! {
+    /// MQTT over WebSocket (RFC 6455, MQTT 5.0 §6).
+    MqttWs "mqtt_ws" |c| c.mqtt_ws, {
+        /// Where to listen, commonly on port 8083.
+        listen: Option<SocketAddr> = "off", Listen;
+        /// The path of the WebSocket, secure or not.
+        path: String = "/mqtt", UrlPath;
+    }
+}
+
+section! {
+    /// MQTT over secure WebSocket, with the certificate of `mqtts` and the path of `mqtt_ws`.
+    MqttWss "mqtt_wss" |c| c.mqtt_wss, {
+        /// Where to listen, commonly on port 8084.
+        listen: Option<SocketAddr> = "off", Listen;
     }
 }
 
@@ -307,6 +364,13 @@ section! {
         /// Requests without a valid device name that are answered, in a second, to each address; the others are dropped.
         /// 0 answers all.
         unauthenticated_per_second: u32 = "100", Integer { min: 0, max: 1_000_000 };
+        /// TLS and WebSocket handshakes under way at a time. When one more begins, the one that has been silent for longest, a second
+        /// at least, makes room; if there is none, further connections wait in the kernel's listen queue. Each takes about
+        /// 8 kB while it lasts.
+        handshakes: usize = "4096", Integer { min: 1, max: 1_000_000 };
+        /// TLS 1.2 sessions that are remembered, for clients that resume them by ID; those that use tickets take no memory. About 300 bytes
+        /// each.
+        tls_sessions: usize = "20000", Integer { min: 1, max: 10_000_000 };
     }
 }
 
@@ -341,6 +405,15 @@ section! {
 pub enum AuthMode {
     /// Everybody, under the name they give.
     Open,
+}
+
+/// Whether MQTT clients over TLS must have certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientCert {
+    /// They must.
+    Required,
+    /// They may.
+    Optional,
 }
 
 /// The form of the gateway's own messages.

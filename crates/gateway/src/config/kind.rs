@@ -236,6 +236,59 @@ impl Kind for Directory {
     }
 }
 
+/// A file, or none.
+pub struct File {
+    /// What an empty text stands for.
+    pub empty: &'static str,
+}
+
+impl File {
+    /// Reads a path. Whether the file is there is for whoever opens it to say.
+    pub fn read(&self, given: &Given) -> Result<Option<PathBuf>, String> {
+        Directory { empty: Some(self.empty) }.read(given)
+    }
+}
+
+impl Kind for File {
+    fn allowed(&self) -> String {
+        format!("the path of a file, or \"\" for {}", self.empty)
+    }
+
+    #[cfg(test)]
+    fn edges(&self) -> Edges {
+        edges(&["", "/", "a b"], &["a\0b"])
+    }
+}
+
+/// The path of a URL.
+pub struct UrlPath;
+
+impl UrlPath {
+    /// Longest path: it is compared with what strangers send.
+    const MAX: usize = 255;
+
+    /// Reads a path, in the characters that stand for themselves in a URL (RFC 3986 §3.3).
+    pub fn read(&self, given: &Given) -> Result<String, String> {
+        let text = given.text().ok_or_else(|| given.not("a path"))?;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(&byte);
+        if !text.starts_with('/') || text.len() > Self::MAX || !text.bytes().all(plain) {
+            return Err(given.not("the path of a URL"));
+        }
+        Ok(text.to_owned())
+    }
+}
+
+impl Kind for UrlPath {
+    fn allowed(&self) -> String {
+        format!("`/` and up to {} letters, digits and -._~!$&'()*+,;=:@/", Self::MAX - 1)
+    }
+
+    #[cfg(test)]
+    fn edges(&self) -> Edges {
+        edges(&["/", "/mqtt", "/a/b-c.d~e"], &["", "mqtt", "/a b", "/a?b", "/a#b", "/\u{e4}"])
+    }
+}
+
 /// The address of a listener, or none.
 pub struct Listen;
 

@@ -25,11 +25,23 @@ mod relations;
 mod render;
 mod source;
 
-pub use keys::{AuthMode, Config, LogFormat, LogLevel, Logging};
+pub use keys::{AuthMode, ClientCert, Config, LogFormat, LogLevel, Logging, Mqtt};
 pub use render::render;
 pub use source::Sources;
 
 impl Config {
+    /// Whether MQTT is spoken, over whichever transport.
+    #[must_use]
+    pub fn listens_for_mqtt(&self) -> bool {
+        self.mqtt.listen.is_some() || self.mqtt_ws.listen.is_some() || self.uses_tls()
+    }
+
+    /// Whether a certificate is needed.
+    #[must_use]
+    pub fn uses_tls(&self) -> bool {
+        self.mqtts.listen.is_some() || self.mqtt_wss.listen.is_some()
+    }
+
     /// Where the Parquet files are.
     #[must_use]
     pub fn parquet_dir(&self) -> PathBuf {

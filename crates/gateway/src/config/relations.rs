@@ -41,6 +41,21 @@ const RELATIONS: &[Relation] = &[
         allowed: LOOPBACK,
     },
     Relation {
+        keys: &["mqtts.listen", "auth.mode", "auth.allow_open_on_public"],
+        broken: |c| open_on_public(c, c.mqtts.listen),
+        allowed: LOOPBACK,
+    },
+    Relation {
+        keys: &["mqtt_ws.listen", "auth.mode", "auth.allow_open_on_public"],
+        broken: |c| open_on_public(c, c.mqtt_ws.listen),
+        allowed: LOOPBACK,
+    },
+    Relation {
+        keys: &["mqtt_wss.listen", "auth.mode", "auth.allow_open_on_public"],
+        broken: |c| open_on_public(c, c.mqtt_wss.listen),
+        allowed: LOOPBACK,
+    },
+    Relation {
         keys: &["http.listen", "auth.mode", "auth.allow_open_on_public"],
         broken: |c| open_on_public(c, c.http.listen),
         allowed: LOOPBACK,
@@ -115,11 +130,21 @@ const RELATIONS: &[Relation] = &[
         allowed: "allowed: at least mqtt.max_packet_bytes",
     },
     Relation {
-        keys: &["coap.listen", "mqtt.listen"],
+        keys: &["coap.listen", "mqtt.listen", "mqtts.listen", "mqtt_ws.listen", "mqtt_wss.listen"],
         broken: |c| {
-            when(c.coap.listen.is_none() && c.mqtt.listen.is_none(), || "no device could connect anywhere".into())
+            when(c.coap.listen.is_none() && !c.listens_for_mqtt(), || "no device could connect anywhere".into())
         },
-        allowed: "allowed: at least one of coap.listen and mqtt.listen",
+        allowed: "allowed: at least one of coap.listen, mqtt.listen, mqtts.listen, mqtt_ws.listen and mqtt_wss.listen",
+    },
+    Relation {
+        keys: &["mqtts.cert", "mqtts.listen", "mqtt_wss.listen"],
+        broken: |c| when(c.uses_tls() && c.mqtts.cert.is_none(), || "TLS needs a certificate".into()),
+        allowed: "allowed: the path of the certificate's file",
+    },
+    Relation {
+        keys: &["mqtts.key", "mqtts.listen", "mqtt_wss.listen"],
+        broken: |c| when(c.uses_tls() && c.mqtts.key.is_none(), || "TLS needs the certificate's key".into()),
+        allowed: "allowed: the path of the key's file",
     },
 ];
 

@@ -22,6 +22,7 @@ use tidegate_state::Store;
 use tidegate_state::registry::Registry;
 use tidegate_writer::{Appender, Durable, Log, Pressure, ReadError};
 
+use crate::certificates::Certificates;
 use crate::config::Config;
 use crate::http::Door;
 use crate::metrics::Metrics;
@@ -42,7 +43,7 @@ pub(crate) use acks::MAX_WORKERS;
 use acks::Ticket;
 pub(crate) use clock::Now;
 pub(crate) use device::{Device, KIND_NAMES};
-pub(crate) use mqtt::restore as restore_mqtt;
+pub(crate) use mqtt::{Kind, Listener, restore as restore_mqtt};
 use router::Router;
 pub(crate) use worker::{Exit, Sockets, spawn};
 
@@ -78,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) state: State,
     /// MQTT sessions of an earlier run, until their workers have taken them.
     restored: Mutex<Option<mqtt::Restored>>,
+    /// What TLS clients are shown; `None` if there are none.
+    pub(crate) certificates: Option<Arc<Certificates>>,
     /// How long CoAP messages are remembered.
     pub(crate) dedup: Policy,
     /// The last group of answers that left, by worker.
@@ -91,6 +94,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    #[expect(clippy::too_many_arguments, reason = "each is what one other part of the gateway gives to the front ends")]
     pub(crate) fn new(
         config: Config,
         metrics: Metrics,
@@ -99,6 +103,7 @@ impl Shared {
         appender: Appender,
         durable: Durable,
         state: State,
+        certificates: Option<Arc<Certificates>>,
     ) -> Arc<Shared> {
         let table = Table::new(tidegate_session::Config {
             max_devices: config.limits.sessions,
@@ -115,10 +120,11 @@ impl Shared {
             durable,
             state,
             restored: Mutex::new(None),
+            certificates,
             dedup: Policy::new(&Timing::RFC7252, capacity),
             released: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             stopping: AtomicBool::new(false),
-            fronts: workers * (usize::from(config.coap.listen.is_some()) + usize::from(config.mqtt.listen.is_some())),
+            fronts: workers * (usize::from(config.coap.listen.is_some()) + usize::from(config.listens_for_mqtt())),
             drained: AtomicUsize::new(0),
             mqtt_ended: AtomicUsize::new(0),
             config,

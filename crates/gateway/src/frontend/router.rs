@@ -26,6 +26,7 @@ use tidegate_mqtt::trie::{Inserted, Matches, Trie};
 use tidegate_mqtt::{Found, Message, QoS, Replay, Retained, SubscribeOptions};
 use tidegate_transport::Transport;
 
+use super::mqtt::Kind;
 use super::wake::Wake;
 
 /// Most retained messages and the bytes they may take: one for each device of a full gateway, of the size of a reading.
@@ -175,6 +176,9 @@ pub(crate) struct Arrival {
     pub(crate) socket: Socket,
     /// What is between the socket and MQTT; `None` if nothing is.
     pub(crate) transport: Option<Box<Transport>>,
+    pub(crate) kind: Kind,
+    /// More connect than are admitted: it is to be told so.
+    pub(crate) turned_away: bool,
 }
 
 struct Inbox {

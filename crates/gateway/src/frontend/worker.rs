@@ -1,7 +1,6 @@
 //! One front-end thread.
 
 use std::io;
-use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -12,13 +11,14 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
 
+use super::mqtt::Listener;
 use super::{Shared, coap, mqtt};
 
 /// What a worker listens on.
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
     pub(crate) coap: Option<UdpSocket>,
-    pub(crate) mqtt: Option<TcpListener>,
+    pub(crate) mqtt: Vec<Listener>,
 }
 
 /// How a worker ended.
@@ -63,8 +63,8 @@ fn run(index: usize, sockets: Sockets, shared: Arc<Shared>) -> io::Result<()> {
         if let Some(socket) = sockets.coap {
             fronts.spawn_local(coap::serve(socket, index, shared.clone()));
         }
-        if let Some(listener) = sockets.mqtt {
-            fronts.spawn_local(mqtt::serve(listener, index, shared.clone()));
+        if !sockets.mqtt.is_empty() {
+            fronts.spawn_local(mqtt::serve(sockets.mqtt, index, shared.clone()));
         }
         while let Some(ended) = fronts.join_next().await {
             ended.map_err(io::Error::other)??;

@@ -1,6 +1,7 @@
 //! A worker's clients: connected, or away with a session that waits for them.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
@@ -12,6 +13,7 @@ use tidegate_record::DeviceId;
 use tidegate_transport::Transport;
 
 use super::kept::Kept;
+use super::listeners::Kind;
 use crate::frontend::router::{Arrival, SessionId, Subscriber};
 
 /// Sealed at once: what a socket takes in one call, so that little is kept of what it does not take.
@@ -32,6 +34,8 @@ pub(super) struct Client {
     pub(super) socket: Option<Socket>,
     /// What is between the socket and MQTT; `None` if nothing is.
     pub(super) transport: Option<Box<Transport>>,
+    /// What kind of listener it came from last.
+    pub(super) kind: Kind,
     pub(super) connection: Connection,
     /// What was read and is not a whole packet yet, or must wait.
     pub(super) tail: Vec<u8>,
@@ -73,6 +77,10 @@ pub(super) struct Flags {
     pub(super) changed: bool,
     /// So much waits to be sent to it that messages which may wait do.
     pub(super) congested: bool,
+    /// Its handshake is under way: it is in the epoll instance for those.
+    pub(super) shaking_hands: bool,
+    /// More connect than are admitted: it is to be told so.
+    pub(super) turned_away: bool,
 }
 
 /// What is left of a client that is away.
@@ -101,12 +109,17 @@ impl Parked {
 
 impl Client {
     fn new(id: SessionId, arrival: Option<Arrival>, connection_number: u32, now: u64) -> Client {
-        let (socket, transport) = arrival.map_or((None, None), |arrival| (Some(arrival.socket), arrival.transport));
+        let turned_away = arrival.as_ref().is_some_and(|arrival| arrival.turned_away);
+        let (socket, transport, kind) = match arrival {
+            Some(Arrival { socket, transport, kind, .. }) => (Some(socket), transport, kind),
+            None => (None, None, Kind::Tcp),
+        };
         Client {
             id,
             device: None,
             socket,
             transport,
+            kind,
             connection: Connection::new(now),
             tail: Vec::new(),
             out: Vec::new(),
@@ -114,7 +127,7 @@ impl Client {
             accounted: 0,
             connection_number,
             subscriptions: 0,
-            flags: Flags::default(),
+            flags: Flags { turned_away, ..Flags::default() },
             kept: None,
             filed: 0,
             parked: None,
@@ -155,6 +168,24 @@ impl Client {
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether something can be read from it.
+    pub(super) fn has_input(&self) -> bool {
+        let mut byte = [0];
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+        self.socket.as_ref().is_some_and(|socket| recv(socket.as_raw_fd(), &mut byte, flags).is_ok_and(|read| read > 0))
+    }
+
+    /// The name in its certificate, which was verified, if it came with one.
+    pub(super) fn certificate_name(&self) -> Option<String> {
+        self.transport.as_ref()?.client_name()
+    }
+
+    /// Where it is: according to the load balancer, if there is one, else to the kernel.
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        let source = self.transport.as_ref().and_then(|transport| transport.source());
+        source.or_else(|| self.socket.as_ref()?.peer_addr().ok()?.as_socket())
     }
 
     /// Sends what waits: true once all of it is sent.

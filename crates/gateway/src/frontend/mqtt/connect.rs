@@ -28,6 +28,11 @@ impl Reactor {
         now: Now,
     ) -> Option<Slot> {
         self.read_secret |= connect.password.is_some();
+        if self.clients.get(slot).is_some_and(|client| client.flags.turned_away) {
+            self.shared.metrics.mqtt.refused("connect_rate");
+            self.refuse(epoll, slot, Reason::ConnectionRateExceeded, now);
+            return None;
+        }
         let assigned = connect.client_id.is_empty().then(assigned_id);
         let Ok(device) = DeviceId::new(assigned.as_deref().unwrap_or(connect.client_id)) else {
             self.refuse(epoll, slot, Reason::ClientIdNotValid, now);
@@ -185,10 +190,11 @@ impl Reactor {
         let socket = arrived.socket?;
         let Some((home, client)) = self.clients.by_id(id) else {
             debug_assert!(false, "the session table names a session that is not there");
-            self.shared.metrics.mqtt_connections.dec();
+            self.count_connections(arrived.kind, -1);
             return None;
         };
         client.transport = arrived.transport;
+        client.kind = arrived.kind;
         client.connection = arrived.connection;
         client.connection_number = arrived.connection_number;
         client.out = arrived.out;
@@ -204,7 +210,7 @@ impl Reactor {
         // Epoll is to know it by the session's name from now on.
         let mut event = nix::sys::epoll::EpollEvent::new(nix::sys::epoll::EpollFlags::EPOLLIN, id.bits());
         if epoll.modify(&socket, &mut event).is_err() {
-            self.shared.metrics.mqtt_connections.dec();
+            self.count_connections(arrived.kind, -1);
             return None;
         }
         client.socket = Some(socket);
@@ -216,10 +222,15 @@ impl Reactor {
         let Some(client) = self.clients.remove(slot) else { return };
         self.unsent_bytes -= client.accounted;
         let Some(socket) = client.socket else { return };
-        self.shared.metrics.mqtt_connections.dec();
+        self.count_connections(client.kind, -1);
         // Deleted before it is added there: a ready socket in two sets would be read by two workers.
         if epoll.delete(&socket).is_ok() {
-            let arrival = Arrival { socket, transport: client.transport };
+            let arrival = Arrival {
+                socket,
+                transport: client.transport,
+                kind: client.kind,
+                turned_away: client.flags.turned_away,
+            };
             self.shared.router.send(worker, Envelope::Connection { arrival, bytes: input.to_vec() });
         }
     }
@@ -227,14 +238,20 @@ impl Reactor {
     /// Closes the connection. Its session stays or goes as its expiry says, and its socket lingers until the peer has been told what
     /// there is to tell.
     pub(super) fn close(&mut self, epoll: &Epoll, slot: Slot, reason: &'static str, now: Now) {
+        self.abandon_handshake(slot, reason);
         let Some(client) = self.clients.get_mut(slot) else { return };
         let Some(socket) = client.socket.take() else { return };
-        let _ = epoll.delete(&socket);
         let (out, sent) = client.take_unsent();
+        // One that lingers is in no epoll set; closing takes it out as well.
+        let lingers = !matches!(reason, "peer" | "reset");
+        if lingers {
+            let _ = epoll.delete(&socket);
+        }
         self.unsent_bytes -= std::mem::take(&mut client.accounted);
         let unconnected = std::mem::take(&mut client.tail).len();
         let metrics = &self.shared.metrics;
         metrics.mqtt_connections.dec();
+        metrics.transports.connections(client.kind).dec();
         metrics.mqtt_closed.with_label_values(&[reason]).inc();
         client.flags.congested = false;
         if std::mem::take(&mut client.flags.gated) {
@@ -244,7 +261,7 @@ impl Reactor {
             metrics.mqtt_paused.dec();
         }
         // A peer that has gone hears nothing more.
-        if !matches!(reason, "peer" | "reset") {
+        if lingers {
             self.farewells.add(socket, out, sent, now.steady_millis());
         }
         let ended = client.connection.end();

@@ -20,12 +20,11 @@
 //! through that worker's inbox, and its CONNECT is read again there. So a session has one owner, and taking a connection over needs no lock.
 
 use std::io;
-use std::net::TcpListener;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent};
 use tokio::io::Interest;
 
 use super::pause::sleep_until;
@@ -37,7 +36,9 @@ mod commit;
 mod connect;
 mod deliver;
 mod farewell;
+mod handshakes;
 mod kept;
+mod listeners;
 mod publish;
 mod reactor;
 mod replay;
@@ -46,6 +47,7 @@ mod transport;
 mod wills;
 
 pub(crate) use clients::Clients;
+pub(crate) use listeners::{Kind, Listener};
 use reactor::Reactor;
 pub(crate) use restore::{Restored, restore};
 
@@ -59,9 +61,6 @@ const TICK: Duration = Duration::from_millis(500);
 /// How soon a pause is ended after the log takes readings again.
 const PAUSED_TICK: Duration = Duration::from_millis(20);
 
-/// Epoll's name for the listener; slots of connections are 32-bit numbers.
-const LISTENER: u64 = u64::MAX;
-
 /// An epoll instance that tokio can wait for: it is readable when one of its sockets is ready.
 struct Poller(Epoll);
 
@@ -71,13 +70,12 @@ impl AsRawFd for Poller {
     }
 }
 
-/// Serves the connections of `listener`, and those that other workers hand over, as worker `index` until the gateway stops.
-pub(super) async fn serve(listener: TcpListener, index: usize, shared: Arc<Shared>) -> io::Result<()> {
+/// Serves the connections of `listeners`, and those that other workers hand over, as worker `index` until the gateway stops.
+pub(super) async fn serve(listeners: Vec<Listener>, index: usize, shared: Arc<Shared>) -> io::Result<()> {
     let poller = Poller(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
-    poller.0.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+    let mut reactor = Reactor::new(&poller.0, listeners, index, shared.clone())?;
     let poller = watch(poller, Interest::READABLE)?;
     let wake = shared.router.mqtt_wake(index);
-    let mut reactor = Reactor::new(listener, index, shared.clone());
     let mut events = vec![EpollEvent::empty(); EVENTS];
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -97,6 +95,9 @@ pub(super) async fn serve(listener: TcpListener, index: usize, shared: Arc<Share
                     reactor.pass(&poller.get_ref().0, &mut events)?;
                 }
             }
+            () = sleep_until(reactor.listeners.due()), if reactor.listeners.due().is_some() => {
+                reactor.listeners.release(&poller.get_ref().0, std::time::Instant::now());
+            }
             () = sleep_until(pause), if pause.is_some() => reactor.end_pause(),
             () = tokio::task::yield_now(), if reactor.has_more() => {}
             _ = tick.tick() => reactor.tick(&poller.get_ref().0, Now::read()),
@@ -110,6 +111,10 @@ pub(super) async fn serve(listener: TcpListener, index: usize, shared: Arc<Share
         reactor.release_commits(&poller.get_ref().0, now);
         reactor.flush(&poller.get_ref().0, now);
         reactor.submit();
+        if reactor.take_turn_owed() {
+            // Handshakes are ready all the time in a storm, and this task would not let others run.
+            tokio::task::yield_now().await;
+        }
         if shared.is_stopping() && reactor.stop(&poller.get_ref().0, now) {
             return Ok(());
         }

@@ -1,7 +1,6 @@
 //! The worker's state and its passes: sockets in, packets to their handlers, answers out.
 
 use std::io;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,16 +13,18 @@ use tidegate_record::Seq;
 use tidegate_writer::{Batch, Refused};
 use tracing::warn;
 
+use super::Now;
 use super::clients::{Clients, Slot};
 use super::commit::Commits;
 use super::farewell::Farewells;
+use super::handshakes::{HANDSHAKES, Handshakes};
+use super::listeners::{Listener, Listeners};
 use super::publish::Ack;
 use super::replay::Replays;
 use super::wills::Waiting;
-use super::{LISTENER, Now};
 use crate::frontend::acks::AckQueue;
 use crate::frontend::pause::Pause;
-use crate::frontend::router::{Arrival, Envelope, SessionId};
+use crate::frontend::router::{Envelope, SessionId};
 use crate::frontend::wake::Wake;
 use crate::frontend::wheel::Wheel;
 use crate::frontend::{Shared, limits};
@@ -31,9 +32,6 @@ use crate::frontend::{Shared, limits};
 /// Read at once from one connection: more than a window of ordinary readings, and little enough that a fast client does not
 /// hold up the others.
 const READ_BYTES: usize = 64 * 1024;
-
-/// Accepted in one pass; the rest waits in the kernel's queue while those that are connected are served.
-const ACCEPTS: usize = 64;
 
 /// Bytes of records after which a pass appends what it has and goes on.
 const APPEND_BYTES: usize = 512 * 1024;
@@ -67,7 +65,11 @@ pub(super) struct Reactor {
     pub(super) matches: Matches<u64>,
     /// Answers of the client at hand, before they are put into its own buffer.
     pub(super) out: Vec<u8>,
-    listener: Option<TcpListener>,
+    pub(super) listeners: Listeners,
+    pub(super) handshakes: Handshakes,
+    /// Handshakes used up a pass: other tasks of the thread are to get a turn.
+    pub(super) owes_a_turn: bool,
+    pub(super) websocket_path: Arc<str>,
     pub(super) buffer: Box<[u8]>,
     /// What was in a transport's input for MQTT.
     pub(super) unwrapped: Vec<u8>,
@@ -98,16 +100,24 @@ pub(super) struct Reactor {
     envelopes: Vec<Envelope>,
     /// The log did not take the batch: it is kept, and nothing is read, until it does.
     held: bool,
-    /// The listener is not in the epoll set, because the system refused to accept.
-    accepts_paused: bool,
     /// A CONNECT with a password was read since this was last cleared: what it was read from is to be wiped.
     pub(super) read_secret: bool,
     stopping: Stopping,
 }
 
 impl Reactor {
-    pub(super) fn new(listener: TcpListener, index: usize, shared: Arc<Shared>) -> Reactor {
+    pub(super) fn new(
+        epoll: &Epoll,
+        listeners: Vec<Listener>,
+        index: usize,
+        shared: Arc<Shared>,
+    ) -> io::Result<Reactor> {
         let now = Now::read();
+        let workers = shared.workers;
+        let listeners = Listeners::new(listeners, &shared.config.mqtt, workers, now.instant);
+        listeners.watch(epoll)?;
+        let handshakes = Handshakes::new(shared.config.limits.handshakes, workers)?;
+        handshakes.watch(epoll)?;
         let mut reactor = Reactor {
             index,
             limits: limits(&shared.config),
@@ -122,7 +132,10 @@ impl Reactor {
             pause: Pause::default(),
             matches: Matches::new(),
             out: Vec::new(),
-            listener: Some(listener),
+            listeners,
+            handshakes,
+            owes_a_turn: false,
+            websocket_path: shared.config.mqtt_ws.path.as_str().into(),
             buffer: vec![0; READ_BYTES].into(),
             unwrapped: Vec::new(),
             wheel: Wheel::new(now.steady_millis() / 1000),
@@ -142,7 +155,6 @@ impl Reactor {
             spare: Vec::new(),
             envelopes: Vec::new(),
             held: false,
-            accepts_paused: false,
             read_secret: false,
             stopping: Stopping::No,
             shared,
@@ -152,7 +164,12 @@ impl Reactor {
             reactor.account(slot);
             reactor.file(slot);
         }
-        reactor
+        Ok(reactor)
+    }
+
+    /// Whether other tasks of the thread are to get a turn now.
+    pub(super) fn take_turn_owed(&mut self) -> bool {
+        std::mem::take(&mut self.owes_a_turn)
     }
 
     /// Whether sockets are to be read at all.
@@ -199,8 +216,12 @@ impl Reactor {
         };
         let now = Now::read();
         for event in &events[..ready] {
-            if event.data() == LISTENER {
-                self.accept(epoll, now);
+            if let Some(listener) = self.listeners.index(event.data()) {
+                self.accept(epoll, listener, now);
+                continue;
+            }
+            if event.data() == HANDSHAKES {
+                self.shake_hands(epoll, now);
                 continue;
             }
             let id = SessionId::from_bits(event.data());
@@ -221,53 +242,7 @@ impl Reactor {
         Ok(ready)
     }
 
-    fn accept(&mut self, epoll: &Epoll, now: Now) {
-        for _ in 0..ACCEPTS {
-            let Some(listener) = &self.listener else { return };
-            match listener.accept() {
-                Ok((stream, _)) => {
-                    self.shared.metrics.mqtt_accepted.inc();
-                    let open = self.shared.metrics.mqtt_connections.get();
-                    if open >= self.shared.most_connections as i64 {
-                        self.shared.metrics.mqtt.refused("max_connections");
-                        continue;
-                    }
-                    let arrival = Arrival { socket: stream.into(), transport: self.transport() };
-                    self.adopt(epoll, arrival, Vec::new(), now);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    // Out of descriptors, or the peer is gone already. The rest waits in the kernel's queue; as the listener stays
-                    // ready, it is left alone until the next tick.
-                    self.shared.metrics.mqtt.refused("accept");
-                    warn!(%error, "a connection could not be accepted");
-                    self.accepts_paused = epoll.delete(listener).is_ok();
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Takes a connection in, with the MQTT bytes that were read from it before.
-    pub(super) fn adopt(&mut self, epoll: &Epoll, arrival: Arrival, bytes: Vec<u8>, now: Now) {
-        let slot = self.clients.insert(arrival, now.steady_millis());
-        let Some(client) = self.clients.get_mut(slot) else { return };
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, client.id.bits());
-        let registered = client.fd().map(|fd| epoll.add(fd, event));
-        if let Some(Err(error)) = registered {
-            warn!(%error, "a connection could not be registered");
-            self.clients.remove(slot);
-            return;
-        }
-        self.shared.metrics.mqtt_connections.inc();
-        self.file(slot);
-        let slot = if bytes.is_empty() { Some(slot) } else { self.input(epoll, slot, bytes, now) };
-        if let Some(slot) = slot {
-            self.after_transport(epoll, slot, now);
-        }
-    }
-
-    fn read(&mut self, epoll: &Epoll, slot: Slot, now: Now) {
+    pub(super) fn read(&mut self, epoll: &Epoll, slot: Slot, now: Now) {
         let Some(client) = self.clients.get_mut(slot) else { return };
         match client.read(&mut self.buffer) {
             Ok(Some(0)) => self.close(epoll, slot, "peer", now),
@@ -341,7 +316,7 @@ impl Reactor {
 
     /// Acts on `bytes`, which are all that is known of the client's input; returns where the client is now, if it is to be read
     /// on.
-    fn input(&mut self, epoll: &Epoll, slot: Slot, mut bytes: Vec<u8>, now: Now) -> Option<Slot> {
+    pub(super) fn input(&mut self, epoll: &Epoll, slot: Slot, mut bytes: Vec<u8>, now: Now) -> Option<Slot> {
         let (slot, used) = self.packets(epoll, slot, &bytes, now);
         if std::mem::take(&mut self.read_secret) {
             bytes[..used].fill(0);
@@ -583,7 +558,7 @@ impl Reactor {
         self.append(epoll, now);
     }
 
-    fn flush_client(&mut self, epoll: &Epoll, slot: Slot, now: Now) {
+    pub(super) fn flush_client(&mut self, epoll: &Epoll, slot: Slot, now: Now) {
         let Some(client) = self.clients.get_mut(slot) else { return };
         client.flags.dirty = false;
         let written = client.write();
@@ -629,7 +604,8 @@ impl Reactor {
         flags.set(EpollFlags::EPOLLIN, !deaf);
         flags.set(EpollFlags::EPOLLOUT, wants_write);
         let mut event = EpollEvent::new(flags, client.id.bits());
-        if let Some(Err(error)) = client.fd().map(|fd| epoll.modify(fd, &mut event)) {
+        let set = if client.flags.shaking_hands { self.handshakes.epoll() } else { epoll };
+        if let Some(Err(error)) = client.fd().map(|fd| set.modify(fd, &mut event)) {
             warn!(%error, "a connection's interest could not be changed");
         }
     }
@@ -648,6 +624,7 @@ impl Reactor {
     /// Looks at the deadlines that have passed.
     pub(super) fn tick(&mut self, epoll: &Epoll, now: Now) {
         let millis = now.steady_millis();
+        self.count_handshakes();
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(millis / 1000, &mut due);
         for id in due.drain(..) {
@@ -672,11 +649,6 @@ impl Reactor {
             self.file(slot);
         }
         self.due = due;
-        if self.accepts_paused
-            && let Some(listener) = &self.listener
-        {
-            self.accepts_paused = epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER)).is_err();
-        }
         if !self.farewells.is_empty() {
             self.farewells.tick(&mut self.buffer, millis);
         }
@@ -688,7 +660,7 @@ impl Reactor {
     pub(super) fn stop(&mut self, epoll: &Epoll, now: Now) -> bool {
         if self.stopping == Stopping::No {
             self.stopping = Stopping::Answering;
-            self.listener = None;
+            self.listeners.close();
             self.append(epoll, now);
         }
         if self.stopping == Stopping::Answering && self.acks.is_empty() && !self.commits.has_staged() {
