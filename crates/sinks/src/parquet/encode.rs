@@ -74,6 +74,8 @@ pub(super) struct Columns {
     device: Texts,
     tenant: Texts,
     protocol: Vec<Protocol>,
+    /// How often neighbours differ in `protocol`, and one for the first.
+    protocols: usize,
     topic: Texts,
     qos: Vec<i32>,
     retain: Vec<bool>,
@@ -84,7 +86,7 @@ pub(super) struct Columns {
     key_scope: Vec<i64>,
     key_number: Vec<i64>,
     key_levels: Vec<i16>,
-    /// How often neighbours differ in `key_scope`.
+    /// Likewise in `key_scope`.
     scopes: usize,
     payload: Texts,
     batch: Vec<ByteArray>,
@@ -112,6 +114,7 @@ impl Columns {
         for texts in [&mut self.device, &mut self.tenant, &mut self.topic, &mut self.content_type, &mut self.payload] {
             texts.clear();
         }
+        self.protocols = 0;
         self.scopes = 0;
     }
 
@@ -120,6 +123,7 @@ impl Columns {
         self.ts.push(record.received.cast_signed());
         self.device.push(record.device);
         self.tenant.push(record.tenant);
+        self.protocols += usize::from(self.protocol.last() != Some(&record.protocol));
         self.protocol.push(record.protocol);
         self.topic.push(record.topic);
         self.qos.push(i32::from(record.qos));
@@ -153,7 +157,14 @@ impl Columns {
     }
 
     fn shape(&self) -> Shape {
-        Shape { rows: self.seq.len(), devices: self.device.runs, topics: self.topic.runs, scopes: self.scopes }
+        Shape {
+            rows: self.seq.len(),
+            devices: self.device.runs,
+            tenants: self.tenant.runs,
+            protocols: self.protocols,
+            topics: self.topic.runs,
+            scopes: self.scopes,
+        }
     }
 
     fn write<W: Write + Send>(&mut self, mut group: SerializedRowGroupWriter<'_, W>) -> Result<(), ParquetError> {
@@ -237,7 +248,8 @@ impl Texts {
 
     fn push(&mut self, value: &[u8]) {
         if let Some(&(start, end)) = self.spans.last()
-            && &self.bytes[start as usize..end as usize] == value
+            && value.len() == (end - start) as usize
+            && (value.is_empty() || &self.bytes[start as usize..end as usize] == value)
         {
             self.spans.push((start, end));
             return;

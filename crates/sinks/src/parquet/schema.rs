@@ -104,11 +104,13 @@ pub(super) fn schema() -> Result<TypePtr, ParquetError> {
     parse_message_type(SCHEMA).map(Arc::new)
 }
 
-/// How often neighbours differ in the columns that follow the device, over the sorted rows of one file.
+/// How many runs of equal neighbours the columns have, over the sorted rows of a file's first row group.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Shape {
     pub(super) rows: usize,
     pub(super) devices: usize,
+    pub(super) tenants: usize,
+    pub(super) protocols: usize,
     pub(super) topics: usize,
     pub(super) scopes: usize,
 }
@@ -133,7 +135,8 @@ pub(super) fn properties(shape: Shape, metadata: Vec<KeyValue>) -> Result<Writer
         .set_dictionary_enabled(true)
         .set_column_dictionary_enabled(Column::Payload.path(), false)
         .set_column_encoding(Column::Payload.path(), Encoding::DELTA_LENGTH_BYTE_ARRAY);
-    for column in [Column::Seq, Column::Ts, Column::KeyNumber] {
+    // A few small numbers, mostly the same one, take nothing as differences either, and need not be looked up in a dictionary.
+    for column in [Column::Seq, Column::Ts, Column::KeyNumber, Column::Qos, Column::ContentFormat] {
         builder = builder
             .set_column_dictionary_enabled(column.path(), false)
             .set_column_encoding(column.path(), Encoding::DELTA_BINARY_PACKED);
@@ -146,6 +149,16 @@ pub(super) fn properties(shape: Shape, metadata: Vec<KeyValue>) -> Result<Writer
         builder = builder
             .set_column_dictionary_enabled(column.path(), dictionary_pays(runs))
             .set_column_encoding(column.path(), Encoding::DELTA_BYTE_ARRAY);
+    }
+    // Of one value over and over, compression leaves nothing: that is cheaper than to look it up for every row.
+    for (column, runs) in
+        [(Column::Tenant, shape.tenants), (Column::Protocol, shape.protocols), (Column::Topic, shape.topics)]
+    {
+        if runs <= 1 {
+            builder = builder
+                .set_column_dictionary_enabled(column.path(), false)
+                .set_column_encoding(column.path(), Encoding::PLAIN);
+        }
     }
     builder = builder.set_column_dictionary_enabled(Column::KeyScope.path(), dictionary_pays(shape.scopes));
     Ok(builder.build())
