@@ -275,6 +275,9 @@ struct MqttCommand {
     /// Connections under way at a time.
     #[arg(long, default_value_t = 64)]
     connecting: usize,
+    /// Have each client subscribe to this filter before it counts as connected; {device} stands for its name.
+    #[arg(long, value_name = "FILTER")]
+    subscribe_own: Option<String>,
     /// Have one more client subscribe to this filter, and account for what it receives.
     #[arg(long, value_name = "FILTER")]
     subscribe: Option<String>,
@@ -714,6 +717,7 @@ impl MqttCommand {
             password: self.password.clone(),
             connect_rate: self.connect_rate,
             connecting: self.connecting,
+            own_filter: self.subscribe_own.clone(),
             consumer: self.subscribe.clone().map(|filter| (filter, self.subscribe_qos)),
             tick_micros: common.tick_micros,
             threads: common.threads,

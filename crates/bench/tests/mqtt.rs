@@ -118,6 +118,7 @@ fn workload(target: SocketAddr, connections: u32) -> Workload {
         password: None,
         connect_rate: 0.0,
         connecting: 64,
+        own_filter: None,
         consumer: None,
         tick_micros: 500,
         threads: 1,
@@ -180,6 +181,35 @@ fn a_broker_that_behaves_passes_at_every_qos_and_version() {
             assert_eq!((audit.stored_twice, audit.corrupted, audit.out_of_order), (0, 0, 0));
         }
     }
+}
+
+/// A client counts as connected when its own subscription is granted; one that is refused is told apart.
+#[test]
+fn each_client_subscribes_to_a_filter_of_its_own_first() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let subscribed = seen.clone();
+    let target = broker(move |client, packet, n| {
+        Some(match packet.first & 0xf0 {
+            0x10 => vec![connack(Version::V5)],
+            0x80 => {
+                assert_eq!(n, 1, "before any publish");
+                let filter = packet.body[5..packet.body.len() - 1].to_vec();
+                subscribed.lock().unwrap().push((client.to_owned(), String::from_utf8(filter).unwrap()));
+                let code = if client.ends_with('3') { 0x87 } else { 1 };
+                vec![vec![0x90, 4, packet.body[0], packet.body[1], 0, code]]
+            }
+            _ => vec![ack(0x40, packet.publish().0)],
+        })
+    });
+    let workload = Workload { own_filter: Some("cmd/{device}/#".into()), ..workload(target, 5) };
+    let outcome = run(&workload, plan(Drive::Window(4), 100));
+    assert_eq!((outcome.connect.connections, outcome.connect.refused), (4, 1));
+    assert_eq!(outcome.meter.counts.acked, 100);
+    assert_eq!(outcome.meter.counts.refused.get("SUBACK 0x87"), Some(&1));
+    let mut seen = seen.lock().unwrap().clone();
+    seen.sort_unstable();
+    let expected: Vec<_> = (0..5).map(|i| (format!("bench-{i:08}"), format!("cmd/bench-{i:08}/#"))).collect();
+    assert_eq!(seen, expected);
 }
 
 #[test]

@@ -1,9 +1,10 @@
-//! What developers and CI run: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`.
+//! What developers and CI run: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask million`.
 //!
 //! Every task finds the repository and the target directory by itself, so it may be started from anywhere within the
 //! checkout, and leaves nothing outside of the target directory but the Debian packages it says it installs.
 
 mod bench;
+mod million;
 mod place;
 mod setup;
 mod test;
@@ -28,6 +29,8 @@ enum Task {
     Test(test::Args),
     /// Measure the numbers that Tidegate promises, beside peers and ceilings in the same run.
     Bench(bench::Args),
+    /// Hold a million live connections in one process, in a virtual machine if this one does not allow it.
+    Million(million::Args),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Million(args) => million::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -32,8 +32,14 @@ pub(crate) fn cargo() -> Command {
 
 /// Whether a program of this name is on `PATH` or in a directory where Debian puts daemons.
 pub(crate) fn has(program: &str) -> bool {
+    find(program).is_some()
+}
+
+/// Where that program is.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(program).is_file())
+    let dirs = env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    dirs.map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
 /// Runs a command to its end in silence; on failure the error carries what it printed.

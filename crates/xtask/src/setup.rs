@@ -19,10 +19,11 @@ use anyhow::{Context, Result, bail};
 use crate::place::{self, has, quietly};
 
 /// A program that the tests start, and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("cc", "gcc"),
     ("coap-client-gnutls", "libcoap3-bin"),
     ("coap-client-notls", "libcoap3-bin"),
+    ("ip", "iproute2"),
     ("make", "make"),
     ("mosquitto_pub", "mosquitto-clients"),
     ("openssl", "openssl"),
@@ -33,18 +34,21 @@ const PROGRAMS: [(&str, &str); 9] = [
 
 /// Installs whatever is missing.
 pub(crate) fn run() -> Result<()> {
-    let mut missing: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| !has(program)).map(|&(_, package)| package).collect();
+    packages(&PROGRAMS)?;
     if !venv_works() {
-        missing.extend(["python3", "python3-venv"]);
-    }
-    missing.sort_unstable();
-    missing.dedup();
-    if !missing.is_empty() {
-        apt_install(&missing)?;
+        apt_install(&["python3", "python3-venv"])?;
     }
     python_packages()?;
     prometheus()
+}
+
+/// Installs the Debian packages of those programs that are not there.
+pub(crate) fn packages(programs: &[(&str, &str)]) -> Result<()> {
+    let mut missing: Vec<&str> =
+        programs.iter().filter(|(program, _)| !has(program)).map(|&(_, package)| package).collect();
+    missing.sort_unstable();
+    missing.dedup();
+    if missing.is_empty() { Ok(()) } else { apt_install(&missing) }
 }
 
 /// Whether `python3 -m venv` can make an environment with pip in it: Debian keeps that in a package of its own.

@@ -7,7 +7,7 @@ use nix::sys::epoll::EpollFlags;
 
 use super::crowd::{Crowd, Flight, IDS, Slot, State};
 use super::wire::{
-    CONNACK, FAILURE, Malformed, PINGRESP, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Packet, SERVER_DISCONNECT,
+    CONNACK, FAILURE, Malformed, PINGRESP, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Packet, SERVER_DISCONNECT, SUBACK,
     put_acknowledgement,
 };
 use crate::ledger::MessageId;
@@ -105,6 +105,18 @@ impl Crowd<'_> {
                     return Err(Loss::Refused(format!("CONNACK {code:#04x}")));
                 }
                 self.receive_maximum = self.receive_maximum.min(receive_maximum.max(1));
+                if self.workload.own_filter.is_some() {
+                    self.subscribe(i);
+                } else {
+                    self.connections[i].state = State::Live;
+                    self.live += 1;
+                }
+            }
+            (SUBACK, State::Subscribing) => {
+                let code = packet.body.last().copied().ok_or(Loss::Malformed)?;
+                if code >= FAILURE {
+                    return Err(Loss::Refused(format!("SUBACK {code:#04x}")));
+                }
                 self.connections[i].state = State::Live;
                 self.live += 1;
             }

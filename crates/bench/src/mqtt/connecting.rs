@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::consumer::Consumer;
 use super::crowd::{CONSUMER, Crowd, EVENTS, State};
-use super::wire::Connect;
+use super::wire::{Connect, put_subscribe};
 use crate::audit::device_name;
 use crate::clock::SECOND;
 use crate::connect::{Part, SetUp};
@@ -129,5 +129,13 @@ impl Crowd<'_> {
         };
         connect.write(&mut self.output);
         self.connections[i].state = State::Greeting;
+    }
+
+    /// Subscribes a client to its own filter.
+    pub(super) fn subscribe(&mut self, i: usize) {
+        let Some(filter) = &self.workload.own_filter else { return };
+        let filter = filter.replace("{device}", &device_name(&self.workload.prefix, self.first + i as u32));
+        put_subscribe(self.workload.version, 1, &filter, self.workload.qos.min(1), &mut self.output);
+        self.connections[i].state = State::Subscribing;
     }
 }

@@ -74,7 +74,9 @@ pub(super) enum State {
     Connecting,
     /// CONNECT is sent.
     Greeting,
-    /// CONNACK is here.
+    /// SUBSCRIBE is sent.
+    Subscribing,
+    /// CONNACK is here, and SUBACK if the client subscribes to anything.
     Live,
     /// Closed, by whichever side.
     Over,

@@ -94,6 +94,8 @@ pub struct Workload {
     /// Connections that may be under way at a time, all threads together. More than the server's listen queue holds (mosquitto's: 100)
     /// would measure the kernel's repeated SYNs.
     pub connecting: usize,
+    /// A filter that each client subscribes to before it counts as connected; `{device}` stands for its name.
+    pub own_filter: Option<String>,
     /// A consumer that subscribes to this filter, with this QoS (0 or 1).
     pub consumer: Option<(String, u8)>,
     /// Distance of bursts in open loop.
