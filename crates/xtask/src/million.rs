@@ -188,11 +188,8 @@ fn kernel(dir: &Path) -> Result<PathBuf> {
     let depends = Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]).output();
     let depends = depends.context("cannot start apt-cache")?.stdout;
     let depends = String::from_utf8_lossy(&depends);
-    let name =
-        depends.split_ascii_whitespace().find(|word| word.starts_with("linux-image-") && word.contains("-cloud-"));
-    let name = name
-        .filter(|name| *name != "linux-image-cloud-amd64")
-        .or_else(|| depends.split_ascii_whitespace().filter(|word| word.starts_with("linux-image-")).nth(1));
+    let meta = "linux-image-cloud-amd64";
+    let name = depends.split_ascii_whitespace().find(|word| word.starts_with("linux-image-") && *word != meta);
     let name = name.context("the package lists have no linux-image-cloud-amd64: apt-get update")?;
     place::quietly(Command::new("apt-get").args(["-qq", "download", name]).current_dir(&downloads))?;
     for entry in fs::read_dir(&downloads)? {
