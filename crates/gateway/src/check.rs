@@ -3,17 +3,21 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use crate::acl::Rules;
 use crate::cli::CheckArgs;
 use crate::config::{self, Config};
 use crate::frontend::Kind;
 
 /// Says so. What is wrong was said before, when the configuration was read.
-pub fn run(config: &Config, args: &CheckArgs) -> ExitCode {
+pub fn run(config: &Config, rules: &Rules, args: &CheckArgs) -> ExitCode {
     if args.defaults {
         print!("{}", config::render());
         return ExitCode::SUCCESS;
     }
     println!("ok\n{}", listeners(config));
+    if let Some(file) = rules.file() {
+        println!("{} rules in {}", rules.len(), file.display());
+    }
     ExitCode::SUCCESS
 }
 

@@ -41,6 +41,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Print what is stored, oldest first; a gateway may serve the same directory meanwhile
     Records(RecordsArgs),
+    /// Register devices and give them passwords and keys; a gateway may serve the same directory meanwhile
+    Devices(DevicesArgs),
 }
 
 /// What to check.
@@ -74,6 +76,147 @@ pub struct RecordsArgs {
     pub format: RecordFormat,
 }
 
+/// What to do with devices.
+#[derive(Debug, Clone, Args)]
+pub struct DevicesArgs {
+    /// Where the registry is.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: DevicesCommand,
+}
+
+/// What to do with devices.
+#[derive(Debug, Clone, Subcommand)]
+pub enum DevicesCommand {
+    /// Register a device; without a password or key, it gets a generated token, which is printed once
+    Add {
+        /// Its name
+        id: String,
+        /// Whose it is
+        #[arg(long, value_name = "NAME")]
+        tenant: Option<String>,
+        /// A group that rules may name; more than once for several
+        #[arg(long, value_name = "NAME")]
+        group: Vec<String>,
+        /// MQTT client identifiers that it may use besides its name: one, or a beginning followed by `*`
+        #[arg(long, value_name = "PATTERN")]
+        client_ids: Option<String>,
+        #[command(flatten)]
+        credentials: Credentials,
+        #[command(flatten)]
+        psk: PskArgs,
+    },
+    /// List all devices
+    List {
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a device, without its secrets
+    Show {
+        /// Its name
+        id: String,
+        /// As a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forget a device; its connections end
+    Remove {
+        /// Its name
+        id: String,
+    },
+    /// Give a device another password, by default a generated token; its connections end
+    Passwd {
+        /// Its name
+        id: String,
+        #[command(flatten)]
+        credentials: Credentials,
+    },
+    /// Take devices from comma-separated values: identity,psk,device,tenant, or columns as the first line names them
+    Import {
+        /// The file, or - for standard input
+        file: PathBuf,
+    },
+    /// Give a device another pre-shared key, by default a generated one
+    Rotate {
+        /// Its name
+        id: String,
+        #[command(flatten)]
+        psk: PskArgs,
+        /// How long the old key is valid as well; 0 ends what was made with it
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = Grace::parse)]
+        grace: Grace,
+    },
+    /// Take the password and all keys of a device away, or one key; what was made with them ends at once
+    Revoke {
+        /// Its name
+        id: String,
+        /// The identity of the key; without it, everything
+        #[arg(long, value_name = "TEXT")]
+        identity: Option<String>,
+    },
+}
+
+/// A password for MQTT.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Credentials {
+    /// The username (by default, the name of the device)
+    #[arg(long, value_name = "NAME")]
+    pub username: Option<String>,
+    /// A token that was generated: this one, or one that is made now and printed once
+    #[arg(long, value_name = "TOKEN", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub token: Option<String>,
+    /// A password that somebody chose; others on this machine see it while the command runs
+    #[arg(long, value_name = "PASSWORD", conflicts_with = "token")]
+    pub password: Option<String>,
+    /// Read a password that somebody chose from standard input
+    #[arg(long, conflicts_with_all = ["token", "password"])]
+    pub password_stdin: bool,
+}
+
+impl Credentials {
+    /// Whether any of them was given.
+    #[must_use]
+    pub fn are_given(&self) -> bool {
+        self.username.is_some() || self.token.is_some() || self.password.is_some() || self.password_stdin
+    }
+}
+
+/// A pre-shared key for DTLS.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PskArgs {
+    /// The identity (by default, the name of the device)
+    #[arg(long, value_name = "TEXT")]
+    pub identity: Option<String>,
+    /// The key in hex or base64, or one that is made now and printed once; others on this machine see it while the command runs
+    #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "")]
+    pub psk: Option<String>,
+    /// Read the key, in hex or base64, from standard input
+    #[arg(long, conflicts_with_all = ["psk", "password_stdin"])]
+    pub psk_stdin: bool,
+}
+
+impl PskArgs {
+    /// Whether any of them was given.
+    #[must_use]
+    pub fn are_given(&self) -> bool {
+        self.identity.is_some() || self.psk.is_some() || self.psk_stdin
+    }
+}
+
+/// How long an old key stays valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grace(pub std::time::Duration);
+
+impl Grace {
+    fn parse(text: &str) -> Result<Grace, String> {
+        let span = crate::config::kind::parse_duration(text);
+        span.map(Grace).ok_or_else(|| "not a time span, such as 0, 10m, 24h or 7d".to_owned())
+    }
+}
+
 /// How `tidegate records` prints a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RecordFormat {
@@ -97,6 +240,7 @@ impl Cli {
             Some(Command::Serve(args)) => args.clone(),
             Some(Command::Check(args)) => args.config.clone(),
             Some(Command::Records(args)) => args.config.clone(),
+            Some(Command::Devices(args)) => args.config.clone(),
             None => ConfigArgs::default(),
         };
         Sources {

@@ -1,4 +1,4 @@
-//! The Tidegate gateway: `tidegate serve`, `check` and `records`.
+//! The Tidegate gateway: `tidegate serve`, `check`, `records` and `devices`.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -6,6 +6,8 @@
 //! | [`config`] | one checked configuration from defaults, file, environment and command line |
 //! | [`check`] | says what is wrong with it, or what would listen |
 //! | [`records`] | prints what is stored |
+//! | [`devices`] | registers devices, and answers those who do |
+//! | [`acl`] | who may publish and subscribe to what |
 //! | [`serve`] | recovers, listens, serves, drains |
 //! | [`frontend`] | what stands between the network and the log |
 //! | [`metrics`] | what it counts |
@@ -21,10 +23,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod acl;
 mod certificates;
 mod check;
 mod cli;
 mod config;
+mod devices;
 mod frontend;
 mod http;
 mod logging;
@@ -47,12 +51,24 @@ fn main() -> ExitCode {
         Ok(filter) => filter,
         Err(mistake) => return usage(&mistake),
     };
+    let rules = match acl::Rules::load(config.auth.acl.clone()) {
+        Ok(rules) => rules,
+        // Who looks at records or registers devices needs no rules.
+        Err(error) if matches!(cli.command(), Command::Serve(_) | Command::Check(_)) => {
+            return usage(&format!("auth.acl: {error}"));
+        }
+        Err(_) => acl::Rules::default(),
+    };
     match cli.command() {
-        Command::Check(args) => check::run(&config, &args),
+        Command::Check(args) => check::run(&config, &rules, &args),
         Command::Records(args) => records::run(&config, &args),
+        Command::Devices(args) => devices::run(&config, args).unwrap_or_else(|error| {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }),
         Command::Serve(_) => {
             logging::start(config.logging.format, filter);
-            serve::run(config).unwrap_or_else(|error| {
+            serve::run(config, rules).unwrap_or_else(|error| {
                 tracing::error!("{error:#}");
                 ExitCode::FAILURE
             })

@@ -97,6 +97,8 @@ pub(crate) struct Metrics {
     pub(crate) sessions_expired: IntCounter,
     /// Bytes of the session table's entries, spare ones included.
     pub(crate) session_table_bytes: IntGauge,
+    /// Times that the rules were read again, by result.
+    pub(crate) acl_reloads: IntCounterVec,
 }
 
 impl Metrics {
@@ -222,6 +224,12 @@ impl Metrics {
                 registry.register(Box::new(sessions.clone()))?;
                 sessions
             },
+            acl_reloads: counters(
+                registry,
+                "tidegate_acl_reloads_total",
+                "Times that the rules of auth.acl were read again, by result",
+                &["result"],
+            )?,
             sessions_expired: counter(registry, "tidegate_sessions_expired_total", "Devices dropped after silence")?,
             session_table_bytes: gauge(
                 registry,

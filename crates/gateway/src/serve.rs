@@ -18,9 +18,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tracing::{error, info, warn};
 
+use crate::acl::Rules;
 use crate::certificates::Certificates;
 use crate::config::Config;
-use crate::frontend::{self, Exit, KIND_NAMES, Kind, Listener, MAX_WORKERS, Now, Shared, Sockets, State};
+use crate::devices::control::Control;
+use crate::frontend::{self, Access, Exit, KIND_NAMES, Kind, Listener, MAX_WORKERS, Now, Shared, Sockets, State};
 use crate::http::{self, Health};
 use crate::metrics::Metrics;
 
@@ -39,16 +41,17 @@ const PARQUET: &str = "parquet";
 const FAILED: u8 = 1;
 
 /// Serves until SIGTERM, SIGINT or a failure.
-pub(crate) fn run(config: Config) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(config: Config, rules: Rules) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
-    let code = runtime.block_on(serve(config));
+    let code = runtime.block_on(serve(config, Arc::new(rules)));
     // A recovery that was not waited for must not hold up the exit.
     runtime.shutdown_background();
     code
 }
 
-async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+async fn serve(config: Config, rules: Arc<Rules>) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::install().context("installing signal handlers")?;
+    let hangups = signal(SignalKind::hangup()).context("installing signal handlers")?;
     let registry = Registry::new();
     registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
     let metrics = Metrics::register(&registry)?;
@@ -101,6 +104,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
 
     let workers = worker_count(&config);
     let most_connections = most_connections(&config);
+    let access = Access::new(&config, rules);
     let sockets = bind(&config, workers)?;
     let bound = Bound::of(&sockets[0], http.as_ref().map(http::Server::local_addr))?;
     let shared = Shared::new(
@@ -112,6 +116,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         durable,
         State::of(&store, devices),
         certificates,
+        access,
     );
     let log = {
         let shared = shared.clone();
@@ -120,6 +125,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     };
     shared.hear_of_commits();
 
+    let control = listen_for_commands(&shared)?;
+    tokio::spawn(reload_on_hangup(hangups, shared.clone()));
     let sinks = spawn_sinks(&shared.config, &log, &registry)?;
     let (exits, mut exited) = mpsc::unbounded_channel();
     let mut threads = Vec::new();
@@ -148,6 +155,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     }
     notify_systemd("STOPPING=1");
     health.set_draining();
+    drop(control);
     sweeper.stop();
     let code = match reason {
         Ending::Asked(_) => drain(&shared, threads, &mut exited, sinks, log, store).await,
@@ -188,6 +196,38 @@ async fn watch_certificates(shared: Arc<Shared>, mut hangup: Signal) {
     }
 }
 
+/// Lets `tidegate devices` in, and has what it takes from a device end at once.
+fn listen_for_commands(shared: &Arc<Shared>) -> anyhow::Result<Control> {
+    let registry = shared.state.registry.clone();
+    let weak = Arc::downgrade(shared);
+    registry.on_revoke(move |revoked| {
+        if let Some(shared) = weak.upgrade() {
+            shared.revoked(revoked);
+        }
+    });
+    let dir = &shared.config.data_dir;
+    Control::listen(dir, registry).with_context(|| format!("listening for commands in {}", dir.display()))
+}
+
+/// Reads the rules again whenever SIGHUP comes; those of a file with a mistake are not taken.
+async fn reload_on_hangup(mut hangups: Signal, shared: Arc<Shared>) {
+    while hangups.recv().await.is_some() {
+        let rules = &shared.access.rules;
+        let Some(file) = rules.file() else { continue };
+        let result = match rules.reload() {
+            Ok(count) => {
+                info!(file = %file.display(), rules = count, "rules read again");
+                "ok"
+            }
+            Err(error) => {
+                error!(%error, "the rules could not be read again; those there were stay in force");
+                "refused"
+            }
+        };
+        shared.metrics.acl_reloads.with_label_values(&[result]).inc();
+    }
+}
+
 enum Ending {
     Asked(&'static str),
     Failed(String),
@@ -214,7 +254,7 @@ fn log_config(config: &Config) -> LogConfig {
     }
 }
 
-fn state_config(config: &Config) -> tidegate_state::Config {
+pub(crate) fn state_config(config: &Config) -> tidegate_state::Config {
     tidegate_state::Config {
         path: config.data_dir.join("state.redb"),
         cache_bytes: config.state.cache_bytes,

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::filter::RecordFilter;
 use super::kind::{
-    Choice, Directory, File, Filters, Flag, GIB, Given, Integer, KIB, Kind, Listen, MIB, Name, Size, Span, TIB,
-    UrlPath, days, hours, millis, minutes, seconds,
+    Choice, Directory, File, Filters, Flag, GIB, Given, Integer, KIB, Kind, Listen, MIB, Name, Network, Networks, Size,
+    Span, TIB, UrlPath, days, hours, millis, minutes, seconds,
 };
 
 /// Keys that share a table of the file.
@@ -291,10 +291,25 @@ section! {
 section! {
     /// Who may speak.
     Auth "auth" |c| c.auth, {
-        /// "open": everybody, under the name they give.
-        mode: AuthMode = "open", Choice(&[("open", AuthMode::Open)]);
+        /// "open": everybody, under the name they give. "registry": the devices that `tidegate devices` has registered, with
+        /// their username and password over MQTT and their pre-shared key over CoAPS.
+        mode: AuthMode = "open", Choice(&[("open", AuthMode::Open), ("registry", AuthMode::Registry)]);
         /// Allows mode "open" on addresses that are not loopback.
         allow_open_on_public: bool = "false", Flag;
+        /// The file that says who may publish and subscribe to what, one rule a line:
+        /// `allow|deny  all|device NAME|user NAME|group NAME|tenant NAME  publish|subscribe|all  FILTER`, with `*` at the end of a
+        /// name and `%c` (client identifier), `%d` (device), `%u` (username) and `%t` (tenant) in a filter. The first rule that applies
+        /// decides, and what none applies to is denied. It is read again on SIGHUP.
+        acl: Option<PathBuf> = "", File { empty: "no rules: everything is allowed" };
+        /// In mode "registry", the networks from which CoAP without DTLS is taken: a device proves nothing there and is
+        /// believed to be the registered one that it names. From elsewhere it is answered 4.01.
+        coap_networks: Vec<Network> = "", Networks { max: 256 };
+        /// Passwords that people chose which are verified at a time, each by a thread with 19 MiB of memory for some
+        /// 20 ms (argon2id). Generated tokens need neither.
+        password_threads: usize = "1", Integer { min: 1, max: 64 };
+        /// Logins that may wait for their password to be verified; further ones are told that the server is busy. The
+        /// default is what one thread does within mqtt.connect_timeout.
+        password_queue: usize = "256", Integer { min: 1, max: 1_000_000 };
     }
 }
 
@@ -361,7 +376,8 @@ section! {
         /// A device that was silent for so long is forgotten. The default keeps those that report once a day. It is no
         /// shorter than the 247 s for which a retransmission can arrive (RFC 7252 §4.8.2).
         session_idle_seconds: Duration = "172800", Span { min: seconds(247), max: days(365) };
-        /// Requests without a valid device name that are answered, in a second, to each address; the others are dropped.
+        /// Requests without a valid device name and logins that fail which are answered, in a second, to each address; the
+        /// others are dropped, and passwords that people chose are not verified for it.
         /// 0 answers all.
         unauthenticated_per_second: u32 = "100", Integer { min: 0, max: 1_000_000 };
         /// TLS and WebSocket handshakes under way at a time. When one more begins, the one that has been silent for longest, a second
@@ -405,6 +421,8 @@ section! {
 pub enum AuthMode {
     /// Everybody, under the name they give.
     Open,
+    /// The devices in the registry.
+    Registry,
 }
 
 /// Whether MQTT clients over TLS must have certificates.

@@ -10,6 +10,10 @@ use std::time::Duration;
 
 use super::filter::RecordFilter;
 
+mod auth;
+
+pub use auth::{Network, Networks};
+
 /// 1,024 bytes.
 pub const KIB: u64 = 1 << 10;
 /// 1,024 KiB.

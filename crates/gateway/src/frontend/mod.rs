@@ -16,10 +16,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tidegate_coap::dedup::{Policy, Remembered};
 use tidegate_coap::{Code, Seconds, Timing, Type};
 use tidegate_mqtt::Limits;
-use tidegate_record::{Protocol, Seq};
+use tidegate_record::{DeviceId, Protocol, Seq};
 use tidegate_session::Table;
 use tidegate_state::Store;
-use tidegate_state::registry::Registry;
+use tidegate_state::registry::{Registry, Revoked};
 use tidegate_writer::{Appender, Durable, Log, Pressure, ReadError};
 
 use crate::certificates::Certificates;
@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::http::Door;
 use crate::metrics::Metrics;
 
+mod access;
 mod acks;
 mod clock;
 mod coap;
@@ -39,6 +40,7 @@ mod wake;
 mod wheel;
 mod worker;
 
+pub(crate) use access::Access;
 pub(crate) use acks::MAX_WORKERS;
 use acks::Ticket;
 pub(crate) use clock::Now;
@@ -81,6 +83,8 @@ pub(crate) struct Shared {
     restored: Mutex<Option<mqtt::Restored>>,
     /// What TLS clients are shown; `None` if there are none.
     pub(crate) certificates: Option<Arc<Certificates>>,
+    /// Who may speak, and about what.
+    pub(crate) access: Access,
     /// How long CoAP messages are remembered.
     pub(crate) dedup: Policy,
     /// The last group of answers that left, by worker.
@@ -104,6 +108,7 @@ impl Shared {
         durable: Durable,
         state: State,
         certificates: Option<Arc<Certificates>>,
+        access: Access,
     ) -> Arc<Shared> {
         let table = Table::new(tidegate_session::Config {
             max_devices: config.limits.sessions,
@@ -121,6 +126,7 @@ impl Shared {
             state,
             restored: Mutex::new(None),
             certificates,
+            access,
             dedup: Policy::new(&Timing::RFC7252, capacity),
             released: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             stopping: AtomicBool::new(false),
@@ -200,6 +206,15 @@ impl Shared {
     fn mark_released(&self, ticket: Ticket) {
         if let Some(released) = self.released.get(ticket.worker()) {
             released.store(ticket.count(), Ordering::Release);
+        }
+    }
+
+    /// Has what was opened with what is revoked end.
+    pub(crate) fn revoked(&self, revoked: &[Revoked]) {
+        self.access.revoked();
+        let logins: Arc<[DeviceId]> = revoked.iter().filter(|r| r.login).map(|r| r.device.clone()).collect();
+        if !logins.is_empty() {
+            self.router.revoke(&logins);
         }
     }
 

@@ -24,8 +24,11 @@ use socket2::Socket;
 use tidegate_mqtt::topic::Filter;
 use tidegate_mqtt::trie::{Inserted, Matches, Trie};
 use tidegate_mqtt::{Found, Message, QoS, Replay, Retained, SubscribeOptions};
+use tidegate_record::DeviceId;
+use tidegate_state::registry::Account;
 use tidegate_transport::Transport;
 
+use super::access::Principal;
 use super::mqtt::Kind;
 use super::wake::Wake;
 
@@ -167,6 +170,10 @@ impl Target {
 pub(crate) enum Envelope {
     /// A message for some of its clients.
     Message { message: Arc<Message>, targets: Vec<Target>, receipt: Option<Arc<Receipt>> },
+    /// Connections that were let in as one of these devices must end.
+    Revoked(Arc<[DeviceId]>),
+    /// A login whose password was verified: who it is, if it is right.
+    Login { to: SessionId, account: Option<Box<Account>>, revision: u64 },
     /// A connection whose session is here, with the MQTT bytes that were read from it.
     Connection { arrival: Arrival, bytes: Vec<u8> },
 }
@@ -179,6 +186,8 @@ pub(crate) struct Arrival {
     pub(crate) kind: Kind,
     /// More connect than are admitted: it is to be told so.
     pub(crate) turned_away: bool,
+    /// Who it is, if another worker has found out.
+    pub(crate) principal: Option<Box<Principal>>,
 }
 
 struct Inbox {
@@ -416,12 +425,19 @@ impl Router {
         routed
     }
 
+    /// Tells every worker that connections of these devices must end.
+    pub(crate) fn revoke(&self, devices: &Arc<[DeviceId]>) {
+        for worker in 0..self.inboxes.len() {
+            self.send(worker, Envelope::Revoked(devices.clone()));
+        }
+    }
+
     /// Puts an envelope in a worker's inbox.
     pub(crate) fn send(&self, worker: usize, envelope: Envelope) {
         let Some(inbox) = self.inboxes.get(worker) else { return };
         let deliveries = match &envelope {
             Envelope::Message { targets, .. } => targets.len(),
-            Envelope::Connection { .. } => 0,
+            Envelope::Revoked(_) | Envelope::Login { .. } | Envelope::Connection { .. } => 0,
         };
         let mut envelopes = unpoisoned(inbox.envelopes.lock());
         let first = envelopes.is_empty();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tidegate_record::DeviceId;
 
 use super::entry::{Device, Identity, Malformed, User};
+use super::login::looks_generated;
 use super::secret::{KeyError, Secret};
 use super::text::{self, MAX_IDENTITIES, MAX_KEY_LEN, Shown};
 use super::{Registry, Revoked};
@@ -228,6 +229,10 @@ impl<'a> Edit<'a> {
         if !device.username.is_empty() {
             self.remove(Table::Users, device.username.as_bytes());
             self.revoke(id, true, Vec::new())?;
+        }
+        if login.origin == Origin::Chosen && looks_generated(login.password.bytes()) {
+            let wrong = "a password that looks generated; allowed: store it as a token, or choose another one";
+            return Err(ChangeError::Invalid(wrong.into()));
         }
         let hash = match login.origin {
             Origin::Generated => self.registry.keyed_hash(&username, login.password.bytes()),

@@ -174,6 +174,13 @@ const KEYED: u8 = 0;
 const ARGON2ID: u8 = 1;
 
 impl User {
+    /// The same for as long as the password is, and another one if it is given anew. Not secret: it says nothing about the password.
+    #[must_use]
+    pub fn proof(&self) -> u64 {
+        let (Hash::Keyed { digest } | Hash::Argon2id { digest, .. }) = &self.hash;
+        digest.first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Out::new(96);
         out.short(self.device.as_str().as_bytes());

@@ -22,11 +22,13 @@ use zeroize::Zeroizing;
 
 mod change;
 mod entry;
+mod login;
 mod secret;
 mod text;
 
 pub use change::{ChangeError, ImportLine, Imported, Login, NewDevice, Origin, Psk};
 pub use entry::{Device, Identity, User};
+pub use login::{Account, Busy, Checked, Slow, Verifier};
 pub use secret::{Hash, KeyError, Scratch, Secret, generate_key, generate_token, parse_key};
 pub use text::{
     MAX_GROUPS, MAX_IDENTITIES, MAX_IDENTITY_LEN, MAX_KEY_LEN, MAX_NAME_LEN, MAX_PASSWORD_LEN, MAX_USERNAME_LEN,
@@ -172,6 +174,12 @@ impl Registry {
     /// The hash of a password that somebody chose.
     pub(crate) fn slow_hash(&self, password: &[u8]) -> std::io::Result<Hash> {
         secret::slow_hash(password, &mut lock(&self.inner.scratch))
+    }
+
+    /// Whether `pattern`, the [`client_ids`](Device::client_ids) of a device, allows `client_id`.
+    #[must_use]
+    pub fn allows_client_id(pattern: &str, client_id: &str) -> bool {
+        !pattern.is_empty() && text::allows(pattern, client_id)
     }
 
     /// Calls `hook` with what was revoked, after that is durable, on the thread that changed it.

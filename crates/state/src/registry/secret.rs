@@ -212,7 +212,10 @@ pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// A token of 256 random bits, as 43 letters, digits, `-` and `_`.
+/// Letters of a generated token: 32 bytes in base64 without padding.
+pub(crate) const TOKEN_LEN: usize = 43;
+
+/// A token of 256 random bits, as [`TOKEN_LEN`] letters, digits, `-` and `_`.
 pub fn generate_token() -> io::Result<Zeroizing<String>> {
     Ok(Zeroizing::new(URL_SAFE_NO_PAD.encode(Zeroizing::new(random::<32>()?).as_slice())))
 }

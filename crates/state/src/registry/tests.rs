@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::Config;
 
-fn open(dir: &TempDir) -> (Store, Registry) {
+pub(super) fn open(dir: &TempDir) -> (Store, Registry) {
     let config = Config {
         path: dir.path().join("state.redb"),
         cache_bytes: 1 << 20,
@@ -21,7 +21,7 @@ fn open(dir: &TempDir) -> (Store, Registry) {
     (store, registry)
 }
 
-fn device(id: &str, tenant: &str) -> NewDevice {
+pub(super) fn device(id: &str, tenant: &str) -> NewDevice {
     NewDevice { id: id.into(), tenant: tenant.into(), ..NewDevice::default() }
 }
 
@@ -29,7 +29,7 @@ fn psk(identity: &str, key: &[u8]) -> Psk {
     Psk { identity: identity.into(), key: Secret::new(key) }
 }
 
-fn token(username: &str, password: &str) -> Login {
+pub(super) fn token(username: &str, password: &str) -> Login {
     Login { username: username.into(), password: Secret::new(password.as_bytes()), origin: Origin::Generated }
 }
 

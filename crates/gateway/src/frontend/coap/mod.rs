@@ -14,6 +14,7 @@ use super::worker::watch;
 use super::{Now, Shared};
 use server::{OVERHEAD, Server};
 
+mod access;
 mod server;
 mod transport;
 

@@ -31,7 +31,9 @@ use tidegate_record::{Record, Seq};
 use tidegate_writer::{Batch, Pressure, Refused};
 use tokio::io::unix::AsyncFdReadyGuard;
 
+use super::access::Asks;
 use super::transport::{Endpoint, Message, Outgoing};
+use crate::acl::View;
 use crate::frontend::acks::{AckQueue, Ticket};
 use crate::frontend::limiter::Limiter;
 use crate::frontend::pause::Pause;
@@ -82,7 +84,9 @@ fn is_passing(error: &io::Error) -> bool {
 
 pub(super) struct Server {
     index: usize,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
+    /// Rules about who may publish and read.
+    pub(super) access: View,
     rules: Rules,
     /// Joined path of the request at hand.
     topic: String,
@@ -113,6 +117,7 @@ impl Server {
         let limiter = Limiter::new(shared.config.limits.unauthenticated_per_second, Instant::now());
         Server {
             index,
+            access: View::new(shared.access.rules.clone()),
             rules,
             topic: String::new(),
             batch: Batch::new(),
@@ -214,12 +219,12 @@ impl Server {
     }
 
     /// What is counted of the transport that brought a message.
-    fn front(&self, from: Endpoint) -> &Frontend {
+    pub(super) fn front(&self, from: Endpoint) -> &Frontend {
         from.front(&self.shared.metrics)
     }
 
     /// Whether a stranger may be told what is wrong: an address that could be anybody's is not told without end.
-    fn may_be_told(&mut self, from: Endpoint, now: Now) -> bool {
+    pub(super) fn may_be_told(&mut self, from: Endpoint, now: Now) -> bool {
         match from {
             Endpoint::Plain { peer, .. } => self.limiter.allows(peer.ip(), now.instant),
         }
@@ -255,6 +260,10 @@ impl Server {
             }
             return;
         };
+        let Some(sender) = self.identify(ep, &to, message, now) else { return };
+        if !self.authorize(&sender, Asks::Publish, topic, &to, message) {
+            return;
+        }
         let scope = message.scope();
         let received = Seconds(now.seconds());
         let recorded = self.shared.config.ingest.filters.records(topic);
@@ -314,8 +323,8 @@ impl Server {
                 qos: u8::from(confirmable),
                 retain: false,
                 content_format: request.content_format,
-                device: ep,
-                tenant: "",
+                device: sender.device(),
+                tenant: sender.tenant(),
                 content_type: "",
                 topic,
                 key: Some(message.key(scope, to.mid)),
@@ -356,7 +365,7 @@ impl Server {
     }
 
     /// Answers a request that needs nothing stored.
-    fn answer(&mut self, to: &ReplyTo, message: &Message<'_>, response: &Response<'_>) {
+    pub(super) fn answer(&mut self, to: &ReplyTo, message: &Message<'_>, response: &Response<'_>) {
         self.stranger_mid = self.stranger_mid.wrapping_add(1);
         let mid = self.stranger_mid;
         self.out.push(message.from, |bytes| response.write(bytes, to, mid));

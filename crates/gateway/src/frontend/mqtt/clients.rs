@@ -12,8 +12,10 @@ use tidegate_mqtt::{Connection, Session, Will};
 use tidegate_record::DeviceId;
 use tidegate_transport::Transport;
 
+use super::access::Author;
 use super::kept::Kept;
 use super::listeners::Kind;
+use crate::frontend::access::Principal;
 use crate::frontend::router::{Arrival, SessionId, Subscriber};
 
 /// Sealed at once: what a socket takes in one call, so that little is kept of what it does not take.
@@ -30,6 +32,8 @@ pub(super) struct Client {
     pub(super) id: SessionId,
     /// Who it is, once its CONNECT was accepted.
     pub(super) device: Option<DeviceId>,
+    /// Who it was found to be, where that is asked for.
+    pub(super) principal: Option<Box<Principal>>,
     /// `None` while it is away.
     pub(super) socket: Option<Socket>,
     /// What is between the socket and MQTT; `None` if nothing is.
@@ -81,6 +85,8 @@ pub(super) struct Flags {
     pub(super) shaking_hands: bool,
     /// More connect than are admitted: it is to be told so.
     pub(super) turned_away: bool,
+    /// Its CONNECT waits for its password to be verified.
+    pub(super) verifying: bool,
 }
 
 /// What is left of a client that is away.
@@ -110,9 +116,9 @@ impl Parked {
 impl Client {
     fn new(id: SessionId, arrival: Option<Arrival>, connection_number: u32, now: u64) -> Client {
         let turned_away = arrival.as_ref().is_some_and(|arrival| arrival.turned_away);
-        let (socket, transport, kind) = match arrival {
-            Some(Arrival { socket, transport, kind, .. }) => (Some(socket), transport, kind),
-            None => (None, None, Kind::Tcp),
+        let (socket, transport, kind, principal) = match arrival {
+            Some(Arrival { socket, transport, kind, principal, .. }) => (Some(socket), transport, kind, principal),
+            None => (None, None, Kind::Tcp, None),
         };
         Client {
             id,
@@ -120,6 +126,7 @@ impl Client {
             socket,
             transport,
             kind,
+            principal,
             connection: Connection::new(now),
             tail: Vec::new(),
             out: Vec::new(),
@@ -137,6 +144,20 @@ impl Client {
     /// Its name in the subscription trie.
     pub(super) fn subscriber(&self) -> Subscriber {
         self.id.subscriber(self.kept.is_some())
+    }
+
+    /// Who it is, for what is published on its behalf.
+    pub(super) fn author(&self) -> Author {
+        Author { name: self.device.clone(), principal: self.principal.clone() }
+    }
+
+    /// The device that its readings are from, and whose that is.
+    pub(super) fn origin(&self) -> (&str, &str) {
+        match (&self.principal, &self.device) {
+            (Some(principal), _) => (principal.device.as_str(), &principal.tenant),
+            (None, Some(device)) => (device.as_str(), ""),
+            (None, None) => ("", ""),
+        }
     }
 
     /// Bytes that wait to be sent.

@@ -11,6 +11,7 @@ use super::Now;
 use super::clients::{Parked, Slot};
 use super::kept::{self, Kept, Row};
 use super::reactor::Reactor;
+use crate::frontend::access::Stranger;
 use crate::frontend::router::{Arrival, Envelope, SessionId};
 
 /// Seconds in a session expiry that never comes (MQTT 5.0 §3.1.2.11.2).
@@ -33,6 +34,9 @@ impl Reactor {
             self.refuse(epoll, slot, Reason::ConnectionRateExceeded, now);
             return None;
         }
+        if !self.identify(epoll, slot, connect, input, now) {
+            return None;
+        }
         let assigned = connect.client_id.is_empty().then(assigned_id);
         let Ok(device) = DeviceId::new(assigned.as_deref().unwrap_or(connect.client_id)) else {
             self.refuse(epoll, slot, Reason::ClientIdNotValid, now);
@@ -44,6 +48,10 @@ impl Reactor {
         if let Ok(Err(other)) = claimed
             && other.worker() == self.index
         {
+            if !self.same_owner(slot, other) {
+                self.keep_out(epoll, slot, Stranger::ClientId, now);
+                return None;
+            }
             self.cut_off(epoll, other, now);
             // A session whose time is over may not have been looked at yet.
             if let Some((home, client)) = self.clients.by_id(other)
@@ -100,7 +108,7 @@ impl Reactor {
         self.keep(slot, input.to_vec());
     }
 
-    fn refuse(&mut self, epoll: &Epoll, slot: Slot, reason: Reason, now: Now) {
+    pub(super) fn refuse(&mut self, epoll: &Epoll, slot: Slot, reason: Reason, now: Now) {
         self.shared.metrics.mqtt_connects.with_label_values(&["refused"]).inc();
         let mut out = std::mem::take(&mut self.out);
         if let Some(client) = self.clients.get_mut(slot) {
@@ -143,6 +151,7 @@ impl Reactor {
         }
         self.give(slot, &mut out);
         self.out = out;
+        self.note_alias(slot);
         self.file(slot);
     }
 
@@ -174,12 +183,12 @@ impl Reactor {
             // It is back before its will was due ([MQTT-3.1.3-9]).
             return Some(Resumed(parked.session));
         }
-        let device = client.device.clone();
+        let author = client.author();
         self.drop_subscriptions(id);
         self.forget_kept(slot);
         // The session ends here, and the will is due with it.
         if let Some((will, _)) = parked.will {
-            self.publish_will(device, from, *will, now);
+            self.publish_will(author, from, *will, now);
         }
         None
     }
@@ -195,6 +204,7 @@ impl Reactor {
         };
         client.transport = arrived.transport;
         client.kind = arrived.kind;
+        client.principal = arrived.principal;
         client.connection = arrived.connection;
         client.connection_number = arrived.connection_number;
         client.out = arrived.out;
@@ -229,6 +239,7 @@ impl Reactor {
                 socket,
                 transport: client.transport,
                 kind: client.kind,
+                principal: client.principal,
                 turned_away: client.flags.turned_away,
             };
             self.shared.router.send(worker, Envelope::Connection { arrival, bytes: input.to_vec() });
@@ -282,7 +293,7 @@ impl Reactor {
         let Some(client) = self.clients.get(slot) else { return };
         let from = client.subscriber();
         if let Some(due) = will.take_if(|will| will.delay == 0 || expiry == 0) {
-            self.publish_will(client.device.clone(), from, *due, now);
+            self.publish_will(client.author(), from, *due, now);
         }
         if expiry == 0 {
             return self.end_session(slot);
@@ -318,15 +329,15 @@ impl Reactor {
     pub(super) fn away(&mut self, slot: Slot, now: Now) {
         let millis = now.steady_millis();
         let Some(client) = self.clients.get_mut(slot) else { return };
-        let (device, from) = (client.device.clone(), client.subscriber());
+        let (author, from) = (client.author(), client.subscriber());
         let Some(parked) = &mut client.parked else { return };
         let over = parked.expires.is_some_and(|at| at <= millis);
         // The session's end is the will's, if it comes first (MQTT 5.0 §3.1.3.2.2).
         if let Some((will, _)) = parked.will.take_if(|(_, at)| over || *at <= millis) {
-            if let Some(device) = &device {
+            if let Some(device) = &author.name {
                 kept::put_will(&mut self.commits.rows, device, None);
             }
-            self.publish_will(device, from, *will, now);
+            self.publish_will(author, from, *will, now);
         }
         if over {
             self.end_session(slot);

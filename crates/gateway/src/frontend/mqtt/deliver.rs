@@ -6,6 +6,7 @@ use tidegate_mqtt::trie::Inserted;
 use tidegate_mqtt::{Delivered, Delivery, Message, QoS, Reason, Subscribe, Unsubscribe};
 
 use super::Now;
+use super::access::may;
 use super::clients::Slot;
 use super::commit::Wait;
 use super::kept;
@@ -109,6 +110,11 @@ impl Reactor {
         let subscriber = client.subscriber();
         let mut reasons = Vec::new();
         for (filter, options) in subscribe.filters() {
+            if !may(self.rules.get().0, client, |acl, who| acl.may_subscribe(who, filter.text())) {
+                shared.metrics.mqtt.refused("acl_subscribe");
+                reasons.push(Reason::NotAuthorized);
+                continue;
+            }
             let may_add = client.subscriptions < most;
             let listing = self.replays.may_list(client.id);
             match shared.router.subscribe(&filter, subscriber, options, subscribe.id, may_add, listing) {

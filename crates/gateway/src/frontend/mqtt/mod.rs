@@ -31,6 +31,7 @@ use super::pause::sleep_until;
 use super::worker::watch;
 use super::{Now, Shared};
 
+mod access;
 mod clients;
 mod commit;
 mod connect;

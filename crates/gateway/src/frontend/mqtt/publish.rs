@@ -90,31 +90,21 @@ impl Reactor {
             }
         }
         if reason.is_failure() {
-            // Behind the acknowledgements of what came before it ([MQTT-4.6.0-2]).
-            self.acks.push(Ack {
-                client: id,
-                connection_number,
-                packet_id: publish.packet_id,
-                qos: publish.qos,
-                reason,
-                published: None,
-                serial: 0,
-                will: None,
-            });
-            return;
+            return self.answer_publish(slot, publish, reason);
         }
         let Some(client) = self.clients.get_mut(slot) else { return };
         let kept = client.kept.as_deref_mut().filter(|_| publish.qos == QoS::ExactlyOnce);
         let key = kept.map(|kept| kept.next_key(publish.packet_id));
         if recorded {
+            let (device, tenant) = client.origin();
             let record = Record {
                 received: now.micros,
                 protocol: Protocol::Mqtt,
                 qos: publish.qos as u8,
                 retain: publish.retain,
                 content_format: None,
-                device: client.device.as_ref().map_or("", tidegate_record::DeviceId::as_str),
-                tenant: "",
+                device,
+                tenant,
                 content_type: publish.content_type,
                 topic: &publish.topic,
                 key,
@@ -151,6 +141,21 @@ impl Reactor {
             reason,
             published,
             serial: key.map_or(0, |key| kept::of_key(key).0),
+            will: None,
+        });
+    }
+
+    /// Answers a PUBLISH that is not taken, behind the acknowledgements of what came before it ([MQTT-4.6.0-2]).
+    pub(super) fn answer_publish(&mut self, slot: Slot, publish: &Publish<'_>, reason: Reason) {
+        let Some(client) = self.clients.get(slot) else { return };
+        self.acks.push(Ack {
+            client: client.id,
+            connection_number: client.connection_number,
+            packet_id: publish.packet_id,
+            qos: publish.qos,
+            reason,
+            published: None,
+            serial: 0,
             will: None,
         });
     }

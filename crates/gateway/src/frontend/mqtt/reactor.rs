@@ -1,5 +1,6 @@
 //! The worker's state and its passes: sockets in, packets to their handlers, answers out.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,11 +10,13 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use prometheus::local::LocalHistogram;
 use tidegate_mqtt::trie::Matches;
 use tidegate_mqtt::{Event, Limits, Reason, Violation, frame_len};
-use tidegate_record::Seq;
+use tidegate_record::{DeviceId, Seq};
+use tidegate_state::registry::Account;
 use tidegate_writer::{Batch, Refused};
 use tracing::warn;
 
 use super::Now;
+use super::access::Verdict;
 use super::clients::{Clients, Slot};
 use super::commit::Commits;
 use super::farewell::Farewells;
@@ -22,7 +25,9 @@ use super::listeners::{Listener, Listeners};
 use super::publish::Ack;
 use super::replay::Replays;
 use super::wills::Waiting;
+use crate::acl::View;
 use crate::frontend::acks::AckQueue;
+use crate::frontend::limiter::Limiter;
 use crate::frontend::pause::Pause;
 use crate::frontend::router::{Envelope, SessionId};
 use crate::frontend::wake::Wake;
@@ -100,6 +105,14 @@ pub(super) struct Reactor {
     envelopes: Vec<Envelope>,
     /// The log did not take the batch: it is kept, and nothing is read, until it does.
     held: bool,
+    /// Rules about who may publish and subscribe.
+    pub(super) rules: View,
+    /// Bounds what addresses that fail to log in are told.
+    pub(super) limiter: Limiter,
+    /// The login whose CONNECT is being read again: who it is, if its password was right.
+    pub(super) login: Option<(SessionId, Option<(Box<Account>, u64)>)>,
+    /// Clients that do not go by the name of their device.
+    pub(super) aliases: HashMap<DeviceId, Vec<SessionId>>,
     /// A CONNECT with a password was read since this was last cleared: what it was read from is to be wiped.
     pub(super) read_secret: bool,
     stopping: Stopping,
@@ -155,6 +168,10 @@ impl Reactor {
             spare: Vec::new(),
             envelopes: Vec::new(),
             held: false,
+            rules: View::new(shared.access.rules.clone()),
+            limiter: Limiter::new(shared.config.limits.unauthenticated_per_second, now.instant),
+            login: None,
+            aliases: HashMap::new(),
             read_secret: false,
             stopping: Stopping::No,
             shared,
@@ -289,6 +306,9 @@ impl Reactor {
     /// be read on.
     pub(super) fn resume(&mut self, epoll: &Epoll, slot: Slot, now: Now) -> Option<Slot> {
         let client = self.clients.get_mut(slot)?;
+        if client.flags.verifying {
+            return Some(slot);
+        }
         // What is too long or malformed is for the state machine to answer.
         let longest = client.connection.longest(&self.limits);
         let waiting = frame_len(&client.tail).is_some_and(|len| len <= longest && client.tail.len() < len);
@@ -375,7 +395,14 @@ impl Reactor {
                 Ok(Some(Event::Publish(publish))) => {
                     // What it may bring this client itself comes behind the answers so far.
                     self.give(slot, &mut out);
-                    self.publish(slot, &publish, now);
+                    match self.judge(slot, &publish) {
+                        Verdict::Taken => self.publish(slot, &publish, now),
+                        Verdict::Dropped => {}
+                        Verdict::Fatal => {
+                            self.close(epoll, slot, "not_authorized", now);
+                            break;
+                        }
+                    }
                 }
                 Ok(Some(Event::Subscribe(subscribe))) => self.subscribe(slot, &subscribe, &mut out),
                 Ok(Some(Event::Unsubscribe(unsubscribe))) => self.unsubscribe(slot, &unsubscribe, &mut out),
@@ -528,6 +555,8 @@ impl Reactor {
                         self.commits.give_receipt(receipt);
                     }
                 }
+                Envelope::Revoked(devices) => self.revoked(epoll, &devices, now),
+                Envelope::Login { to, account, revision } => self.verified(epoll, to, account, revision, now),
                 Envelope::Connection { arrival, bytes } => self.adopt(epoll, arrival, bytes, now),
             }
         }
@@ -594,7 +623,7 @@ impl Reactor {
     pub(super) fn listen(&mut self, epoll: &Epoll, slot: Slot) {
         let Some(client) = self.clients.get_mut(slot) else { return };
         let full = client.unsent() >= self.shared.config.mqtt.max_outgoing_bytes;
-        let deaf = client.connection.is_paused() || client.flags.paused || full;
+        let deaf = client.connection.is_paused() || client.flags.paused || client.flags.verifying || full;
         let wants_write = client.unsent() > 0;
         if (deaf, wants_write) == (client.flags.deaf, client.flags.wants_write) {
             return;

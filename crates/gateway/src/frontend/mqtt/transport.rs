@@ -102,7 +102,7 @@ impl Reactor {
         }
         match self.transport(kind) {
             Ok(transport) => {
-                let arrival = Arrival { socket: socket.into(), transport, kind, turned_away };
+                let arrival = Arrival { socket: socket.into(), transport, kind, principal: None, turned_away };
                 self.adopt(epoll, arrival, Vec::new(), now);
             }
             Err(()) => metrics.mqtt.refused("tls"),

@@ -13,6 +13,7 @@ use tidegate_record::{DeviceId, Protocol, Record};
 use tidegate_writer::Pressure;
 
 use super::Now;
+use super::access::Author;
 use super::publish::Ack;
 use super::reactor::Reactor;
 use crate::frontend::router::Subscriber;
@@ -25,6 +26,7 @@ const MAX_WAITING_BYTES: usize = 64 << 20;
 /// A will that is due.
 pub(super) struct Due {
     device: Option<DeviceId>,
+    tenant: Box<str>,
     from: Option<Subscriber>,
     message: Message,
 }
@@ -67,9 +69,14 @@ impl Waiting {
 
 impl Reactor {
     /// Publishes a will, or keeps it until the log takes it.
-    pub(super) fn publish_will(&mut self, device: Option<DeviceId>, from: Subscriber, will: Will, now: Now) {
+    pub(super) fn publish_will(&mut self, author: Author, from: Subscriber, will: Will, now: Now) {
         self.shared.metrics.mqtt_wills.with_label_values(&["due"]).inc();
-        let due = Due { device, from: Some(from), message: will.publish(now.steady_millis()) };
+        let message = will.publish(now.steady_millis());
+        // By the rules of now: those of its CONNECT may be long gone.
+        let Some((device, tenant)) = self.judge_author(author, message.topic()) else {
+            return self.shared.metrics.mqtt.refused("acl_publish");
+        };
+        let due = Due { device, tenant, from: Some(from), message };
         self.publish_due(due, now);
     }
 
@@ -108,7 +115,7 @@ impl Reactor {
                 retain: message.retain(),
                 content_format: None,
                 device: due.device.as_ref().map_or("", DeviceId::as_str),
-                tenant: "",
+                tenant: &due.tenant,
                 content_type: message.content_type(),
                 topic: message.topic(),
                 key: None,
