@@ -41,7 +41,11 @@ impl Random for Xorshift {
 }
 
 fn psk(identity: &[u8]) -> Option<Psk> {
-    Some(Psk { key: Key::new(b"0123456789abcdef")?, owner: identity.first_chunk().copied().unwrap_or_default() })
+    Some(Psk {
+        key: Key::new(b"0123456789abcdef")?,
+        previous: None,
+        owner: identity.first_chunk().copied().unwrap_or_default(),
+    })
 }
 
 fn credentials() -> Credentials {

@@ -63,6 +63,8 @@ pub type Owner = [u8; 16];
 pub struct Psk {
     /// The key.
     pub key: Key,
+    /// The key before it, while both are valid: a peer that does not know the first yet may use it.
+    pub previous: Option<Key>,
     /// Whose it is.
     pub owner: Owner,
 }

@@ -498,6 +498,9 @@ fn what_was_used_since_a_time_is_found_with_what_it_received() {
     assert_eq!((about.received, about.last_used), (sequence(&record) + 1, later));
     assert_eq!(about.created, Timestamp(START.0 / 1000 * 1000));
     assert_eq!(server.server.used_since(START).count(), 3);
-    server.server.seen(devices[0].1, 77);
-    assert_eq!(server.server.about(devices[0].1).unwrap().received, 78);
+    server.server.seen(devices[0].1, 77, later.plus(second));
+    let about = server.server.about(devices[0].1).unwrap();
+    assert_eq!((about.received, about.last_used), (78, later.plus(second)));
+    let order: Vec<_> = server.server.used_since(START).map(|about| about.id).collect();
+    assert_eq!(order, [devices[0].1, devices[1].1, devices[2].1]);
 }

@@ -186,6 +186,25 @@ fn an_unknown_identity_looks_like_a_wrong_key() {
 }
 
 #[test]
+fn the_key_before_opens_an_association_as_the_present_one_does() {
+    let config = Arc::new(ClientConfig::default());
+    let older = ClientConfig { extended_master_secret: false, ..ClientConfig::default() };
+    for config in [config, Arc::new(older)] {
+        for (secret, opens) in [(key(950), true), (key(100_950), true), (key(949), false), (key(100_949), false)] {
+            let mut server = TestServer::new(ServerConfig::default(), 1).with_sessions();
+            let credentials = Credentials::new(b"device-950", secret).unwrap();
+            let mut client = TestClient::connect_as(&config, credentials, path(1), None, START, &mut Rng(4));
+            let (happened, _) = converse(&mut server, &mut client, START);
+            assert_eq!((client.client.is_established(), established(&happened).is_some()), (opens, opens));
+            if opens {
+                let record = client.seal(b"text");
+                assert_eq!(server.handle(&record, path(1), START)[0].text, b"text");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_lost_last_flight_is_sent_again_when_asked_for() {
     let (mut server, mut client) = (
         TestServer::new(ServerConfig::default(), 1),

@@ -17,7 +17,8 @@
 //! sent; the epoch of a record says all of it, and there are no keys to change to before `ClientKeyExchange`.
 //!
 //! An unknown identity runs on with a random key, to the record of `Finished`, which then fails as with a wrong key: both get a fatal
-//! `bad_record_mac`.
+//! `bad_record_mac`. Before that, the record is tried with the key before this one; where there is none, with a random one, so
+//! that a failure takes as long whatever it is.
 
 use std::collections::BTreeSet;
 
@@ -29,7 +30,7 @@ use crate::alert::{Alert, AlertLevel};
 use crate::association::{Agreed, Association};
 use crate::cid::{ConnectionId, RANDOM_LEN, ServerCid, Tag};
 use crate::crypto::{self, KeyBlock, MasterSecret, Sender, VERIFY_DATA_LEN};
-use crate::environment::{Key, Owner};
+use crate::environment::{Key, Owner, Random};
 use crate::handshake::codec::{self, ClientHello, Extensions, SUITE, ServerHello};
 use crate::handshake::cookie::COOKIE_LEN;
 use crate::handshake::flight::{Flight, Wire};
@@ -103,6 +104,10 @@ struct Keys {
     expected: [u8; VERIFY_DATA_LEN],
     identity: Box<[u8]>,
     owner: Owner,
+    /// The key to try next; there may be a turn without one.
+    previous: Option<Box<Key>>,
+    /// Whether that turn is still to come.
+    may_retry: bool,
     /// Whether the identity is known. If not, the keys are random.
     genuine: bool,
     resumed: bool,
@@ -115,8 +120,11 @@ impl Pending {
 
     /// Memory that it takes.
     pub(crate) fn bytes(&self) -> usize {
-        let identity = self.keys.as_ref().map_or(0, |keys| keys.identity.len());
-        size_of::<Pending>() + self.flight.bytes() + self.inbound.bytes() + identity
+        let keys = self
+            .keys
+            .as_ref()
+            .map_or(0, |keys| keys.identity.len() + keys.previous.as_ref().map_or(0, |key| size_of_val(&**key)));
+        size_of::<Pending>() + self.flight.bytes() + self.inbound.bytes() + keys
     }
 
     /// Whether its keys open a record; nothing is marked, and the record stays as it is.
@@ -289,7 +297,16 @@ impl Server {
         // With a CID agreed on, records without one are not for this handshake (RFC 9146 §3), nor before there are keys.
         let fits = pending.has_cid() == (header.content_type == ContentType::Cid);
         let Some(keys) = pending.keys.as_mut().filter(|_| fits) else { return cx.drop(DropReason::Unexpected) };
-        let opened = match keys.protection.open(datagram, header) {
+        // What does not open is overwritten.
+        let copy = keys.may_retry.then(|| datagram[..header.body.end].to_vec());
+        let mut opened = keys.protection.open(datagram, header);
+        if let (Err(OpenError::Forged), Some(copy)) = (&opened, copy) {
+            pending.fall_back(cx.env.random);
+            let Some(keys) = pending.keys.as_mut() else { return cx.drop(DropReason::Unexpected) };
+            datagram[..copy.len()].copy_from_slice(&copy);
+            opened = keys.protection.open(datagram, header);
+        }
+        let opened = match opened {
             Ok(opened) => opened,
             Err(OpenError::Replayed) => return cx.drop(DropReason::Replayed),
             Err(OpenError::Foreign | OpenError::BadType) => return cx.drop(DropReason::Unexpected),
@@ -493,6 +510,8 @@ impl Pending {
             master,
             identity: session.identity.clone(),
             owner: session.owner,
+            previous: None,
+            may_retry: false,
             genuine: true,
             resumed: true,
         });
@@ -511,24 +530,53 @@ impl Pending {
         cx.env.random.fill(&mut decoy);
         let found = cx.env.psks.psk(identity);
         let genuine = found.is_some();
-        let (key, owner) = match found {
-            Some(psk) => (Some(psk.key), psk.owner),
-            None => (Key::new(&decoy), Owner::default()),
+        let (key, previous, owner) = match found {
+            Some(psk) => (Some(psk.key), psk.previous.map(Box::new), psk.owner),
+            None => (Key::new(&decoy), None, Owner::default()),
         };
         decoy.zeroize();
-        let psk = key.as_ref().map_or(&[][..], Key::as_bytes);
-        let master = if self.extended {
-            crypto::extended_master_secret(psk, &self.transcript.hash())
-        } else {
-            crypto::master_secret(psk, &self.client_random, &self.server_random)
-        };
+        let master = self.master_secret(key.as_ref());
         self.keys = Some(Keys {
             protection: self.protect(&master),
             expected: crypto::verify_data(&master, Sender::Client, &self.transcript.hash()),
             master,
             identity: identity.into(),
             owner,
+            previous,
+            may_retry: true,
             genuine,
+            resumed: false,
+        });
+    }
+
+    /// The master secret of a full handshake, whose transcript ends with `ClientKeyExchange`.
+    fn master_secret(&self, key: Option<&Key>) -> MasterSecret {
+        let psk = key.map_or(&[][..], Key::as_bytes);
+        if self.extended {
+            crypto::extended_master_secret(psk, &self.transcript.hash())
+        } else {
+            crypto::master_secret(psk, &self.client_random, &self.server_random)
+        }
+    }
+
+    /// Goes over to the key before, or to a random one that opens nothing.
+    fn fall_back(&mut self, random: &mut dyn Random) {
+        let Some(keys) = self.keys.take() else { return };
+        let mut decoy = [0; 16];
+        random.fill(&mut decoy);
+        let is_known = keys.previous.is_some();
+        let key = keys.previous.map(|key| *key).or_else(|| Key::new(&decoy));
+        decoy.zeroize();
+        let master = self.master_secret(key.as_ref());
+        self.keys = Some(Keys {
+            protection: self.protect(&master),
+            expected: crypto::verify_data(&master, Sender::Client, &self.transcript.hash()),
+            master,
+            identity: keys.identity,
+            owner: keys.owner,
+            previous: None,
+            may_retry: false,
+            genuine: keys.genuine && is_known,
             resumed: false,
         });
     }

@@ -271,10 +271,15 @@ impl Server {
         Ok(AssociationId::new(tag))
     }
 
-    /// Says that the log holds the record `sequence` of an association: it and all before it are taken as seen.
-    pub fn seen(&mut self, id: AssociationId, sequence: u64) {
+    /// Says that the log holds the record `sequence` of an association, received at `at`: it and all before it are taken as seen, and the
+    /// association as used then.
+    pub fn seen(&mut self, id: AssociationId, sequence: u64, at: Timestamp) {
         if let Some(association) = self.index(id).and_then(|index| self.table.live(index)) {
             association.protection.window.raise(sequence.min(crate::record::MAX_SEQUENCE));
+            if association.last_used < at.seconds() {
+                association.last_used = at.seconds();
+                self.unsorted = true;
+            }
         }
     }
 
