@@ -27,7 +27,7 @@ pub fn tidegate() -> Command {
     command
 }
 
-/// How to start a gateway: three listeners on free loopback ports and a small log unless told otherwise.
+/// How to start a gateway: four listeners on free loopback ports and a small log unless told otherwise.
 #[derive(Debug, Clone)]
 pub struct Setup {
     data_dir: Option<PathBuf>,
@@ -39,7 +39,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Setup {
         let mut settings: Vec<String> =
-            ["coap", "mqtt", "http"].map(|name| format!("{name}.listen=127.0.0.1:0")).into();
+            ["coap", "coaps", "mqtt", "http"].map(|name| format!("{name}.listen=127.0.0.1:0")).into();
         // Small segments start fast and are many; how much room the machine has must not decide a test.
         settings.extend(["log.segment_bytes=4 MiB".into(), "log.low_water_bytes=0".into()]);
         Setup { data_dir: None, settings, env: Vec::new() }
@@ -100,17 +100,19 @@ impl Setup {
         let stdout = Lines::follow(child.stdout.take().expect("its output is a pipe"));
         let stderr = Lines::follow(child.stderr.take().expect("its error output is a pipe"));
 
-        let wanted = ["coap", "mqtt", "http"];
+        let wanted = ["coap", "coaps", "mqtt", "http"];
         let ready = until("the gateway is ready or ends", || {
             let bound = wanted.map(|name| stdout.listener(name));
-            if let [Some(coap), Some(mqtt), Some(http)] = bound {
-                return Some(Ok([coap, mqtt, http]));
+            if let [Some(coap), Some(coaps), Some(mqtt), Some(http)] = bound {
+                return Some(Ok([coap, coaps, mqtt, http]));
             }
             let status = child.try_wait().expect("the gateway can be waited for")?;
             Some(Err(status))
         });
         match ready {
-            Ok([coap, mqtt, http]) => Ok(Gateway { setup: self, child, coap, mqtt, http, data_dir, temporary, stderr }),
+            Ok([coap, coaps, mqtt, http]) => {
+                Ok(Gateway { setup: self, child, coap, coaps, mqtt, http, data_dir, temporary, stderr })
+            }
             Err(status) => {
                 stderr.end();
                 stdout.end();
@@ -138,6 +140,8 @@ pub struct Gateway {
     child: Child,
     /// Where it takes CoAP.
     pub coap: SocketAddr,
+    /// Where it takes CoAP over DTLS.
+    pub coaps: SocketAddr,
     /// Where it takes MQTT.
     pub mqtt: SocketAddr,
     /// Where it answers HTTP.
@@ -212,7 +216,7 @@ impl Gateway {
     #[must_use]
     pub fn setup_again(&self) -> Setup {
         let mut setup = self.setup.clone().data_dir(&self.data_dir);
-        for (name, address) in [("coap", self.coap), ("mqtt", self.mqtt), ("http", self.http)] {
+        for (name, address) in [("coap", self.coap), ("coaps", self.coaps), ("mqtt", self.mqtt), ("http", self.http)] {
             setup = setup.set(&format!("{name}.listen={address}"));
         }
         setup

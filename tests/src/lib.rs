@@ -4,6 +4,7 @@
 //! - [`Gateway`] starts the binary on free ports with a data directory of its own, and kills, stops and restarts it.
 //! - [`coap`] and [`mqtt`] speak the protocols byte by byte. They share no code with the gateway, so that a misreading of an
 //!   RFC cannot hide in both ends.
+//! - [`dtls`] speaks DTLS with the client of `crates/dtls`, which the gateway does not use.
 //! - [`foreign`] runs libcoap's, mosquitto's, aiocoap's, paho's and DuckDB's own programs.
 //! - [`Shim`] makes the disk slow or faulty, [`SmallDisk`] makes it full.
 //! - [`Load`] is many devices at once, and a ledger of what was acknowledged to them.
@@ -13,6 +14,7 @@
 
 pub mod coap;
 mod disk;
+pub mod dtls;
 pub mod foreign;
 mod gateway;
 mod load;

@@ -126,7 +126,7 @@ fn the_quick_start_works_as_it_stands() {
     assert_eq!(commands[0], "cargo run --release", "the first thing is to start it");
     let place = Place::new();
     let serve = Running::start(&mut place.shell(&commands[0]));
-    for _ in 0..3 {
+    for _ in 0..4 {
         let line = serve.line();
         assert!(line.contains("listening on 127.0.0.1:"), "{line}");
     }

@@ -50,7 +50,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
             "tidegate-writer",
         ],
     ),
-    ("tidegate-tests", &[]),
+    ("tidegate-tests", &["tidegate-dtls"]),
     ("xtask", &[]),
 ];
 

@@ -178,7 +178,7 @@ fn an_association_survives_a_crash_without_a_nonce_or_a_record_twice() {
         assert_eq!(server.server.import(export.as_bytes()), Ok(id));
         assert_eq!(server.server.import(export.as_bytes()), Err(ImportError::Occupied));
         for datagram in &captured {
-            server.server.seen(id, sequence(datagram));
+            server.server.seen(id, sequence(datagram), START);
         }
         for datagram in &captured {
             assert_eq!(drops(&server.handle(datagram, client.path, START)), [DropReason::Replayed]);
@@ -284,7 +284,7 @@ fn what_was_exported_is_imported_whole_and_anything_else_is_refused() {
         if let Ok(id) = server.server.import(&bent) {
             let _ = server.server.seal(id, b"x", &mut server.out);
             let _ = server.server.export(id);
-            server.server.seen(id, u64::MAX);
+            server.server.seen(id, u64::MAX, START);
         }
     }
 }

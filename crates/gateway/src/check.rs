@@ -22,7 +22,8 @@ pub fn run(config: &Config, rules: &Rules, args: &CheckArgs) -> ExitCode {
 }
 
 fn listeners(config: &Config) -> String {
-    let mut all: Vec<(&str, Option<SocketAddr>, &str)> = vec![("coap", config.coap.listen, "udp")];
+    let mut all: Vec<(&str, Option<SocketAddr>, &str)> =
+        vec![("coap", config.coap.listen, "udp"), ("coaps", config.coaps.listen, "udp")];
     all.extend(Kind::ALL.map(|kind| (kind.section(), kind.address(config), "tcp")));
     all.push(("http", config.http.listen, "tcp"));
     let listed: Vec<String> = all
@@ -45,8 +46,8 @@ mod tests {
         config.mqtt.listen = None;
         assert_eq!(
             listeners(&config),
-            "would listen: coap on 127.0.0.1:5683/udp, mqtt off, mqtts off, mqtt_ws off, mqtt_wss off, \
-             http on 127.0.0.1:8680/tcp"
+            "would listen: coap on 127.0.0.1:5683/udp, coaps on 127.0.0.1:5684/udp, mqtt off, mqtts off, mqtt_ws off, \
+             mqtt_wss off, http on 127.0.0.1:8680/tcp"
         );
     }
 }

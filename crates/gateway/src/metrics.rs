@@ -56,6 +56,8 @@ impl Frontend {
 pub(crate) struct Metrics {
     /// CoAP over UDP.
     pub(crate) coap: Frontend,
+    /// CoAP over DTLS.
+    pub(crate) coaps: Frontend,
     /// MQTT over TCP.
     pub(crate) mqtt: Frontend,
     /// Datagrams received.
@@ -154,6 +156,7 @@ impl Metrics {
         };
         Ok(Metrics {
             coap: frontend("coap"),
+            coaps: frontend("coaps"),
             mqtt: frontend("mqtt"),
             datagrams_received: counter(registry, "tidegate_coap_datagrams_received_total", "Datagrams received")?,
             datagrams_sent: counter(registry, "tidegate_coap_datagrams_sent_total", "Datagrams sent")?,

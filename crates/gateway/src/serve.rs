@@ -22,7 +22,10 @@ use crate::acl::Rules;
 use crate::certificates::Certificates;
 use crate::config::Config;
 use crate::devices::control::Control;
-use crate::frontend::{self, Access, Exit, KIND_NAMES, Kind, Listener, MAX_WORKERS, Now, Shared, Sockets, State};
+use crate::frontend::{
+    self, Access, AssociationMetrics, Associations, CURSOR, Exit, KIND_NAMES, Kind, Listener, MAX_WORKERS, Now, PERIOD,
+    Shared, Sockets, State,
+};
 use crate::http::{self, Health};
 use crate::metrics::Metrics;
 
@@ -107,6 +110,8 @@ async fn serve(config: Config, rules: Arc<Rules>) -> anyhow::Result<ExitCode> {
     let access = Access::new(&config, rules);
     let sockets = bind(&config, workers)?;
     let bound = Bound::of(&sockets[0], http.as_ref().map(http::Server::local_addr))?;
+    let state = State::of(&store, devices);
+    let associations = associations(&config, &state, &registry)?;
     let shared = Shared::new(
         config,
         metrics,
@@ -114,9 +119,10 @@ async fn serve(config: Config, rules: Arc<Rules>) -> anyhow::Result<ExitCode> {
         most_connections,
         log.appender(),
         durable,
-        State::of(&store, devices),
+        state,
         certificates,
         access,
+        associations,
     );
     let log = {
         let shared = shared.clone();
@@ -172,6 +178,11 @@ async fn serve(config: Config, rules: Arc<Rules>) -> anyhow::Result<ExitCode> {
 /// Puts back what the database and the log know of sessions, before anybody is served.
 fn restore(shared: &Shared, log: &Log) -> anyhow::Result<()> {
     let now = Now::read();
+    if let Some(associations) = &shared.associations {
+        let restored = associations.restore(log, now, &shared.table)?;
+        let frontend::Restored { associations, lost, raised } = restored;
+        info!(associations, lost, raised, "DTLS associations go on");
+    }
     let (mut sessions, counts) = frontend::restore_mqtt(shared, &shared.state.reader, now)?;
     let remembered = shared.restore(log, &mut sessions, now)?;
     let replayed = sessions.store(shared)?;
@@ -249,7 +260,11 @@ fn log_config(config: &Config) -> LogConfig {
         low_water_bytes: log.low_water_bytes,
         max_bytes: log.max_bytes,
         retain: log.retain_seconds,
-        sinks: if config.sinks.parquet.enabled { vec![PARQUET.into()] } else { Vec::new() },
+        sinks: [(config.sinks.parquet.enabled, PARQUET), (config.coaps.listen.is_some(), CURSOR)]
+            .into_iter()
+            .filter(|(runs, _)| *runs)
+            .map(|(_, name)| name.into())
+            .collect(),
         ..LogConfig::default()
     }
 }
@@ -261,6 +276,16 @@ pub(crate) fn state_config(config: &Config) -> tidegate_state::Config {
         pending_bytes: config.state.pending_bytes,
         low_water_bytes: config.log.low_water_bytes,
     }
+}
+
+/// The associations of DTLS, empty still; none if nobody listens for them.
+fn associations(config: &Config, state: &State, registry: &Registry) -> anyhow::Result<Option<Arc<Associations>>> {
+    if config.coaps.listen.is_none() {
+        return Ok(None);
+    }
+    let metrics = AssociationMetrics::register(registry)?;
+    let associations = Associations::open(&config.coaps, state.clone(), metrics);
+    Ok(Some(Arc::new(associations.context("opening the DTLS associations")?)))
 }
 
 fn spawn_sinks(config: &Config, log: &Log, registry: &Registry) -> anyhow::Result<Vec<SinkHandle>> {
@@ -320,6 +345,7 @@ fn most_connections(config: &Config) -> usize {
 /// One set of sockets a worker, all on the same addresses.
 fn bind(config: &Config, workers: usize) -> anyhow::Result<Vec<Sockets>> {
     let mut coap = config.coap.listen;
+    let mut coaps = config.coaps.listen;
     let mut mqtt = Kind::ALL.map(|kind| (kind, kind.address(config)));
     // Every client speaks first: one that does not is the kernel's affair until it would be closed for that.
     let defer = u32::try_from(config.mqtt.connect_timeout.as_secs()).unwrap_or(u32::MAX);
@@ -339,6 +365,18 @@ fn bind(config: &Config, workers: usize) -> anyhow::Result<Vec<Sockets>> {
             *address = socket.local_addr();
             sockets.coap = Some(socket);
         }
+        if let Some(address) = &mut coaps {
+            let options = Options {
+                reuse_port: true,
+                receive_buffer: Some(config.coaps.receive_buffer_bytes),
+                whole: true,
+                ..Options::default()
+            };
+            let socket = UdpSocket::bind(*address, &options)
+                .with_context(|| format!("coaps.listen: cannot listen on {address}/udp"))?;
+            *address = socket.local_addr();
+            sockets.coaps = Some(socket);
+        }
         for (kind, address) in &mut mqtt {
             let Some(address) = address else { continue };
             let options = TcpOptions { reuse_port: true, defer_seconds: defer, ..TcpOptions::default() };
@@ -355,6 +393,7 @@ fn bind(config: &Config, workers: usize) -> anyhow::Result<Vec<Sockets>> {
 /// The addresses that were bound.
 struct Bound {
     coap: Option<SocketAddr>,
+    coaps: Option<SocketAddr>,
     mqtt: Vec<(Kind, SocketAddr)>,
     http: Option<SocketAddr>,
 }
@@ -363,6 +402,7 @@ impl Bound {
     fn of(sockets: &Sockets, http: Option<SocketAddr>) -> io::Result<Bound> {
         Ok(Bound {
             coap: sockets.coap.as_ref().map(UdpSocket::local_addr),
+            coaps: sockets.coaps.as_ref().map(UdpSocket::local_addr),
             mqtt: sockets
                 .mqtt
                 .iter()
@@ -375,6 +415,9 @@ impl Bound {
     fn announce(&self) {
         if let Some(address) = self.coap {
             crate::cli::announce("coap", address);
+        }
+        if let Some(address) = self.coaps {
+            crate::cli::announce("coaps", address);
         }
         for (kind, address) in &self.mqtt {
             crate::cli::announce(kind.section(), *address);
@@ -413,6 +456,10 @@ async fn drain(
                 break;
             }
         }
+    }
+    let windows = shared.clone();
+    if tokio::task::spawn_blocking(move || windows.write_windows()).await.is_err() {
+        error!("storing the replay windows panicked");
     }
     let until = left();
     let Ok(stopped) = tokio::task::spawn_blocking(move || log.stop(until)).await else {
@@ -467,8 +514,13 @@ impl Sweeper {
         let (stop, stopped) = std_mpsc::channel();
         let period = SWEEP_PERIOD.min(shared.config.limits.session_idle_seconds / 8);
         let thread = std::thread::Builder::new().name("sweeper".into()).spawn(move || {
+            let mut written = Instant::now();
             loop {
                 sweep(&shared);
+                if written.elapsed() >= PERIOD {
+                    written = Instant::now();
+                    shared.write_windows();
+                }
                 match stopped.recv_timeout(period) {
                     Err(std_mpsc::RecvTimeoutError::Timeout) => {}
                     Ok(()) | Err(std_mpsc::RecvTimeoutError::Disconnected) => return,
@@ -493,6 +545,9 @@ fn sweep(shared: &Shared) {
         let gauge = |state| metrics.sessions.with_label_values(&[*name, state]);
         gauge("active").set(counts.active[kind] as i64);
         gauge("idle").set(counts.idle[kind] as i64);
+    }
+    if let Some(associations) = &shared.associations {
+        associations.measure();
     }
     shared.router.expire_retained(Now::read().steady_millis(), RETAINED_PER_SWEEP);
     metrics.sessions_expired.inc_by(counts.dropped as u64);

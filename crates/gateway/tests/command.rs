@@ -32,7 +32,11 @@ fn finish(args: &[&str]) -> (Option<i32>, String, String) {
 fn check_says_ok_and_what_would_listen() {
     let (code, stdout, stderr) = finish(&["check", "--set", "mqtt.listen=off"]);
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
-    assert_eq!(stdout, "ok\nwould listen: coap on 127.0.0.1:5683/udp, mqtt off, http on 127.0.0.1:8680/tcp\n");
+    assert_eq!(
+        stdout,
+        "ok\nwould listen: coap on 127.0.0.1:5683/udp, coaps on 127.0.0.1:5684/udp, mqtt off, mqtts off, mqtt_ws off, \
+         mqtt_wss off, http on 127.0.0.1:8680/tcp\n"
+    );
 }
 
 #[test]

@@ -283,7 +283,7 @@ impl Play {
         let imported = self.store.as_ref().map(|export| self.server.server.import(export.as_bytes()));
         self.live = imported.and_then(Result::ok);
         if let Some(id) = self.live {
-            self.server.server.seen(id, self.logged);
+            self.server.server.seen(id, self.logged, self.now);
         }
         let _ = self.rng.next();
     }

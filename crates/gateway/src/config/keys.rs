@@ -56,6 +56,7 @@ pub fn all() -> impl Iterator<Item = &'static Key> {
 pub static SECTIONS: &[&Section] = &[
     &Config::SECTION,
     &Coap::SECTION,
+    &Coaps::SECTION,
     &Mqtt::SECTION,
     &Mqtts::SECTION,
     &MqttWs::SECTION,
@@ -131,6 +132,8 @@ section! {
     {
         /// CoAP over UDP.
         coap: Coap;
+        /// CoAP over DTLS.
+        coaps: Coaps;
         /// MQTT over TCP.
         mqtt: Mqtt;
         /// MQTT over TLS.
@@ -178,6 +181,57 @@ section! {
         ack_delay: Duration = "1 s", Span { min: millis(10), max: millis(1_900) };
         /// Receive buffer of each socket, which holds what arrives while a worker is busy. The kernel caps it at
         /// net.core.rmem_max.
+        receive_buffer_bytes: usize = "16 MiB", Size { min: 64 * KIB, max: GIB };
+    }
+}
+
+section! {
+    /// CoAP over DTLS 1.2 with pre-shared keys and Connection ID (RFC 7252 §9.1.3.1, RFC 9146). Devices and their keys are in the
+    /// registry, whatever `auth.mode` says: without a key there is no association.
+    Coaps "coaps" |c| c.coaps, {
+        /// Where to listen.
+        listen: Option<SocketAddr> = "127.0.0.1:5684", Listen;
+        /// Associations at a time; the one unused for longest makes room for a new one. They are spread over up to 64
+        /// shards by chance, which makes the bound good within an eighth. Each takes some 350 bytes, all included.
+        max_associations: usize = "1000000", Integer { min: 1, max: 16_000_000 };
+        /// An association of which nothing was heard for so long ends; its device makes a new handshake then.
+        association_idle: Duration = "30 d", Span { min: minutes(1), max: days(3_650) };
+        /// An association so old ends, in use or not, so that keys are replaced some day.
+        association_lifetime: Duration = "365 d", Span { min: minutes(1), max: days(3_650) };
+        /// Handshakes under way; the oldest makes room for a new one. Each takes at most 2.5 KiB, and none exists before the
+        /// client has returned a cookie from where it says it is.
+        max_handshakes: usize = "16384", Integer { min: 1, max: 1_000_000 };
+        /// Time for a handshake, from the cookie to the end.
+        handshake_timeout: Duration = "75 s", Span { min: seconds(1), max: hours(1) };
+        /// An unanswered flight is sent again after this time, which doubles each time (RFC 7925 §11: 9 s for radios that
+        /// answer in seconds, such as NB-IoT's),
+        retransmit_first: Duration = "9 s", Span { min: millis(100), max: minutes(10) };
+        /// up to this.
+        retransmit_longest: Duration = "60 s", Span { min: millis(100), max: hours(1) };
+        /// Sessions that a device may resume by an abbreviated handshake, some 300 bytes each, in memory alone; 0 turns that
+        /// off. Few devices need it: an association with a Connection ID outlives sleep, NAT and our restart.
+        max_sessions: usize = "16384", Integer { min: 0, max: 16_000_000 };
+        /// How long a session can be resumed.
+        session_lifetime: Duration = "1 d", Span { min: minutes(1), max: days(365) };
+        /// Refuses devices without extended master secret (RFC 7627 §5.3); some old stacks lack it.
+        require_extended_master_secret: bool = "false", Flag;
+        /// Bytes of the Connection IDs that devices put into each record: six that say where the association lies, and random
+        /// ones that make a guess miss without a cryptographic operation.
+        cid_bytes: usize = "9", Integer { min: 7, max: 12 };
+        /// First byte of these Connection IDs: a load balancer before several gateways routes by it.
+        cid_node: u8 = "0", Integer { min: 0, max: 255 };
+        /// How often in a row the address of a device may change: with copied records, somebody could make us send elsewhere
+        /// (RFC 9146 §6).
+        address_changes: u8 = "16", Integer { min: 1, max: 255 };
+        /// After this time it may change once more.
+        address_change_every: Duration = "10 s", Span { min: seconds(1), max: days(1) };
+        /// Bytes sent to a new address for each byte that came from there, until the device has shown that it receives there;
+        /// 0 sends all. 3 is what QUIC allows (RFC 9000 §8).
+        amplification: u8 = "3", Integer { min: 0, max: 255 };
+        /// Has a device that speaks from a new address prove that it receives there, by an Echo option (RFC 9175 §2.4): its
+        /// first request is answered 4.01, and taken when it comes again. The device must support that.
+        echo_on_address_change: bool = "false", Flag;
+        /// Receive buffer of each socket; see `coap.receive_buffer_bytes`.
         receive_buffer_bytes: usize = "16 MiB", Size { min: 64 * KIB, max: GIB };
     }
 }

@@ -70,6 +70,32 @@ const RELATIONS: &[Relation] = &[
         },
         allowed: "allowed: an address of its own",
     },
+    Relation {
+        keys: &["coaps.listen", "coap.listen"],
+        broken: |c| match (c.coaps.listen, c.coap.listen) {
+            (Some(coaps), Some(coap)) => {
+                when(coaps == coap && coaps.port() != 0, || format!("{coaps} is also the address of coap.listen"))
+            }
+            _ => None,
+        },
+        allowed: "allowed: an address of its own",
+    },
+    Relation {
+        keys: &["coaps.retransmit_longest", "coaps.retransmit_first"],
+        broken: |c| {
+            when(c.coaps.retransmit_longest < c.coaps.retransmit_first, || "it is less than the first wait".into())
+        },
+        allowed: "allowed: at least coaps.retransmit_first",
+    },
+    Relation {
+        keys: &["coaps.association_lifetime", "coaps.association_idle"],
+        broken: |c| {
+            when(c.coaps.association_lifetime < c.coaps.association_idle, || {
+                "an association would end before it can be idle for so long".into()
+            })
+        },
+        allowed: "allowed: at least coaps.association_idle",
+    },
     // A segment holds whole commits; below four a segment, much of the allocated space stays empty.
     Relation {
         keys: &["log.commit_bytes", "log.segment_bytes"],
@@ -130,11 +156,13 @@ const RELATIONS: &[Relation] = &[
         allowed: "allowed: at least mqtt.max_packet_bytes",
     },
     Relation {
-        keys: &["coap.listen", "mqtt.listen", "mqtts.listen", "mqtt_ws.listen", "mqtt_wss.listen"],
+        keys: &["coap.listen", "coaps.listen", "mqtt.listen", "mqtts.listen", "mqtt_ws.listen", "mqtt_wss.listen"],
         broken: |c| {
-            when(c.coap.listen.is_none() && !c.listens_for_mqtt(), || "no device could connect anywhere".into())
+            when(c.coap.listen.or(c.coaps.listen).is_none() && !c.listens_for_mqtt(), || {
+                "no device could connect anywhere".into()
+            })
         },
-        allowed: "allowed: at least one of coap.listen, mqtt.listen, mqtts.listen, mqtt_ws.listen and mqtt_wss.listen",
+        allowed: "allowed: at least one of coap.listen, coaps.listen, mqtt.listen, mqtts.listen, mqtt_ws.listen and mqtt_wss.listen",
     },
     Relation {
         keys: &["mqtts.cert", "mqtts.listen", "mqtt_wss.listen"],

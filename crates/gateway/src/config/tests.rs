@@ -219,7 +219,7 @@ fn every_mistake_is_reported_with_its_line_and_key() {
     let lines: Vec<&str> = mistakes.lines().collect();
     let expected = [
         ("t.toml:1: node: ", "\"a/b\" is not such a name; allowed: 1 to 32 of"),
-        ("t.toml:2: colour: ", "unknown key; the sections are coap, mqtt"),
+        ("t.toml:2: colour: ", "unknown key; the sections are coap, coaps, mqtt"),
         ("t.toml:5: coap.lissten: ", "unknown key; did you mean `coap.listen`?"),
         ("t.toml:6: coap.listen: ", "\"127.0.0.1\" is not an address with a port; allowed: an IP address"),
         ("t.toml:7: coap.dedup_entries: ", "\"8\" is not a whole number; allowed: a whole number from 1 to 4096"),
@@ -299,7 +299,7 @@ fn relations_between_keys_hold_and_blame_what_was_set() {
             "--set: mqtt.max_packet_bytes: ",
         ),
         (&["mqtt.max_packet_bytes=2 MiB"], "--set: mqtt.max_outgoing_bytes: "),
-        (&["coap.listen=off", "mqtt.listen=off"], "--set: coap.listen: no device"),
+        (&["coap.listen=off", "coaps.listen=off", "mqtt.listen=off"], "--set: coap.listen: no device"),
     ] {
         let lines = load_set(set).unwrap_err();
         assert_eq!(lines.len(), 1, "{lines:?}");

@@ -182,10 +182,15 @@ impl Access {
         if !config.auth.coap_networks.iter().any(|network| network.contains(peer)) {
             return Err(Stranger::NoCredentials);
         }
+        Self::registered_coap(registry, name).map(Some)
+    }
+
+    /// The principal of the CoAP peer that is the registered device `name`.
+    pub(crate) fn registered_coap(registry: &Registry, name: &str) -> Result<Principal, Stranger> {
         let id = DeviceId::new(name).map_err(|_| Stranger::Unregistered)?;
         match registry.device(name) {
             Ok(Some(device)) if device.revoked == 0 => {
-                Ok(Some(Principal::verified(Account { username: String::new(), id, device, proof: 0 }, u64::MAX)))
+                Ok(Principal::verified(Account { username: String::new(), id, device, proof: 0 }, u64::MAX))
             }
             Ok(_) => Err(Stranger::Unregistered),
             Err(_) => Err(Stranger::Registry),

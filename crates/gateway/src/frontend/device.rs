@@ -1,9 +1,13 @@
 //! What the protocols keep of a device between two messages.
 
+use std::num::NonZeroU64;
+
 use tidegate_coap::dedup::{Policy, Ring};
 use tidegate_coap::mid::Sequence;
+use tidegate_dtls::AssociationId;
 use tidegate_session::{Keep, Seconds, State};
 
+use super::associations::Tenant;
 use super::router::SessionId;
 
 /// The entry of one device in the session table. A million of these are held, hence the test of its size.
@@ -13,10 +17,39 @@ pub(crate) struct Device {
     pub(crate) coap: Ring,
     /// Where its MQTT session is, if it has one.
     pub(crate) mqtt: Option<SessionId>,
+    /// Its DTLS association, if it has one.
+    pub(crate) association: Association,
+    /// Whose it is, if it has an association.
+    pub(crate) tenant: Tenant,
     /// Message IDs of what is sent to it; starts when first needed.
     mids: Mids,
     /// It has spoken CoAP.
     pub(crate) spoke_coap: bool,
+}
+
+/// The DTLS association of a device, or none, in eight bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Association(Option<NonZeroU64>);
+
+impl Association {
+    pub(crate) fn get(&self) -> Option<AssociationId> {
+        self.0.map(|bits| AssociationId(!bits.get()))
+    }
+
+    /// Puts `id` in place of what there is.
+    fn replace(&mut self, id: AssociationId) -> Option<AssociationId> {
+        let before = self.get();
+        // Slots have 31 bits, so no association has all of its bits set.
+        self.0 = NonZeroU64::new(!id.0);
+        before
+    }
+
+    /// The association `id` is gone.
+    pub(crate) fn clear(&mut self, id: AssociationId) {
+        if self.get() == Some(id) {
+            self.0 = None;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -32,6 +65,13 @@ impl Default for Mids {
 }
 
 impl Device {
+    /// Makes `id` the device's association, and says which was.
+    pub(crate) fn adopt(&mut self, id: AssociationId, tenant: Tenant) -> Option<AssociationId> {
+        self.spoke_coap = true;
+        self.tenant = tenant;
+        self.association.replace(id)
+    }
+
     /// A message ID for a message to this device; the first one is drawn by `random`. None if the device has been sent so many
     /// that none is free yet (RFC 7252 §4.4).
     pub(crate) fn next_mid(&mut self, now: Seconds, lifetime: u32, random: impl FnOnce() -> u32) -> Option<u16> {
@@ -54,7 +94,8 @@ impl State for Device {
 
     fn tidy(&mut self, now: Seconds, policy: &Policy) -> Keep {
         self.coap.shrink(tidegate_coap::Seconds(now), policy);
-        if self.mqtt.is_some() { Keep::Pinned } else { Keep::WhileSeen }
+        // An association outlives silence: its device wakes without a handshake.
+        if self.mqtt.is_some() || self.association.get().is_some() { Keep::Pinned } else { Keep::WhileSeen }
     }
 }
 
@@ -64,7 +105,20 @@ mod tests {
 
     #[test]
     fn an_entry_is_small() {
-        assert!(size_of::<Device>() <= 32, "{} bytes", size_of::<Device>());
+        assert!(size_of::<Device>() <= 40, "{} bytes", size_of::<Device>());
+    }
+
+    #[test]
+    fn an_association_is_cleared_by_its_own_end_alone() {
+        let (old, new) = (AssociationId(0), AssociationId(u64::MAX >> 1));
+        let mut device = Device::default();
+        assert_eq!(device.adopt(old, Tenant::default()), None);
+        assert_eq!(device.adopt(new, Tenant::default()), Some(old));
+        device.association.clear(old);
+        assert_eq!(device.association.get(), Some(new));
+        assert_eq!(device.tidy(1000, &Policy::default()), Keep::Pinned);
+        device.association.clear(new);
+        assert_eq!(device.association.get(), None);
     }
 
     #[test]

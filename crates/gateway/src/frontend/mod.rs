@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 
 mod access;
 mod acks;
+mod associations;
 mod clock;
 mod coap;
 mod device;
@@ -43,6 +44,7 @@ mod worker;
 pub(crate) use access::Access;
 pub(crate) use acks::MAX_WORKERS;
 use acks::Ticket;
+pub(crate) use associations::{AssociationMetrics, Associations, CURSOR, PERIOD, Restored};
 pub(crate) use clock::Now;
 pub(crate) use device::{Device, KIND_NAMES};
 pub(crate) use mqtt::{Kind, Listener, restore as restore_mqtt};
@@ -85,6 +87,8 @@ pub(crate) struct Shared {
     pub(crate) certificates: Option<Arc<Certificates>>,
     /// Who may speak, and about what.
     pub(crate) access: Access,
+    /// DTLS; none if `coaps.listen` is off.
+    pub(crate) associations: Option<Arc<Associations>>,
     /// How long CoAP messages are remembered.
     pub(crate) dedup: Policy,
     /// The last group of answers that left, by worker.
@@ -109,6 +113,7 @@ impl Shared {
         state: State,
         certificates: Option<Arc<Certificates>>,
         access: Access,
+        associations: Option<Arc<Associations>>,
     ) -> Arc<Shared> {
         let table = Table::new(tidegate_session::Config {
             max_devices: config.limits.sessions,
@@ -127,10 +132,13 @@ impl Shared {
             restored: Mutex::new(None),
             certificates,
             access,
+            associations,
             dedup: Policy::new(&Timing::RFC7252, capacity),
             released: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             stopping: AtomicBool::new(false),
-            fronts: workers * (usize::from(config.coap.listen.is_some()) + usize::from(config.listens_for_mqtt())),
+            fronts: workers
+                * (usize::from(config.coap.listen.or(config.coaps.listen).is_some())
+                    + usize::from(config.listens_for_mqtt())),
             drained: AtomicUsize::new(0),
             mqtt_ended: AtomicUsize::new(0),
             config,
@@ -166,7 +174,7 @@ impl Shared {
         let mut restored = 0;
         log.replay_since(since, |_, record| {
             sessions.replay(self, record);
-            let (Protocol::Coap, Some(key)) = (record.protocol, record.key) else { return };
+            let (Protocol::Coap | Protocol::Coaps, Some(key)) = (record.protocol, record.key) else { return };
             let message = Remembered {
                 scope: key.scope,
                 mid: key.number as u16,
@@ -197,6 +205,20 @@ impl Shared {
         self.durable.failure().is_some() || self.state.durable.failure().is_some()
     }
 
+    /// Stores what the replay windows of DTLS have seen.
+    pub(crate) fn write_windows(&self) {
+        if let Some(associations) = &self.associations {
+            // In this order: what is durable by now has been seen by its window.
+            let durable = self.durable.get();
+            associations.write_windows(durable, Now::read());
+        }
+    }
+
+    /// How many workers there are.
+    pub(crate) fn workers(&self) -> usize {
+        self.released.len()
+    }
+
     /// Whether the answers of `ticket` have left, so that what they answered is durable.
     fn released(&self, ticket: Ticket) -> bool {
         let released = self.released.get(ticket.worker()).map_or(0, |released| released.load(Ordering::Acquire));
@@ -215,6 +237,10 @@ impl Shared {
         let logins: Arc<[DeviceId]> = revoked.iter().filter(|r| r.login).map(|r| r.device.clone()).collect();
         if !logins.is_empty() {
             self.router.revoke(&logins);
+        }
+        if let Some(associations) = &self.associations {
+            let devices = revoked.iter().filter(|r| !r.identities.is_empty()).map(|r| r.device.as_str());
+            associations.review(devices, Now::read(), &self.table);
         }
     }
 

@@ -18,6 +18,7 @@ use super::{Shared, coap, mqtt};
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
     pub(crate) coap: Option<UdpSocket>,
+    pub(crate) coaps: Option<UdpSocket>,
     pub(crate) mqtt: Vec<Listener>,
 }
 
@@ -60,8 +61,8 @@ fn run(index: usize, sockets: Sockets, shared: Arc<Shared>) -> io::Result<()> {
     let tasks = LocalSet::new();
     tasks.block_on(&runtime, async {
         let mut fronts = JoinSet::new();
-        if let Some(socket) = sockets.coap {
-            fronts.spawn_local(coap::serve(socket, index, shared.clone()));
+        if sockets.coap.is_some() || sockets.coaps.is_some() {
+            fronts.spawn_local(coap::serve(sockets.coap, sockets.coaps, index, shared.clone()));
         }
         if !sockets.mqtt.is_empty() {
             fronts.spawn_local(mqtt::serve(sockets.mqtt, index, shared.clone()));

@@ -70,7 +70,7 @@ impl Running {
                 fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
                 let mut command = Command::new(rig.release.join("tidegate"));
                 command.arg("serve").args(extra).arg("--data-dir").arg(&dir);
-                for key in ["coap.listen", "mqtt.listen", "http.listen"] {
+                for key in ["coap.listen", "coaps.listen", "mqtt.listen", "http.listen"] {
                     command.arg("--set").arg(format!("{key}=127.0.0.1:0"));
                 }
                 let name = if protocol == Protocol::Coap { "coap" } else { "mqtt" };

@@ -1,6 +1,6 @@
 //! Who sent a request, and whether it may.
 //!
-//! Nobody proves anything over plain UDP: in mode `registry`, a name is believed from the networks of `auth.coap_networks` alone, and a
+//! An association of DTLS proves whose it is. Nobody proves anything over plain UDP: in mode `registry`, a name is believed from the networks of `auth.coap_networks` alone, and a
 //! request from elsewhere is answered 4.01 (RFC 7252 §5.9.2.2). What the rules deny is answered 4.03.
 
 use tidegate_coap::{Code, ReplyTo, Response};
@@ -9,7 +9,7 @@ use super::server::Server;
 use super::transport::{Endpoint, Message};
 use crate::acl::{Acl, Who};
 use crate::frontend::Now;
-use crate::frontend::access::{Principal, Stranger};
+use crate::frontend::access::{Access, Principal, Stranger};
 
 /// What a request may be refused for by the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,9 +61,15 @@ impl Server {
         message: &Message<'_>,
         now: Now,
     ) -> Option<Peer<'a>> {
-        let Endpoint::Plain { peer, .. } = message.from;
         let shared = self.shared.clone();
-        match shared.access.plain_coap(&shared.config, &shared.state.registry, peer.ip(), name) {
+        let registry = &shared.state.registry;
+        let found = match message.from {
+            Endpoint::Plain { peer, .. } => shared.access.plain_coap(&shared.config, registry, peer.ip(), name),
+            // Its association proves who it is; what else there is to know matters to rules alone.
+            Endpoint::Secure(_) if self.access.get().0.is_open() => Ok(None),
+            Endpoint::Secure(_) => Access::registered_coap(registry, name).map(Some),
+        };
+        match found {
             Ok(principal) => Some(Peer { name, principal }),
             Err(stranger) => {
                 self.front(message.from).refused(stranger.name());

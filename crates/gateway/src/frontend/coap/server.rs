@@ -19,11 +19,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use prometheus::local::LocalHistogram;
 use tidegate_coap::dedup::{self, Lookup, Remembered};
 use tidegate_coap::exchange::{Due, Exchanges};
 use tidegate_coap::{
     Code, Outcome, Reason, ReplyTo, Request, Response, Rules, Seconds, Target, Timing, Type, build, link, server,
 };
+use tidegate_dtls::DropReason;
 use tidegate_mqtt::trie::Matches;
 use tidegate_mqtt::{Message as Publication, QoS};
 use tidegate_net::{BATCH, Receiver, UdpSocket};
@@ -32,7 +34,9 @@ use tidegate_writer::{Batch, Pressure, Refused};
 use tokio::io::unix::AsyncFdReadyGuard;
 
 use super::access::Asks;
-use super::transport::{Endpoint, Message, Outgoing};
+use super::secure::Secure;
+use super::transport::{Endpoint, Listening, Message, Outgoing};
+use super::{Receivers, Via};
 use crate::acl::View;
 use crate::frontend::acks::{AckQueue, Ticket};
 use crate::frontend::limiter::Limiter;
@@ -82,6 +86,13 @@ fn is_passing(error: &io::Error) -> bool {
     )
 }
 
+/// Readings and the bytes of their payloads.
+#[derive(Debug, Default)]
+struct Count {
+    records: u64,
+    payload_bytes: u64,
+}
+
 pub(super) struct Server {
     index: usize,
     pub(super) shared: Arc<Shared>,
@@ -91,8 +102,8 @@ pub(super) struct Server {
     /// Joined path of the request at hand.
     topic: String,
     batch: Batch,
-    /// Payload bytes of the readings in `batch`.
-    payload_bytes: u64,
+    /// Of the readings in `batch`: plain and secure.
+    counts: [Count; 2],
     acks: AckQueue<Answer>,
     /// Answers whose readings the log has, and the database not yet for all sessions that they are queued for.
     staged: VecDeque<(Arc<Receipt>, Answer, Instant)>,
@@ -121,12 +132,12 @@ impl Server {
             rules,
             topic: String::new(),
             batch: Batch::new(),
-            payload_bytes: 0,
+            counts: Default::default(),
             acks: AckQueue::new(),
             staged: VecDeque::new(),
             wake: shared.router.coap_wake(index),
             pause: Pause::default(),
-            out: Outgoing::new(),
+            out: Outgoing::new(shared.associations.clone()),
             limiter,
             matches: Matches::new(),
             exchanges: Exchanges::new(Timing::RFC7252, MAX_EXCHANGES),
@@ -138,28 +149,53 @@ impl Server {
         }
     }
 
-    /// Receives from the plain socket that is said to be readable, and appends.
+    /// Receives from a socket that is said to be readable, and appends.
     pub(super) fn receive(
         &mut self,
-        receiver: &mut Receiver,
+        receivers: &mut Receivers,
+        via: Via,
         mut ready: AsyncFdReadyGuard<'_, UdpSocket>,
     ) -> io::Result<()> {
-        let is_empty = self.receive_more(receiver, ready.get_inner())?;
+        let now = Now::read();
+        let is_empty = self.drain(receivers, via, ready.get_inner(), now)?;
         if is_empty {
             // Nothing that came before this is still in the queue.
             ready.clear_ready();
         }
+        self.append(now);
+        self.pause.set(is_empty);
         Ok(())
     }
 
-    /// Receives up to [`ROUNDS`] batches and appends their readings; true if the queue was empty in the end.
-    pub(super) fn receive_more(&mut self, receiver: &mut Receiver, socket: &UdpSocket) -> io::Result<bool> {
+    /// Receives from both sockets, and appends.
+    pub(super) fn receive_more(&mut self, receivers: &mut Receivers, sockets: &Listening) -> io::Result<()> {
         let now = Now::read();
+        let mut is_empty = true;
+        for (via, socket) in [(Via::Plain, &sockets.plain), (Via::Secure, &sockets.secure)] {
+            if let Some(socket) = socket {
+                is_empty &= self.drain(receivers, via, socket.get_ref(), now)?;
+            }
+        }
+        self.append(now);
+        self.pause.set(is_empty);
+        Ok(())
+    }
+
+    /// Receives up to [`ROUNDS`] batches; true if the queue was empty in the end.
+    fn drain(&mut self, receivers: &mut Receivers, via: Via, socket: &UdpSocket, now: Now) -> io::Result<bool> {
+        let receiver = match via {
+            Via::Plain => &mut receivers.plain,
+            Via::Secure => &mut receivers.secure,
+        };
+        let Some(receiver) = receiver else { return Ok(true) };
         let mut is_empty = false;
         for _ in 0..ROUNDS {
             match receiver.recv(socket) {
                 Ok(received) => {
-                    self.batch(receiver, now);
+                    match via {
+                        Via::Plain => self.batch(receiver, now),
+                        Via::Secure => self.secure_batch(receiver, now),
+                    }
                     is_empty = received < BATCH;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => is_empty = true,
@@ -170,8 +206,6 @@ impl Server {
                 break;
             }
         }
-        self.append(now);
-        self.pause.set(is_empty);
         Ok(is_empty)
     }
 
@@ -184,6 +218,28 @@ impl Server {
             count += 1;
         }
         self.shared.metrics.datagrams_received.inc_by(count);
+    }
+
+    /// The same for what came by the secure socket.
+    fn secure_batch(&mut self, receiver: &Receiver, now: Now) {
+        let shared = self.shared.clone();
+        let Some(associations) = &shared.associations else { return };
+        let pressure = shared.appender.pressure();
+        let mut count = 0;
+        for datagram in receiver.datagrams() {
+            count += 1;
+            if datagram.truncated || datagram.local.is_some_and(|local| local.is_multicast()) {
+                associations.metrics().dropped(DropReason::Truncated);
+                continue;
+            }
+            let Some(secure) = &mut self.out.secure else { return };
+            let opened = secure.open(&datagram, now, &shared.table);
+            opened.messages(associations, |message| self.message(message, now, pressure));
+            if let Some(secure) = &mut self.out.secure {
+                secure.done(opened);
+            }
+        }
+        associations.metrics().datagrams_received.inc_by(count);
     }
 
     /// Takes one message; its reading, if it is one, goes into the batch.
@@ -227,10 +283,14 @@ impl Server {
     pub(super) fn may_be_told(&mut self, from: Endpoint, now: Now) -> bool {
         match from {
             Endpoint::Plain { peer, .. } => self.limiter.allows(peer.ip(), now.instant),
+            Endpoint::Secure(_) => true,
         }
     }
 
     fn request(&mut self, request: &Request<'_>, message: &Message<'_>, now: Now, pressure: Pressure) {
+        if self.must_prove_address(request, message, now) {
+            return;
+        }
         match request.target {
             Target::Topic(topic) => self.reading(request, topic, message, now, pressure),
             Target::WellKnownCore => {
@@ -252,7 +312,12 @@ impl Server {
 
     fn reading(&mut self, request: &Request<'_>, topic: &str, message: &Message<'_>, now: Now, pressure: Pressure) {
         let to = request.reply_to();
-        let Some(ep) = request.ep else {
+        let proven = message.proven.map(|proven| proven.device.as_str());
+        if request.ep.is_some() && proven.is_some() && request.ep != proven {
+            self.front(message.from).refused("other_device");
+            return self.answer(&to, message, &Response::diagnostic(Code::FORBIDDEN, "ep names another device"));
+        }
+        let Some(ep) = proven.or(request.ep) else {
             self.front(message.from).refused("no_device");
             if self.may_be_told(message.from, now) {
                 let response = Response::diagnostic(Code::UNAUTHORIZED, "name the device: add ?ep=ID to the path");
@@ -295,14 +360,14 @@ impl Server {
             device.spoke_coap = true;
             let found = device.coap.lookup(scope, remembered.mid, remembered.received, policy);
             let evicted = found == Lookup::New && device.coap.insert(&remembered, policy) == dedup::Inserted::Evicted;
-            (found, evicted, id.clone())
+            (found, evicted, id.clone(), device.tenant)
         });
-        let device = match found {
-            Ok(Some((Lookup::New, evicted, device))) => {
+        let (device, tenant) = match found {
+            Ok(Some((Lookup::New, evicted, device, tenant))) => {
                 if evicted {
                     self.shared.metrics.coap_evicted.inc();
                 }
-                device
+                (device, tenant)
             }
             Ok(Some((Lookup::Duplicate { seq, code }, ..))) => {
                 return self.duplicate(&to, message, Ticket(seq.0), code);
@@ -330,12 +395,21 @@ impl Server {
                 key: Some(message.key(scope, to.mid)),
                 payload: request.payload,
             };
-            if let Err(error) = self.batch.push(&record) {
+            let batch = &mut self.batch;
+            let pushed = match &self.shared.associations {
+                Some(associations) if proven.is_some() => {
+                    associations.with_tenant(tenant, |tenant| batch.push(&Record { tenant, ..record }))
+                }
+                _ => batch.push(&record),
+            };
+            if let Err(error) = pushed {
                 // Nothing that fits a datagram is too long for a record.
                 debug_assert!(false, "{error}");
                 return;
             }
-            self.payload_bytes += request.payload.len() as u64;
+            let count = &mut self.counts[usize::from(proven.is_some())];
+            count.records += 1;
+            count.payload_bytes += request.payload.len() as u64;
         } else {
             self.front(message.from).unrecorded.inc();
         }
@@ -389,17 +463,18 @@ impl Server {
             self.acks.close(Seq::NONE, now.instant);
             return;
         }
-        let records = self.batch.len() as u64;
+        let counts = std::mem::take(&mut self.counts);
         match self.shared.appender.append(&mut self.batch) {
             Ok(last) => {
                 self.acks.close(last, now.instant);
-                self.shared.metrics.coap.ingested.inc_by(records);
-                self.shared.metrics.coap.payload_bytes.inc_by(self.payload_bytes);
-                self.payload_bytes = 0;
+                let metrics = &self.shared.metrics;
+                for (front, count) in [&metrics.coap, &metrics.coaps].into_iter().zip(counts) {
+                    front.ingested.inc_by(count.records);
+                    front.payload_bytes.inc_by(count.payload_bytes);
+                }
             }
             Err(refused) => {
                 self.batch.clear();
-                self.payload_bytes = 0;
                 self.turn_back(refused);
             }
         }
@@ -423,8 +498,14 @@ impl Server {
 
     /// Queues every answer that is due for sending.
     pub(super) fn release(&mut self) {
+        if self.shared.has_failed() {
+            return;
+        }
+        if let Some(secure) = &mut self.out.secure {
+            secure.stored(self.shared.state.durable.get());
+        }
         let waits = self.acks.is_empty() && self.staged.is_empty();
-        if waits || self.shared.has_failed() || self.shared.router.is_congested() {
+        if waits || self.shared.router.is_congested() {
             return;
         }
         let now = Now::read();
@@ -433,12 +514,13 @@ impl Server {
             *drawn += 1;
             random.hash_one(*drawn) as u32
         };
-        let latencies = shared.metrics.coap.ack_seconds.local();
-        let mut sent = 0;
+        let latencies = [&shared.metrics.coap, &shared.metrics.coaps].map(|front| front.ack_seconds.local());
+        let mut sent = [0; 2];
         let response = Response::new(Code::CHANGED);
         let mut finish = |answer: Answer, received: Instant| {
-            latencies.observe((now.instant - received).as_secs_f64());
-            sent += 1;
+            let front = usize::from(matches!(answer.from, Endpoint::Secure(_)));
+            latencies[front].observe((now.instant - received).as_secs_f64());
+            sent[front] += 1;
             if answer.to.kind == Type::Con && !answer.separate {
                 out.push(answer.from, |bytes| response.write(bytes, &answer.to, 0));
                 return;
@@ -475,9 +557,10 @@ impl Server {
                 None => finish(answer, received),
             }
         });
-        if sent > 0 {
-            latencies.flush();
-            shared.metrics.coap.acks.inc_by(sent);
+        if sent != [0; 2] {
+            latencies.iter().for_each(LocalHistogram::flush);
+            shared.metrics.coap.acks.inc_by(sent[0]);
+            shared.metrics.coaps.acks.inc_by(sent[1]);
         }
         // A duplicate is answered once all before it are.
         if staged.is_empty() {
@@ -485,8 +568,11 @@ impl Server {
         }
     }
 
-    /// Empty acknowledgements for what has waited too long, and retransmissions.
+    /// Empty acknowledgements for what has waited too long, and retransmissions, handshakes' among them.
     pub(super) fn tick(&mut self, now: Now) {
+        if let Some(Secure { associations, desk, .. }) = &mut self.out.secure {
+            associations.tick(self.index, self.shared.workers(), now, &self.shared.table, desk);
+        }
         let delay = self.shared.config.coap.ack_delay;
         let out = &mut self.out;
         for answer in self.acks.overdue_mut(now.instant, delay) {
@@ -508,11 +594,16 @@ impl Server {
 
     /// Whether every answer has left.
     pub(super) fn is_drained(&self) -> bool {
-        self.acks.is_empty() && self.staged.is_empty()
+        self.acks.is_empty() && self.staged.is_empty() && !self.is_storing()
+    }
+
+    /// Whether a handshake waits for the database.
+    fn is_storing(&self) -> bool {
+        self.out.secure.as_ref().is_some_and(|secure| secure.desk.is_waiting())
     }
 
     pub(super) fn has_timers(&self) -> bool {
-        !self.acks.is_empty() || !self.exchanges.is_empty()
+        !self.acks.is_empty() || !self.exchanges.is_empty() || self.out.secure.is_some()
     }
 
     /// Until when to leave the socket alone, if at all: see [`Pause`].
@@ -526,9 +617,13 @@ impl Server {
 
     /// Asks to be woken when `durable` moves, if anything waits for it. A commit that came before is seen by the wake.
     pub(super) fn wait_for_commits(&self, wake: &Wake) {
+        let storing = self.is_storing();
         let waiting = !self.acks.is_empty();
-        wake.set_waiting(waiting);
-        if waiting && !self.shared.router.is_congested() && self.acks.due(self.shared.durable.get()) {
+        wake.set_waiting(waiting || storing);
+        let is_stored = |secure: &Secure| secure.desk.is_due(self.shared.state.durable.get());
+        if waiting && !self.shared.router.is_congested() && self.acks.due(self.shared.durable.get())
+            || storing && self.out.secure.as_ref().is_some_and(is_stored)
+        {
             wake.now();
         }
     }

@@ -2,12 +2,16 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use tidegate_coap::dedup;
+use tidegate_dtls::AssociationId;
 use tidegate_net::{Datagram, Sender, UdpSocket};
-use tidegate_record::{MessageKey, Protocol};
-use tokio::io::unix::AsyncFd;
+use tidegate_record::{DeviceId, MessageKey, Protocol};
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
+use super::secure::Secure;
+use crate::frontend::associations::{self, Associations};
 use crate::metrics::{Frontend, Metrics};
 
 /// Who sent a message: where an answer goes, and within what message IDs are unique (RFC 7252 §4.4).
@@ -19,6 +23,16 @@ pub(super) enum Endpoint {
         /// The address of ours that it knows, if the socket has several.
         local: Option<IpAddr>,
     },
+    /// A DTLS association, from whichever address.
+    Secure(AssociationId),
+}
+
+/// Who sent a message, as its association proves.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Proven<'a> {
+    pub(super) device: &'a DeviceId,
+    /// The number of the record that brought it.
+    pub(super) sequence: u64,
 }
 
 impl Endpoint {
@@ -26,6 +40,7 @@ impl Endpoint {
     pub(super) fn protocol(self) -> Protocol {
         match self {
             Endpoint::Plain { .. } => Protocol::Coap,
+            Endpoint::Secure(_) => Protocol::Coaps,
         }
     }
 
@@ -33,6 +48,7 @@ impl Endpoint {
     pub(super) fn front(self, metrics: &Metrics) -> &Frontend {
         match self {
             Endpoint::Plain { .. } => &metrics.coap,
+            Endpoint::Secure(_) => &metrics.coaps,
         }
     }
 }
@@ -47,6 +63,8 @@ pub(super) struct Message<'a> {
     /// It was sent to a group of hosts (RFC 7252 §8).
     pub(super) is_group: bool,
     pub(super) from: Endpoint,
+    /// Present if it came by an association.
+    pub(super) proven: Option<Proven<'a>>,
 }
 
 impl<'a> Message<'a> {
@@ -57,6 +75,7 @@ impl<'a> Message<'a> {
             truncated: datagram.truncated,
             is_group: datagram.local.is_some_and(|local| local.is_multicast()),
             from: Endpoint::Plain { peer: datagram.peer, local: datagram.local },
+            proven: None,
         }
     }
 
@@ -64,49 +83,83 @@ impl<'a> Message<'a> {
     pub(super) fn scope(&self) -> u64 {
         match self.from {
             Endpoint::Plain { peer, .. } => dedup::scope(peer, self.bytes),
+            Endpoint::Secure(id) => associations::scope(id, self.bytes),
         }
     }
 
     /// The key of the reading that it carries: its scope and a number whose lower 16 bits are its message ID.
     pub(super) fn key(&self, scope: u64, mid: u16) -> MessageKey {
-        match self.from {
-            Endpoint::Plain { .. } => MessageKey { scope, number: u64::from(mid) },
+        match self.proven {
+            None => MessageKey { scope, number: u64::from(mid) },
+            Some(Proven { sequence, .. }) => associations::key(scope, sequence, mid),
         }
     }
 }
 
 /// Messages that wait to be sent.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Outgoing {
     plain: Sender,
+    pub(super) secure: Option<Secure>,
 }
 
 impl Outgoing {
-    pub(super) fn new() -> Outgoing {
-        Outgoing::default()
+    pub(super) fn new(associations: Option<Arc<Associations>>) -> Outgoing {
+        Outgoing { plain: Sender::new(), secure: associations.map(Secure::new) }
     }
 
     /// Queues a message that `write` appends to the buffer it is given (which may hold others: append only).
     #[inline]
     pub(super) fn push<R>(&mut self, to: Endpoint, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
-        match to {
-            Endpoint::Plain { peer, local } => self.plain.push(peer, local, write),
+        match (to, &mut self.secure) {
+            (Endpoint::Plain { peer, local }, _) => self.plain.push(peer, local, write),
+            (Endpoint::Secure(id), Some(secure)) => secure.push(id, write),
+            (Endpoint::Secure(_), None) => write(&mut Vec::new()),
         }
     }
 
     /// Sends all that is queued.
-    pub(super) async fn send(&mut self, socket: &AsyncFd<UdpSocket>, metrics: &Metrics) -> io::Result<()> {
-        while self.plain.pending() > 0 {
-            let sent = self.plain.flush(socket.get_ref())?;
-            metrics.datagrams_sent.inc_by(sent.sent as u64);
-            if sent.failed > 0 {
-                metrics.datagrams_failed.inc_by(sent.failed as u64);
-            }
-            if sent.blocked {
-                // Answers are worth waiting for: new requests wait in the socket meanwhile.
-                socket.writable().await?.clear_ready();
-            }
+    pub(super) async fn send(&mut self, sockets: &Listening, metrics: &Metrics) -> io::Result<()> {
+        if let Some(socket) = &sockets.plain {
+            let (sent, failed) = flush(&mut self.plain, socket).await?;
+            metrics.datagrams_sent.inc_by(sent);
+            metrics.datagrams_failed.inc_by(failed);
+        }
+        if let (Some(socket), Some(secure)) = (&sockets.secure, &mut self.secure) {
+            let (sent, failed) = flush(secure.departing(), socket).await?;
+            let metrics = secure.associations.metrics();
+            metrics.datagrams_sent.inc_by(sent);
+            metrics.datagrams_failed.inc_by(failed);
         }
         Ok(())
+    }
+}
+
+/// Sends what is queued by `socket`: how many datagrams it took, and how many it refused.
+async fn flush(sender: &mut Sender, socket: &AsyncFd<UdpSocket>) -> io::Result<(u64, u64)> {
+    let (mut taken, mut failed) = (0, 0);
+    while sender.pending() > 0 {
+        let sent = sender.flush(socket.get_ref())?;
+        taken += sent.sent as u64;
+        failed += sent.failed as u64;
+        if sent.blocked {
+            // Answers are worth waiting for: new requests wait in the socket meanwhile.
+            socket.writable().await?.clear_ready();
+        }
+    }
+    Ok((taken, failed))
+}
+
+/// A worker's sockets.
+pub(super) struct Listening {
+    pub(super) plain: Option<AsyncFd<UdpSocket>>,
+    pub(super) secure: Option<AsyncFd<UdpSocket>>,
+}
+
+/// Waits until `socket` is readable; for ever, if there is none.
+pub(super) async fn readable(socket: Option<&AsyncFd<UdpSocket>>) -> io::Result<AsyncFdReadyGuard<'_, UdpSocket>> {
+    match socket {
+        Some(socket) => socket.readable().await,
+        None => std::future::pending().await,
     }
 }

@@ -1,0 +1,189 @@
+//! How associations stand in the database.
+//!
+//! # Format
+//!
+//! All keys of [`Table::Associations`] begin with a byte that says what the rest is; integers are big-endian.
+//!
+//! | key | value |
+//! |---|---|
+//! | `a`, slot (4 bytes) | format (1 byte, 1), length of the device's name (1), the name, length of the PSK identity (1; 0 if it is the name), the identity, the export ([`EXPORT_LEN`]) |
+//! | `w`, slot (4 bytes) | association (8 bytes), one past the highest sequence number received (8), seconds of the last use (4) |
+//! | `l`, number (1 byte) | an address of ours (4 or 16 bytes) |
+//! | `m` | see [`super::restore`] |
+//!
+//! The export holds keys. The database's file is its owner's alone.
+
+use tidegate_dtls::{About, AssociationId, EXPORT_LEN, Export};
+use tidegate_record::DeviceId;
+use tidegate_state::{Changes, Reader, Table};
+
+const FORMAT: u8 = 1;
+
+pub(super) const ASSOCIATION: u8 = b'a';
+pub(super) const WINDOW: u8 = b'w';
+pub(super) const LOCAL: u8 = b'l';
+
+/// Bytes of a window's row.
+const WINDOW_LEN: usize = 20;
+
+/// Who opened an association.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Names<'a> {
+    pub(super) device: &'a str,
+    pub(super) identity: &'a [u8],
+}
+
+/// The same, kept.
+#[derive(Debug, Clone)]
+pub(super) struct Owned {
+    device: Box<str>,
+    identity: Box<[u8]>,
+}
+
+impl Names<'_> {
+    pub(super) fn to_owned(self) -> Owned {
+        Owned { device: self.device.into(), identity: self.identity.into() }
+    }
+}
+
+impl Owned {
+    pub(super) fn as_names(&self) -> Names<'_> {
+        Names { device: &self.device, identity: &self.identity }
+    }
+}
+
+fn key(kind: u8, id: AssociationId) -> [u8; 5] {
+    let [a, b, c, d] = id.slot().to_be_bytes();
+    [kind, a, b, c, d]
+}
+
+/// The slot in a key of an association or a window.
+pub(super) fn slot(key: &[u8]) -> Option<u32> {
+    let (_, slot) = key.split_first()?;
+    slot.try_into().ok().map(u32::from_be_bytes)
+}
+
+/// Adds a new association to the changes.
+pub(super) fn put(changes: &mut Changes, id: AssociationId, export: &Export, names: &Names<'_>) {
+    let identity = if names.identity == names.device.as_bytes() { &[][..] } else { names.identity };
+    let mut value = zeroize::Zeroizing::new(Vec::with_capacity(3 + names.device.len() + identity.len() + EXPORT_LEN));
+    value.push(FORMAT);
+    for text in [names.device.as_bytes(), identity] {
+        // Both are of at most 128 bytes.
+        value.push(text.len() as u8);
+        value.extend_from_slice(text);
+    }
+    value.extend_from_slice(export.as_bytes());
+    changes.put(Table::Associations, &key(ASSOCIATION, id), &value);
+}
+
+/// Adds an association as it is now, with the names that its row has. False if it has no row yet.
+pub(super) fn put_again(reader: &Reader, changes: &mut Changes, id: AssociationId, export: &Export) -> bool {
+    let put = reader.get(Table::Associations, &key(ASSOCIATION, id), |value| {
+        parse(value).map(|(names, _)| put(changes, id, export, &names)).is_some()
+    });
+    // A database that cannot be read has failed, or will when it is written.
+    matches!(put, Ok(Some(true)))
+}
+
+/// What `holds` says of the names of a stored association; false if it is not stored.
+pub(super) fn holds(reader: &Reader, id: AssociationId, holds: impl FnOnce(&Names<'_>) -> bool) -> bool {
+    let said = reader
+        .get(Table::Associations, &key(ASSOCIATION, id), |value| parse(value).is_some_and(|(names, _)| holds(&names)));
+    matches!(said, Ok(Some(true)))
+}
+
+/// Adds the end of an association.
+pub(super) fn remove(changes: &mut Changes, id: AssociationId) {
+    changes.remove(Table::Associations, &key(ASSOCIATION, id)).remove(Table::Associations, &key(WINDOW, id));
+}
+
+/// Names and export of an association's row.
+pub(super) fn parse(value: &[u8]) -> Option<(Names<'_>, &[u8])> {
+    fn text(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+        let (&len, rest) = bytes.split_first()?;
+        rest.split_at_checked(usize::from(len))
+    }
+    let (&format, rest) = value.split_first()?;
+    let (device, rest) = text(rest)?;
+    let (identity, export) = text(rest)?;
+    let device = std::str::from_utf8(device).ok().filter(|device| DeviceId::check(device).is_ok())?;
+    let identity = if identity.is_empty() { device.as_bytes() } else { identity };
+    (format == FORMAT && export.len() == EXPORT_LEN).then_some((Names { device, identity }, export))
+}
+
+/// What a replay window has seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Window {
+    pub(super) id: AssociationId,
+    /// One past the highest sequence number received.
+    pub(super) received: u64,
+    /// Seconds of the last use.
+    pub(super) used: u32,
+}
+
+/// Adds what a replay window has seen.
+pub(super) fn put_window(changes: &mut Changes, about: &About) {
+    let used = u32::try_from(about.last_used.0 / 1000).unwrap_or(u32::MAX);
+    let value = Window { id: about.id, received: about.received, used }.write();
+    changes.put(Table::Associations, &key(WINDOW, about.id), &value);
+}
+
+impl Window {
+    fn write(self) -> [u8; WINDOW_LEN] {
+        let mut value = [0; WINDOW_LEN];
+        value[..8].copy_from_slice(&self.id.0.to_be_bytes());
+        value[8..16].copy_from_slice(&self.received.to_be_bytes());
+        value[16..].copy_from_slice(&self.used.to_be_bytes());
+        value
+    }
+}
+
+/// What a window's row says.
+pub(super) fn parse_window(value: &[u8]) -> Option<Window> {
+    let value: &[u8; WINDOW_LEN] = value.try_into().ok()?;
+    let (id, rest) = value.split_first_chunk::<8>()?;
+    let (received, used) = rest.split_first_chunk::<8>()?;
+    Some(Window {
+        id: AssociationId(u64::from_be_bytes(*id)),
+        received: u64::from_be_bytes(*received),
+        used: u32::from_be_bytes(used.try_into().ok()?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_row_is_no_row() {
+        let mut value = vec![FORMAT, 3, b'd', b'e', b'v', 2, b'i', b'd'];
+        value.extend_from_slice(&[7; EXPORT_LEN]);
+        let names = Names { device: "dev", identity: b"id" };
+        assert_eq!(parse(&value), Some((names, &[7; EXPORT_LEN][..])));
+        for cut in 0..value.len() {
+            assert_eq!(parse(&value[..cut]), None, "cut at {cut}");
+        }
+        for (at, byte) in [(0, 2), (1, 0), (2, 0x07), (3, 0xFF)] {
+            let mut bad = value.clone();
+            bad[at] = byte;
+            assert_eq!(parse(&bad), None, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn an_identity_that_is_the_name_takes_no_room() {
+        let mut value = vec![FORMAT, 3, b'd', b'e', b'v', 0];
+        value.extend_from_slice(&[7; EXPORT_LEN]);
+        assert_eq!(parse(&value).map(|(names, _)| names), Some(Names { device: "dev", identity: b"dev" }));
+    }
+
+    #[test]
+    fn a_window_comes_back() {
+        let window = Window { id: AssociationId(0x0102_0304_0506_0708), received: 77, used: u32::MAX };
+        let value = window.write();
+        assert_eq!(parse_window(&value), Some(window));
+        assert_eq!(parse_window(&value[1..]), None);
+        assert_eq!(slot(&key(WINDOW, window.id)), Some(0x0102_0304));
+    }
+}
