@@ -34,6 +34,28 @@ pub const POST: u8 = code(0, 2);
 pub const PUT: u8 = code(0, 3);
 /// DELETE.
 pub const DELETE: u8 = code(0, 4);
+/// FETCH (RFC 8132).
+pub const FETCH: u8 = code(0, 5);
+/// PATCH (RFC 8132).
+pub const PATCH: u8 = code(0, 6);
+/// iPATCH (RFC 8132).
+pub const IPATCH: u8 = code(0, 7);
+/// 2.02 Deleted.
+pub const DELETED: u8 = code(2, 2);
+/// 2.03 Valid.
+pub const VALID: u8 = code(2, 3);
+/// 2.31 Continue.
+pub const CONTINUE: u8 = code(2, 31);
+/// 4.00 Bad Request.
+pub const BAD_REQUEST: u8 = code(4, 0);
+/// 4.04 Not Found.
+pub const NOT_FOUND: u8 = code(4, 4);
+/// 4.05 Method Not Allowed.
+pub const NOT_ALLOWED: u8 = code(4, 5);
+/// 4.06 Not Acceptable.
+pub const NOT_ACCEPTABLE: u8 = code(4, 6);
+/// 4.08 Request Entity Incomplete.
+pub const INCOMPLETE: u8 = code(4, 8);
 /// 2.04 Changed.
 pub const CHANGED: u8 = code(2, 4);
 /// 2.05 Content.
@@ -55,10 +77,39 @@ pub const CONTENT_FORMAT: u16 = 12;
 pub const MAX_AGE: u16 = 14;
 /// Uri-Query.
 pub const URI_QUERY: u16 = 15;
+/// ETag.
+pub const ETAG: u16 = 4;
+/// Observe (RFC 7641).
+pub const OBSERVE: u16 = 6;
+/// Hop-Limit (RFC 8768).
+pub const HOP_LIMIT: u16 = 16;
+/// Accept.
+pub const ACCEPT: u16 = 17;
+/// Block2 (RFC 7959).
+pub const BLOCK2: u16 = 23;
+/// Block1 (RFC 7959).
+pub const BLOCK1: u16 = 27;
+/// Size2 (RFC 7959).
+pub const SIZE2: u16 = 28;
+/// Echo (RFC 9175).
+pub const ECHO: u16 = 252;
+/// Request-Tag (RFC 9175).
+pub const REQUEST_TAG: u16 = 292;
 /// Size1.
 pub const SIZE1: u16 = 60;
 /// No-Response (RFC 7967).
 pub const NO_RESPONSE: u16 = 258;
+
+/// Which block of a body, and of which size: 2^(szx + 4) bytes (RFC 7959 §2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// Its number.
+    pub num: u32,
+    /// More follow.
+    pub more: bool,
+    /// Size exponent.
+    pub szx: u8,
+}
 
 /// A CoAP message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +142,46 @@ impl Message {
         message.token = mid.to_be_bytes().to_vec();
         message.payload = payload.to_vec();
         message
+    }
+
+    /// A request for `path` with a token made of the message ID.
+    #[must_use]
+    pub fn request(kind: Kind, code: u8, mid: u16, path: &str) -> Message {
+        let mut message = Message::new(kind, code, mid).path(path);
+        message.token = mid.to_be_bytes().to_vec();
+        message
+    }
+
+    /// Adds a query parameter.
+    #[must_use]
+    pub fn query(self, query: &str) -> Message {
+        self.option(URI_QUERY, query.as_bytes())
+    }
+
+    /// Adds an option that holds a number, in as few bytes as hold it (RFC 7252 §3.2).
+    #[must_use]
+    pub fn uint(self, number: u16, value: u32) -> Message {
+        let bytes = value.to_be_bytes();
+        self.option(number, &bytes[value.leading_zeros() as usize / 8..])
+    }
+
+    /// Adds a block option (RFC 7959 §2.2).
+    #[must_use]
+    pub fn block(self, number: u16, block: Block) -> Message {
+        self.uint(number, block.num << 4 | u32::from(block.more) << 3 | u32::from(block.szx))
+    }
+
+    /// The value of a block option.
+    #[must_use]
+    pub fn find_block(&self, number: u16) -> Option<Block> {
+        let value = self.find_uint(number)? as u32;
+        Some(Block { num: value >> 4, more: value & 8 != 0, szx: (value & 7) as u8 })
+    }
+
+    /// Its payload as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.payload).into_owned()
     }
 
     /// Adds the segments of a path.
@@ -223,7 +314,8 @@ impl Endpoint {
     /// A new endpoint on a free port. It is not connected, so that a gateway that is down is silent, as it is from afar.
     #[must_use]
     pub fn new(gateway: SocketAddr) -> Endpoint {
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let any = if gateway.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+        let socket = UdpSocket::bind(any).expect("a free port");
         Endpoint { socket, gateway, mid: 0 }
     }
 
@@ -270,6 +362,53 @@ impl Endpoint {
     pub fn exchange(&self, message: &Message) -> Message {
         self.send(message);
         self.receive()
+    }
+
+    /// GETs `path` as a confirmable message and returns the answer, once it is there.
+    pub fn get(&mut self, path: &str) -> Message {
+        let message = Message::request(Kind::Con, GET, self.mid(), path);
+        self.ask(&message)
+    }
+
+    /// Sends a confirmable request and returns its response, which is acknowledged if it comes apart from the acknowledgement.
+    pub fn ask(&mut self, request: &Message) -> Message {
+        self.send(request);
+        loop {
+            let answer = self.receive();
+            if answer.kind == Kind::Ack && answer.mid == request.mid && answer.code == EMPTY {
+                continue;
+            }
+            if answer.token == request.token {
+                if answer.kind == Kind::Con {
+                    self.acknowledge(&answer);
+                }
+                return answer;
+            }
+        }
+    }
+
+    /// Registers to observe `path` with `token`; returns the response.
+    pub fn observe(&mut self, path: &str, token: &[u8], ep: Option<&str>) -> Message {
+        let mut request = Message::request(Kind::Con, GET, self.mid(), path).option(OBSERVE, &[]);
+        if let Some(ep) = ep {
+            request = request.query(&format!("ep={ep}"));
+        }
+        request.token = token.to_vec();
+        self.ask(&request)
+    }
+
+    /// Acknowledges a confirmable message.
+    pub fn acknowledge(&self, message: &Message) {
+        if message.kind == Kind::Con {
+            self.send(&Message::new(Kind::Ack, EMPTY, message.mid));
+        }
+    }
+
+    /// The next message, which is acknowledged if it wants to be.
+    pub fn notified(&self) -> Message {
+        let message = self.receive();
+        self.acknowledge(&message);
+        message
     }
 
     /// POSTs a reading as a confirmable message and returns the answer.

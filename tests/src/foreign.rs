@@ -1,4 +1,5 @@
-//! Other people's programs: libcoap's and mosquitto's clients, Python with aiocoap, paho-mqtt and DuckDB, Prometheus.
+//! Other people's programs: libcoap's and mosquitto's clients, Python with aiocoap, paho-mqtt and DuckDB, Node with node-coap,
+//! Prometheus.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -137,6 +138,16 @@ pub fn python(script: &str) -> Command {
     assert!(python.exists(), "{} is not there; cargo xtask setup makes it", python.display());
     let mut command = Command::new(python);
     command.arg(repo::root().join("tests/clients").join(script)).env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
+/// Node with the packages of `tests/clients/node/package-lock.json`, about to run a script of `tests/clients/node`.
+#[must_use]
+pub fn node(script: &str) -> Command {
+    let modules = repo::test_env().join("node/node_modules");
+    assert!(modules.exists(), "{} is not there; cargo xtask setup makes it", modules.display());
+    let mut command = Command::new("node");
+    command.arg(repo::root().join("tests/clients/node").join(script)).env("NODE_PATH", modules);
     command
 }
 

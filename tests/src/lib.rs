@@ -17,6 +17,7 @@ mod disk;
 pub mod dtls;
 pub mod foreign;
 mod gateway;
+pub mod link;
 mod load;
 mod metrics;
 pub mod mqtt;

@@ -327,6 +327,27 @@ impl Client {
         pid
     }
 
+    /// Publishes at QoS 0, to be retained.
+    pub fn publish_retained(&mut self, topic: &str, payload: &[u8]) {
+        let mut bytes = publish(self.version, topic, payload, 0, 0);
+        bytes[0] |= 1;
+        self.send(&bytes);
+    }
+
+    /// The next PUBLISH, which is acknowledged if it is of QoS 1; what is not one is passed over.
+    #[must_use]
+    pub fn next_publish(&mut self) -> Packet {
+        loop {
+            let packet = self.receive();
+            if let Packet::Publish { qos, pid, .. } = packet {
+                if qos == 1 {
+                    self.send(&acknowledge(0x40, pid));
+                }
+                return packet;
+            }
+        }
+    }
+
     /// Subscribes and waits for the answer; returns its code.
     pub fn subscribe(&mut self, filter: &str, qos: u8) -> u8 {
         let wanted = self.next_pid();

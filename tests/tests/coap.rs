@@ -223,9 +223,9 @@ fn resources_that_are_ours_are_not_topics() {
         let answer = device.post(path, "d", b"reserved");
         assert_eq!(answer.code >> 5, 4, "POST {path}: {answer:?}");
     }
-    let mut delete = Message::post(Kind::Con, device.mid(), "t", "d", b"");
-    delete.code = coap::DELETE;
-    assert_eq!(device.exchange(&delete).code, coap::code(4, 5));
+    let mut patch = Message::post(Kind::Con, device.mid(), "t", "d", b"");
+    patch.code = coap::PATCH;
+    assert_eq!(device.exchange(&patch).code, coap::code(4, 5));
     assert_eq!(gateway.records(), []);
 }
 

@@ -15,6 +15,13 @@ pub struct Sequence {
     entered: [u16; 2],
 }
 
+/// Begins at zero.
+impl Default for Sequence {
+    fn default() -> Sequence {
+        Sequence::new(0)
+    }
+}
+
 const _: () = assert!(size_of::<Sequence>() == 6);
 
 const HALF: u16 = 1 << 15;

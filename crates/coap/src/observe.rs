@@ -5,6 +5,9 @@
 //! A device has its [`Relations`]: 8 bytes while there are none, then 16 and, a relation, 32 and what names the topic. Tokens
 //! longer than 8 bytes are not observed with: such a request is answered as a plain GET, which RFC 7641 §4.1 allows.
 //!
+//! Without an estimate of the round-trip time, a server should not send more than one non-confirmable notification every 3
+//! seconds (RFC 7641 §4.5.1); what changes faster is told confirmably, at the pace of the acknowledgements.
+//!
 //! # Operation
 //!
 //! A GET with Observe 0 [registers](Relations::register), with Observe 1 [deregisters](Relations::deregister); the response to the
@@ -31,6 +34,9 @@ use crate::timing::Seconds;
 /// Longest token of a relation.
 pub const MAX_TOKEN: usize = 8;
 
+/// No Content-Format: 65,535 is reserved (RFC 7252 §12.3: for experiments).
+pub const ANY_FORMAT: u16 = u16::MAX;
+
 /// The range of sequence numbers (RFC 7641 §3.4): 24 bits.
 const SEQUENCE_MASK: u32 = (1 << 24) - 1;
 
@@ -44,6 +50,8 @@ pub struct Policy {
     pub confirm_every: u32,
     /// Seconds that a relation which does not answer is kept. Default: [`DEFAULT_SILENCE`].
     pub silence: u32,
+    /// Seconds after a notification before which the next one is not non-confirmable. Default: [`DEFAULT_NON_SPACING`].
+    pub non_spacing: u32,
 }
 
 /// A sensor node observes its commands, its configuration, its firmware and a topic or two.
@@ -55,11 +63,19 @@ pub const DEFAULT_CONFIRM_EVERY: u32 = 3600;
 /// A week: longer than the longest extended discontinuous reception or power saving cycle in use.
 pub const DEFAULT_SILENCE: u32 = 7 * 24 * 3600;
 
+/// What RFC 7641 §4.5.1 asks of a server that keeps no estimate of the round-trip time.
+pub const DEFAULT_NON_SPACING: u32 = 3;
+
 const _: () = assert!(DEFAULT_CONFIRM_EVERY <= MAX_UNCONFIRMED);
 
 impl Default for Policy {
     fn default() -> Policy {
-        Policy { per_device: DEFAULT_PER_DEVICE, confirm_every: DEFAULT_CONFIRM_EVERY, silence: DEFAULT_SILENCE }
+        Policy {
+            per_device: DEFAULT_PER_DEVICE,
+            confirm_every: DEFAULT_CONFIRM_EVERY,
+            silence: DEFAULT_SILENCE,
+            non_spacing: DEFAULT_NON_SPACING,
+        }
     }
 }
 
@@ -80,9 +96,13 @@ struct Relation<T> {
     token: [u8; MAX_TOKEN],
     /// At most [`MAX_TOKEN`].
     token_len: u8,
+    /// Size exponent of the blocks that it asked for.
+    szx: u8,
     state: State,
     /// The message ID of the last notification; meaningless before the first.
     mid: u16,
+    /// Content-Format of the responses so far; [`ANY_FORMAT`] while they had none.
+    format: u16,
     /// Of the last notification; at most [`SEQUENCE_MASK`].
     sequence: u32,
     /// When the observer was last known to be interested: it registered, or acknowledged.
@@ -114,9 +134,10 @@ impl<T> Relation<T> {
 
     fn notification(&mut self, now: Seconds, policy: &Policy) -> Notification<'_, T> {
         self.sequence = (self.sequence + 1) & SEQUENCE_MASK;
-        self.since = now;
         let unconfirmed = policy.confirm_every.min(MAX_UNCONFIRMED);
-        let kind = if now.since(self.confirmed) >= unconfirmed { Type::Con } else { Type::Non };
+        let too_soon = now.since(self.since) < policy.non_spacing;
+        let kind = if too_soon || now.since(self.confirmed) >= unconfirmed { Type::Con } else { Type::Non };
+        self.since = now;
         self.state = if kind == Type::Con { State::Waiting } else { State::Told };
         Notification {
             kind,
@@ -124,6 +145,8 @@ impl<T> Relation<T> {
             endpoint: self.endpoint,
             topic: &self.topic,
             token: &self.token[..usize::from(self.token_len)],
+            szx: self.szx,
+            format: &mut self.format,
         }
     }
 }
@@ -141,6 +164,11 @@ pub struct Notification<'a, T> {
     pub topic: &'a T,
     /// Its token.
     pub token: &'a [u8],
+    /// Size exponent of the blocks that the observer asked for.
+    pub szx: u8,
+    /// The Content-Format that its responses have, which must not change (RFC 7641 §4.2); [`ANY_FORMAT`] while they had
+    /// none, to be set by the first that has one.
+    pub format: &'a mut u16,
 }
 
 /// What became of a registration.
@@ -196,13 +224,71 @@ impl<T: PartialEq> Relations<T> {
         self.relations.iter().map(|r| &r.topic)
     }
 
-    /// Registers the request with `token` from `endpoint`. One with the same token replaces the one before (RFC 7641 §4.1).
-    pub fn register(&mut self, endpoint: u32, token: &[u8], topic: T, now: Seconds, policy: &Policy) -> Registered {
+    /// How many of them observe `topic`.
+    #[must_use]
+    pub fn of_topic(&self, topic: &T) -> usize {
+        self.relations.iter().filter(|r| r.topic == *topic).count()
+    }
+
+    /// What `endpoint` observes with `token`.
+    #[must_use]
+    pub fn observed(&self, endpoint: u32, token: &[u8]) -> Option<&T> {
+        self.relations.iter().find(|r| r.is(endpoint, token)).map(|r| &r.topic)
+    }
+
+    /// Whether any of them is silent: see [`heard`](Self::heard).
+    #[must_use]
+    pub fn any_silent(&self) -> bool {
+        self.relations.iter().any(|r| r.state == State::Silent)
+    }
+
+    /// Takes out those that are silent, for the device to be [adopted](Self::adopt) at another address.
+    #[must_use]
+    pub fn take_silent(&mut self) -> Relations<T> {
+        let mut taken = Relations::default();
+        let mut i = 0;
+        while i < self.relations.len() {
+            if self.relations[i].state == State::Silent {
+                taken.relations.push(self.relations.swap_remove(i));
+            } else {
+                i += 1;
+            }
+        }
+        if self.relations.is_empty() {
+            self.relations = ThinVec::new();
+        }
+        taken
+    }
+
+    /// Adds relations that were [taken](Self::take_silent) elsewhere, still silent. One whose token is in use here has been
+    /// registered anew in the meantime, and goes, as does one beyond [`Policy::per_device`]; `ended` is called with its topic.
+    pub fn adopt(&mut self, taken: Relations<T>, policy: &Policy, mut ended: impl FnMut(T)) {
+        for relation in taken.relations {
+            if self.len() >= policy.per_device || self.observed(relation.endpoint, relation.token()).is_some() {
+                ended(relation.topic);
+            } else {
+                self.relations.reserve_exact(1);
+                self.relations.push(relation);
+            }
+        }
+    }
+
+    /// Registers the request with `token` from `endpoint`, which wants bodies in blocks of 2^(`body.0` + 4) bytes and is answered
+    /// with the Content-Format `body.1`, or [`ANY_FORMAT`]. One with the same token replaces the one before (RFC 7641 §4.1).
+    pub fn register(
+        &mut self,
+        endpoint: u32,
+        token: &[u8],
+        topic: T,
+        (szx, format): (u8, u16),
+        now: Seconds,
+        policy: &Policy,
+    ) -> Registered {
         if token.len() > MAX_TOKEN {
             return Registered::No;
         }
         if let Some(relation) = self.relations.iter_mut().find(|r| r.is(endpoint, token)) {
-            relation.topic = topic;
+            (relation.topic, relation.szx, relation.format) = (topic, szx, format);
             relation.state = State::Told;
             (relation.confirmed, relation.since) = (now, now);
             // The response is a notification (RFC 7641 §4.2), so it counts on.
@@ -220,8 +306,10 @@ impl<T: PartialEq> Relations<T> {
             endpoint,
             token: padded,
             token_len: token.len() as u8,
+            szx,
             state: State::Told,
             mid: 0,
+            format,
             sequence: 1,
             confirmed: now,
             since: now,

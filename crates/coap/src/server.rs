@@ -57,9 +57,18 @@ pub struct Rules {
     pub conditional: bool,
     /// The topic of a request without a path; without one, such a request is answered 4.04.
     pub root_topic: Option<String>,
-    /// Short paths of one segment for modems that can set no longer one, and the topics they stand for.
+    /// Short paths of one segment for modems that can set no longer one, and the topics they stand for. An alias has at most
+    /// [`MAX_ALIAS_LEN`] bytes.
     pub aliases: BTreeMap<String, String>,
+    /// The first segment of the paths of files, which are no topics. Default: none.
+    pub files: Option<String>,
 }
+
+/// Longest alias in bytes: what a modem with a short buffer for the URI has room for.
+pub const MAX_ALIAS_LEN: usize = 8;
+
+/// Most aliases: one a kind of reading, and firmware has that many at most.
+pub const MAX_ALIASES: usize = 256;
 
 /// What RFC 7252 §4.6 suggests that a datagram carry at most; more comes in blocks.
 pub const DEFAULT_MAX_PAYLOAD: usize = 1024;
@@ -77,6 +86,7 @@ impl Default for Rules {
             conditional: false,
             root_topic: None,
             aliases: BTreeMap::new(),
+            files: None,
         }
     }
 }
@@ -88,8 +98,8 @@ pub struct Methods(u8);
 impl Methods {
     /// POST and PUT.
     pub const READINGS: Methods = Methods::of(&[Method::Post, Method::Put]);
-    /// GET, POST and PUT.
-    pub const TOPICS: Methods = Methods::of(&[Method::Get, Method::Post, Method::Put]);
+    /// GET, POST, PUT and DELETE.
+    pub const TOPICS: Methods = Methods::of(&[Method::Get, Method::Post, Method::Put, Method::Delete]);
 
     /// The set of these.
     #[must_use]
@@ -176,6 +186,8 @@ pub struct Request<'a> {
 pub enum Target<'a> {
     /// A topic.
     Topic(&'a str),
+    /// A file, by its path below [`Rules::files`], by GET; empty for the directory itself.
+    File(&'a str),
     /// `/.well-known/core` (RFC 6690), by GET, with an Accept that allows a link document.
     WellKnownCore,
     /// A path that is reserved, by any method. The text is the whole path.
@@ -204,6 +216,11 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn is_confirmable(&self) -> bool {
         self.message.kind == Type::Con
+    }
+
+    /// The entity tags that the sender knows (RFC 7252 §5.10.6.2); one outside its bounds is none.
+    pub fn etags(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        self.message.options_of(number::ETAG).filter(|tag| (1..=8).contains(&tag.len()))
     }
 
     /// The query parameters, in their order.
@@ -447,7 +464,10 @@ impl Rules {
             Some(b'r') if first == "rd" => Ok(Target::Reserved(Reserved::Directory, path)),
             // MQTT 5.0 §4.7.2: these are the server's own.
             Some(b'$') => Err((Code::FORBIDDEN, Reason::ServerTopic, "topics that begin with $ are the server's")),
-            Some(_) if self.aliases.is_empty() => Ok(Target::Topic(path)),
+            Some(_) if self.files.as_deref() == Some(first) => {
+                Ok(Target::File(path.get(first.len() + 1..).unwrap_or_default()))
+            }
+            Some(_) if self.aliases.is_empty() || path.len() > MAX_ALIAS_LEN => Ok(Target::Topic(path)),
             Some(_) => Ok(Target::Topic(self.aliases.get(path).map_or(path, String::as_str))),
         }
     }
@@ -456,7 +476,7 @@ impl Rules {
     fn has_method(&self, target: Target<'_>, method: Method) -> bool {
         match target {
             Target::Topic(_) => self.topic_methods.has(method),
-            Target::WellKnownCore => method == Method::Get,
+            Target::WellKnownCore | Target::File(_) => method == Method::Get,
             Target::Reserved(..) => true,
         }
     }

@@ -26,13 +26,16 @@ fn every_test_that_the_table_names_exists_and_every_row_names_one() {
     let mut tests = HashSet::new();
     tests_below(&root.join("src"), &mut tests);
     tests_below(&root.join("tests"), &mut tests);
+    for elsewhere in ["../gateway/src", "../net/src", "../../tests/tests"] {
+        tests_below(&root.join(elsewhere), &mut tests);
+    }
     let table = fs::read_to_string(root.join("CONFORMANCE.md")).unwrap();
     let rows: Vec<_> = table.lines().filter(|line| line.starts_with("| §")).collect();
     assert!(rows.len() > 50);
     for row in rows {
         let cell = row.trim_end_matches(" |").rsplit("| ").next().unwrap();
         let named: Vec<_> = cell.split('`').skip(1).step_by(2).collect();
-        assert!(!named.is_empty() || cell.contains("the gateway's"), "no test: {row}");
+        assert!(!named.is_empty(), "no test: {row}");
         for name in named {
             assert!(tests.contains(name), "there is no test {name}");
         }

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 
 mod checks;
+#[path = "operations/mod.rs"]
+mod operations;
 
 fn replay(target: &str, check: impl Fn(&[u8])) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
@@ -31,4 +33,14 @@ fn coap_request() {
     replay("coap_request", |datagram| {
         checks::request(&rules, datagram, &mut String::new(), &mut Vec::new());
     });
+}
+
+#[test]
+fn coap_uploads() {
+    replay("coap_uploads", operations::uploads);
+}
+
+#[test]
+fn coap_observe() {
+    replay("coap_observe", operations::observations);
 }

@@ -5,6 +5,7 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+mod coap;
 mod transports;
 
 pub(crate) use transports::Transports;
@@ -73,6 +74,8 @@ pub(crate) struct Metrics {
     pub(crate) coap_evicted: IntCounter,
     /// The MQTT listeners.
     pub(crate) transports: Transports,
+    /// What CoAP counts beyond readings.
+    pub(crate) coap_full: coap::CoapFull,
     /// Open MQTT connections.
     pub(crate) mqtt_connections: IntGauge,
     /// Accepted sockets.
@@ -181,6 +184,7 @@ impl Metrics {
                 "Message IDs forgotten before their time because a device sent more than coap.dedup_entries",
             )?,
             transports: Transports::register(registry)?,
+            coap_full: coap::CoapFull::register(registry)?,
             mqtt_connections: gauge(registry, "tidegate_mqtt_connections", "Open MQTT connections")?,
             mqtt_accepted: counter(registry, "tidegate_mqtt_accepted_total", "TCP connections accepted")?,
             mqtt_connects: counters(

@@ -124,6 +124,7 @@ async fn serve(config: Config, rules: Arc<Rules>) -> anyhow::Result<ExitCode> {
         access,
         associations,
     );
+    shared.coap.start(&shared.config, log.durable())?;
     let log = {
         let shared = shared.clone();
         let restoring = move || restore(&shared, &log).map(|()| log);
@@ -550,6 +551,8 @@ fn sweep(shared: &Shared) {
         associations.measure();
     }
     shared.router.expire_retained(Now::read().steady_millis(), RETAINED_PER_SWEEP);
+    let (expired, uploads, bytes) = shared.coap.sweep_uploads(Now::read());
+    metrics.coap_full.swept_uploads(expired, uploads, bytes);
     metrics.sessions_expired.inc_by(counts.dropped as u64);
     metrics.session_table_bytes.set(shared.table.table_bytes() as i64);
 }

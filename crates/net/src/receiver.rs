@@ -21,9 +21,11 @@ pub struct Datagram<'a> {
     pub bytes: &'a [u8],
     /// Who sent it.
     pub peer: SocketAddr,
-    /// The address of this host that it was sent to, which an answer must leave from. `None` if the socket is bound to one
-    /// address, or the datagram was sent to a group.
+    /// The address of this host that an answer must leave from: the one that it was sent to, unless that is a group's. `None`
+    /// if the socket is bound to one address, or the datagram was sent to an IPv6 group.
     pub local: Option<IpAddr>,
+    /// It was sent to a group of hosts: multicast or broadcast.
+    pub group: bool,
     /// It was longer than the buffer.
     pub truncated: bool,
 }
@@ -50,6 +52,7 @@ struct Arrival {
     truncated: bool,
     peer: SocketAddr,
     local: Option<IpAddr>,
+    group: bool,
 }
 
 /// The kernel's headers, by family: an address of the exact size is copied, not the 128 bytes of a generic one.
@@ -112,14 +115,14 @@ impl Receiver {
             Headers::V4(headers) => {
                 for message in recvmmsg(fd, headers, slices, MsgFlags::empty(), None)? {
                     let Some(peer) = message.address else { continue };
-                    let local = if with_local { local_of(&message, &mut complete) } else { None };
+                    let local = if with_local { local_of(&message, &mut complete) } else { (None, false) };
                     self.arrived.push(Arrival::new(&message, SocketAddr::V4(peer.into()), local));
                 }
             }
             Headers::V6(headers) => {
                 for message in recvmmsg(fd, headers, slices, MsgFlags::empty(), None)? {
                     let Some(peer) = message.address else { continue };
-                    let local = if with_local { local_of(&message, &mut complete) } else { None };
+                    let local = if with_local { local_of(&message, &mut complete) } else { (None, false) };
                     self.arrived.push(Arrival::new(&message, canonical(peer.into()), local));
                 }
             }
@@ -140,25 +143,29 @@ impl Receiver {
 }
 
 impl Arrival {
-    fn new<S>(message: &RecvMsg<'_, '_, S>, peer: SocketAddr, local: Option<IpAddr>) -> Arrival {
-        Arrival { len: message.bytes, truncated: message.flags.contains(MsgFlags::MSG_TRUNC), peer, local }
+    fn new<S>(message: &RecvMsg<'_, '_, S>, peer: SocketAddr, (local, group): (Option<IpAddr>, bool)) -> Arrival {
+        Arrival { len: message.bytes, truncated: message.flags.contains(MsgFlags::MSG_TRUNC), peer, local, group }
     }
 }
 
-/// The address that a datagram was sent to, from its control message; clears `complete` if there is none.
-fn local_of<S>(message: &RecvMsg<'_, '_, S>, complete: &mut bool) -> Option<IpAddr> {
+/// The address of ours that a datagram was sent to, and whether that is a group's, from its control message; clears `complete` if there is none.
+fn local_of<S>(message: &RecvMsg<'_, '_, S>, complete: &mut bool) -> (Option<IpAddr>, bool) {
     match message.cmsgs().ok().and_then(|mut messages| messages.next()) {
         // `ipi_spec_dst` and not `ipi_addr`: of a datagram to a group, it is the address of ours to answer from.
         Some(ControlMessageOwned::Ipv4PacketInfo(info)) => {
-            Some(IpAddr::V4(Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes())))
+            let to = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes());
+            let ours = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
+            (Some(IpAddr::V4(ours)), to.is_multicast() || to.is_broadcast())
         }
         Some(ControlMessageOwned::Ipv6PacketInfo(info)) => {
             let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-            (!address.is_multicast()).then(|| address.to_canonical())
+            // An IPv4 group on a socket of both families comes as a mapped address.
+            let group = address.is_multicast() || address.to_canonical().is_multicast();
+            ((!group).then(|| address.to_canonical()), group)
         }
         _ => {
             *complete = false;
-            None
+            (None, false)
         }
     }
 }
@@ -189,6 +196,7 @@ impl<'a> Iterator for Datagrams<'a> {
             bytes: &buffer[..arrival.len],
             peer: arrival.peer,
             local: arrival.local,
+            group: arrival.group,
             truncated: arrival.truncated,
         })
     }

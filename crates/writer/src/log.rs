@@ -410,6 +410,12 @@ impl Durable {
         self.shared.durable()
     }
 
+    /// A reader as [`Log::reader`] gives it.
+    #[must_use]
+    pub fn reader(&self, from: Seq) -> Reader {
+        Reader::within(self.shared.clone(), from)
+    }
+
     /// Why nothing will ever become durable again, if so.
     #[must_use]
     pub fn failure(&self) -> Option<Failure> {

@@ -4,6 +4,7 @@
 //!   on `PATH`.
 //! - **Python packages** at the versions in `tests/clients/requirements.txt`, into a virtual environment under the target
 //!   directory.
+//! - **Node packages** at the versions in `tests/clients/node/package-lock.json`, under the target directory.
 //! - **Prometheus**, which the tests of `deploy/` run: the Debian package is downloaded and unpacked under the target
 //!   directory instead of installed, because installing it would start a service.
 //!
@@ -19,15 +20,18 @@ use anyhow::{Context, Result, bail};
 use crate::place::{self, has, quietly};
 
 /// A program that the tests start, and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 10] = [
+const PROGRAMS: [(&str, &str); 13] = [
     ("cc", "gcc"),
     ("coap-client-gnutls", "libcoap3-bin"),
     ("coap-client-notls", "libcoap3-bin"),
     ("ip", "iproute2"),
     ("make", "make"),
     ("mosquitto_pub", "mosquitto-clients"),
+    ("node", "nodejs"),
+    ("npm", "npm"),
     ("openssl", "openssl"),
     ("python3", "python3"),
+    ("stdbuf", "coreutils"),
     ("systemd-analyze", "systemd"),
     ("unshare", "util-linux"),
 ];
@@ -39,6 +43,7 @@ pub(crate) fn run() -> Result<()> {
         apt_install(&["python3", "python3-venv"])?;
     }
     python_packages()?;
+    node_packages()?;
     prometheus()
 }
 
@@ -101,6 +106,28 @@ fn python_packages() -> Result<()> {
             .arg(&requirements),
     )
     .context("the tests need these packages from the Python package index")?;
+    // Last, so that an installation cut short is done again.
+    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
+}
+
+/// Installs the Node packages, unless the wanted ones are there.
+fn node_packages() -> Result<()> {
+    let clients = place::root().join("tests/clients/node");
+    let lock = clients.join("package-lock.json");
+    let wanted = fs::read_to_string(&lock).with_context(|| format!("cannot read {}", lock.display()))?;
+    let node = place::test_env()?.join("node");
+    let stamp = node.join("installed.json");
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    eprintln!("xtask: installing Node packages into {}", node.display());
+    fs::create_dir_all(&node).with_context(|| format!("cannot make {}", node.display()))?;
+    for file in ["package.json", "package-lock.json"] {
+        fs::copy(clients.join(file), node.join(file)).with_context(|| format!("cannot copy {file}"))?;
+    }
+    // Exactly what the lock file names, and none of it runs while it is installed.
+    let install = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"];
+    quietly(Command::new("npm").args(install).current_dir(&node)).context("the tests need these packages from npm")?;
     // Last, so that an installation cut short is done again.
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
 }

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 
 use super::*;
 
-const POLICY: Policy = Policy { per_device: 4, confirm_every: 100, silence: 1_000 };
+const POLICY: Policy = Policy { per_device: 4, confirm_every: 100, silence: 1_000, non_spacing: 0 };
 const AT: Seconds = Seconds(10_000);
 
 /// Collects what is sent; message IDs count up from 100.
@@ -21,7 +21,7 @@ impl Wire {
 
 fn observing(token: &[u8], topic: u32) -> Relations<u32> {
     let mut relations = Relations::new();
-    assert_eq!(relations.register(1, token, topic, AT, &POLICY).observe(), Some(1));
+    assert_eq!(relations.register(1, token, topic, (6, ANY_FORMAT), AT, &POLICY).observe(), Some(1));
     relations
 }
 
@@ -76,10 +76,10 @@ fn one_confirmable_notification_is_under_way_and_the_last_state_follows() {
 #[test]
 fn the_same_token_registers_anew_in_place_of_the_one_before() {
     let mut relations = observing(b"tok", 5);
-    assert_eq!(relations.register(1, b"tok", 6, AT, &POLICY).observe(), Some(2));
+    assert_eq!(relations.register(1, b"tok", 6, (6, ANY_FORMAT), AT, &POLICY).observe(), Some(2));
     assert_eq!(relations.topics().collect::<Vec<_>>(), [&6]);
     assert_eq!(
-        relations.register(2, b"tok", 6, AT, &POLICY).observe(),
+        relations.register(2, b"tok", 6, (6, ANY_FORMAT), AT, &POLICY).observe(),
         Some(1),
         "another endpoint is another observer"
     );
@@ -106,12 +106,15 @@ fn an_observer_leaves_by_deregistering_or_by_reset() {
 #[test]
 fn tokens_that_are_too_long_and_relations_that_are_too_many_are_not_observed() {
     let mut relations = Relations::new();
-    assert_eq!(relations.register(1, b"123456789", 5, AT, &POLICY), Registered::No);
+    assert_eq!(relations.register(1, b"123456789", 5, (6, ANY_FORMAT), AT, &POLICY), Registered::No);
     for i in 0..4 {
-        assert!(relations.register(1, &[i], 5, AT, &POLICY).observe().is_some());
+        assert!(relations.register(1, &[i], 5, (6, ANY_FORMAT), AT, &POLICY).observe().is_some());
     }
-    assert_eq!(relations.register(1, b"more", 5, AT, &POLICY), Registered::No);
-    assert!(relations.register(1, &[3], 5, AT, &POLICY).observe().is_some(), "what is there may register anew");
+    assert_eq!(relations.register(1, b"more", 5, (6, ANY_FORMAT), AT, &POLICY), Registered::No);
+    assert!(
+        relations.register(1, &[3], 5, (6, ANY_FORMAT), AT, &POLICY).observe().is_some(),
+        "what is there may register anew"
+    );
 }
 
 #[test]
@@ -174,7 +177,7 @@ fn observers_end_with_the_last_state_whatever_is_lost() {
     for _ in 0..300 {
         let mut relations = Relations::new();
         for i in 0..4u8 {
-            relations.register(u32::from(i % 2), &[i], u32::from(i / 2), AT, &POLICY);
+            relations.register(u32::from(i % 2), &[i], u32::from(i / 2), (6, ANY_FORMAT), AT, &POLICY);
         }
         let (mut topics, mut known) = ([0u32; 2], HashMap::<Vec<u8>, u32>::new());
         // Confirmable ones under way: endpoint, message ID, token, state told.
@@ -229,4 +232,56 @@ fn observers_end_with_the_last_state_whatever_is_lost() {
             assert!(last == 0 || known.get(&[i][..]) == Some(&last), "{i} knows {:?}, not {last}", known.get(&[i][..]));
         }
     }
+}
+
+#[test]
+fn what_changes_faster_than_every_three_seconds_is_told_confirmably() {
+    let policy = Policy { non_spacing: 3, ..POLICY };
+    let mut relations = observing(b"tok", 5);
+    let mut wire = Wire::default();
+    relations.notify(&5, Seconds(AT.0 + 3), &policy, wire.send());
+    relations.notify(&5, Seconds(AT.0 + 5), &policy, wire.send());
+    relations.notify(&5, Seconds(AT.0 + 6), &policy, wire.send());
+    assert_eq!(wire.0.iter().map(|n| n.0).collect::<Vec<_>>(), [Type::Non, Type::Con]);
+    assert!(relations.acknowledged(1, 101, Seconds(AT.0 + 9), &policy, wire.send()));
+    assert_eq!(wire.0[2].0, Type::Non);
+}
+
+#[test]
+fn what_is_silent_moves_with_its_device_and_the_rest_stays() {
+    let always = Policy { confirm_every: 0, ..POLICY };
+    let mut relations = observing(b"a", 5);
+    relations.register(1, b"b", 6, (6, ANY_FORMAT), AT, &always);
+    let mut wire = Wire::default();
+    relations.notify(&5, AT, &always, wire.send());
+    assert!(!relations.any_silent());
+    relations.gave_up(1, 100, AT, &always);
+    assert!(relations.any_silent());
+    let taken = relations.take_silent();
+    assert_eq!(relations.topics().collect::<Vec<_>>(), [&6]);
+
+    let mut elsewhere = Relations::new();
+    elsewhere.adopt(taken.clone(), &always, |_| panic!("there is room"));
+    elsewhere.heard(AT, &always, wire.send());
+    assert_eq!((wire.0[1].1, wire.0[1].2.as_slice()), (3, &b"a"[..]), "it counts on");
+    let mut ended = Vec::new();
+    elsewhere.adopt(taken, &always, |topic| ended.push(topic));
+    assert_eq!(ended, [5], "its token is in use");
+    assert_eq!((elsewhere.of_topic(&5), elsewhere.observed(1, b"a"), relations.observed(1, b"a")), (1, Some(&5), None));
+}
+
+#[test]
+fn the_content_format_is_that_of_the_first_response_that_has_one() {
+    let mut relations = observing(b"tok", 5);
+    let mut seen = Vec::new();
+    for format in [60, 50] {
+        relations.notify(&5, AT, &POLICY, |n| {
+            seen.push(*n.format);
+            if *n.format == ANY_FORMAT {
+                *n.format = format;
+            }
+            Some(1)
+        });
+    }
+    assert_eq!(seen, [ANY_FORMAT, 60]);
 }

@@ -3,14 +3,15 @@
 //! Each `section!` below becomes a struct and a [`Section`] of [`Key`]s. Defaults, the reading of file, environment and `--set`, error texts and `config/tidegate.toml` all follow from
 //! it. A default is written as it would be after `--set`; its type puts the quotes around it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::filter::RecordFilter;
 use super::kind::{
-    Choice, Directory, File, Filters, Flag, GIB, Given, Integer, KIB, Kind, Listen, MIB, Name, Network, Networks, Size,
-    Span, TIB, UrlPath, days, hours, millis, minutes, seconds,
+    Aliases, BlockSize, Choice, Directory, File, Filters, Flag, GIB, Given, Integer, KIB, Kind, Listen, MIB, Name,
+    Network, Networks, Segment, Size, Span, TIB, Topic, UrlPath, days, hours, millis, minutes, seconds,
 };
 
 /// Keys that share a table of the file.
@@ -182,6 +183,60 @@ section! {
         /// Receive buffer of each socket, which holds what arrives while a worker is busy. The kernel caps it at
         /// net.core.rmem_max.
         receive_buffer_bytes: usize = "16 MiB", Size { min: 64 * KIB, max: GIB };
+        /// ACK_TIMEOUT (RFC 7252 §4.8) of what the gateway sends confirmably, and of what devices do: it also decides how
+        /// long their message IDs are remembered. NB-IoT with coverage enhancement wants "10 s".
+        ack_timeout: Duration = "2 s", Span { min: millis(100), max: minutes(5) };
+        /// ACK_RANDOM_FACTOR in percent: the first wait is between ack_timeout and this much of it.
+        ack_random_percent: u16 = "150", Integer { min: 100, max: 1000 };
+        /// MAX_RETRANSMIT: repetitions of a confirmable message that is not acknowledged.
+        max_retransmit: u8 = "4", Integer { min: 0, max: 10 };
+        /// NSTART (RFC 7252 §4.7): confirmable messages under way to one endpoint at a time.
+        nstart: u8 = "1", Integer { min: 1, max: 255 };
+        /// Longest token (RFC 8974 §2.2.2); a request with a longer one is answered 4.00.
+        max_token_bytes: usize = "64", Size { min: 8, max: 1024 };
+        /// The topic of a request without a path, for modems that can set none; "" answers it 4.04.
+        root_topic: Option<String> = "readings", Topic;
+        /// Short paths for modems that can set no longer one, and the topics that they stand for: ["t=site/temperature"].
+        aliases: BTreeMap<String, String> = "", Aliases;
+        /// Largest block of a transfer (RFC 7959) in bytes; a peer that wants smaller ones gets them.
+        block_bytes: u8 = "1024", BlockSize;
+        /// Longest body that is put together from blocks; a longer one is answered 4.13 with Size1.
+        upload_bytes: usize = "64 KiB", Size { min: KIB, max: MIB };
+        /// Unfinished uploads of one device; another one takes the place of its first.
+        uploads_per_device: usize = "2", Integer { min: 1, max: 1024 };
+        /// Bytes of all unfinished uploads, 256 for each included; what is beyond is answered 5.03. One that is not continued
+        /// within EXCHANGE_LIFETIME (RFC 7252 §4.8.2; 247 s with the default timers) is given up.
+        uploads_bytes: usize = "64 MiB", Size { min: MIB, max: 64 * GIB };
+        /// Observations (RFC 7641) of one endpoint; a registration beyond is answered as a plain GET.
+        observations_per_endpoint: usize = "8", Integer { min: 0, max: 1024 };
+        /// Observations of all endpoints.
+        observations: usize = "2000000", Integer { min: 0, max: 100_000_000 };
+        /// A notification is confirmable if its observer was not heard of for so long. Most NATs forget a UDP mapping
+        /// that is idle for a minute, and only what is acknowledged is known to have passed. At most the 24 h of RFC 7641 §4.5.
+        observe_confirm: Duration = "60 s", Span { min: seconds(0), max: hours(24) };
+        /// A notification that follows another one sooner than this is confirmable: without an estimate of the round-trip time,
+        /// a server should not send more than one non-confirmable one every 3 s (RFC 7641 §4.5.1).
+        observe_spacing: Duration = "3 s", Span { min: seconds(0), max: hours(1) };
+        /// How long an observation whose device does not answer is kept; it goes on as soon as the device is heard of. "0 s"
+        /// ends it at once, as RFC 7641 §4.5 has it for observers that do not sleep.
+        observe_silence: Duration = "7 d", Span { min: seconds(0), max: days(365) };
+        /// Topics whose last reading is kept in memory for GET, while anybody asks for such; 0 answers GET with what is
+        /// retained or observed only.
+        last_values: usize = "1000000", Integer { min: 0, max: 100_000_000 };
+        /// Bytes of their names and readings.
+        last_values_bytes: usize = "128 MiB", Size { min: MIB, max: 64 * GIB };
+        /// Records of the log that are searched for last readings when they are first asked for: a second or so.
+        last_values_records: u64 = "4000000", Integer { min: 0, max: 1_000_000_000 };
+        /// A directory whose files can be downloaded, in blocks and from any offset, by GET below `files_path`.
+        files: Option<PathBuf> = "", Directory { empty: Some("none") };
+        /// The first segment of their paths, which is no topic then.
+        files_path: String = "files", Segment;
+        /// Requests over plain UDP that must show that their address is theirs and they are new, by bringing back an
+        /// Echo value (RFC 9175 §2): "off" none, "reads" those whose response could be long or many, "all" those that store
+        /// or clear something too.
+        echo: EchoMode = "off", Choice(&[("off", EchoMode::Off), ("reads", EchoMode::Reads), ("all", EchoMode::All)]);
+        /// How old an Echo value may be.
+        echo_seconds: Duration = "60", Span { min: seconds(1), max: hours(24) };
     }
 }
 
@@ -486,6 +541,17 @@ pub enum ClientCert {
     Required,
     /// They may.
     Optional,
+}
+
+/// Which requests must bring back an Echo value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EchoMode {
+    /// None.
+    Off,
+    /// GET.
+    Reads,
+    /// Every request for a topic or a file.
+    All,
 }
 
 /// The form of the gateway's own messages.

@@ -8,6 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+mod coap;
+
+pub use coap::{Aliases, BlockSize, Segment, Topic};
+
 use super::filter::RecordFilter;
 
 mod auth;

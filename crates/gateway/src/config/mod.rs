@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use tidegate_coap::Timing;
+
 pub mod filter;
 pub mod keys;
 pub mod kind;
@@ -25,7 +27,7 @@ mod relations;
 mod render;
 mod source;
 
-pub use keys::{AuthMode, ClientCert, Config, LogFormat, LogLevel, Logging, Mqtt};
+pub use keys::{AuthMode, ClientCert, Config, EchoMode, LogFormat, LogLevel, Logging, Mqtt};
 pub use render::render;
 pub use source::Sources;
 
@@ -46,6 +48,20 @@ impl Config {
     #[must_use]
     pub fn parquet_dir(&self) -> PathBuf {
         self.sinks.parquet.dir.clone().unwrap_or_else(|| self.data_dir.join("parquet"))
+    }
+}
+
+impl keys::Coap {
+    /// The transmission parameters.
+    #[must_use]
+    pub fn timing(&self) -> Timing {
+        Timing {
+            ack_timeout: self.ack_timeout,
+            ack_random_percent: self.ack_random_percent,
+            max_retransmit: self.max_retransmit,
+            nstart: self.nstart,
+            ..Timing::RFC7252
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::{AuthMode, Config, Mistake, Origin};
 
@@ -24,6 +25,13 @@ fn open_on_public(config: &Config, listen: Option<SocketAddr>) -> Option<String>
     let public = listen.filter(|address| !address.ip().to_canonical().is_loopback())?;
     when(config.auth.mode == AuthMode::Open && !config.auth.allow_open_on_public, || {
         format!("with auth.mode = \"open\" anybody who reaches {public} could send")
+    })
+}
+
+fn shorter_than_exchange(config: &Config, span: Duration, name: &str) -> Option<String> {
+    let lifetime = config.coap.timing().exchange_lifetime();
+    when(span < lifetime, || {
+        format!("message IDs are in use for {} s (EXCHANGE_LIFETIME), longer than {name}", lifetime.as_secs())
     })
 }
 
@@ -95,6 +103,36 @@ const RELATIONS: &[Relation] = &[
             })
         },
         allowed: "allowed: at least coaps.association_idle",
+    },
+    // Message IDs are remembered for EXCHANGE_LIFETIME, in sessions that are rebuilt from the log.
+    Relation {
+        keys: &["coap.ack_timeout", "coap.ack_random_percent", "coap.max_retransmit", "limits.session_idle_seconds"],
+        broken: |c| shorter_than_exchange(c, c.limits.session_idle_seconds, "limits.session_idle_seconds"),
+        allowed: "allowed: timers whose EXCHANGE_LIFETIME (RFC 7252 §4.8.2) is at most limits.session_idle_seconds",
+    },
+    Relation {
+        keys: &["coap.ack_timeout", "coap.ack_random_percent", "coap.max_retransmit", "log.retain_seconds"],
+        broken: |c| shorter_than_exchange(c, c.log.retain_seconds, "log.retain_seconds"),
+        allowed: "allowed: timers whose EXCHANGE_LIFETIME (RFC 7252 §4.8.2) is at most log.retain_seconds",
+    },
+    // Devices send again after ACK_TIMEOUT: an empty acknowledgement must come before.
+    Relation {
+        keys: &["coap.ack_delay", "coap.ack_timeout"],
+        broken: |c| {
+            when(c.coap.ack_delay >= c.coap.ack_timeout, || {
+                format!("{} ms are not less than coap.ack_timeout", c.coap.ack_delay.as_millis())
+            })
+        },
+        allowed: "allowed: less than coap.ack_timeout",
+    },
+    Relation {
+        keys: &["coap.upload_bytes", "coap.uploads_bytes"],
+        broken: |c| {
+            when(c.coap.upload_bytes + tidegate_coap::block::OVERHEAD > c.coap.uploads_bytes, || {
+                format!("{} bytes are more than coap.uploads_bytes hold", c.coap.upload_bytes)
+            })
+        },
+        allowed: "allowed: at most coap.uploads_bytes less 256",
     },
     // A segment holds whole commits; below four a segment, much of the allocated space stays empty.
     Relation {

@@ -22,7 +22,9 @@ pub(crate) struct Device {
     /// Whose it is, if it has an association.
     pub(crate) tenant: Tenant,
     /// Message IDs of what is sent to it; starts when first needed.
-    mids: Mids,
+    mids: Sequence,
+    /// [`STARTED`], [`ASLEEP`].
+    flags: u8,
     /// It has spoken CoAP.
     pub(crate) spoke_coap: bool,
 }
@@ -52,17 +54,10 @@ impl Association {
     }
 }
 
-#[derive(Debug)]
-struct Mids {
-    sequence: Sequence,
-    started: bool,
-}
-
-impl Default for Mids {
-    fn default() -> Mids {
-        Mids { sequence: Sequence::new(0), started: false }
-    }
-}
+/// Its message IDs have started.
+const STARTED: u8 = 1;
+/// A notification to it was not answered: it is to be told when it is heard of.
+const ASLEEP: u8 = 1 << 1;
 
 impl Device {
     /// Makes `id` the device's association, and says which was.
@@ -75,10 +70,24 @@ impl Device {
     /// A message ID for a message to this device; the first one is drawn by `random`. None if the device has been sent so many
     /// that none is free yet (RFC 7252 §4.4).
     pub(crate) fn next_mid(&mut self, now: Seconds, lifetime: u32, random: impl FnOnce() -> u32) -> Option<u16> {
-        if !self.mids.started {
-            self.mids = Mids { sequence: Sequence::new(random() as u16), started: true };
+        if self.flags & STARTED == 0 {
+            self.mids = Sequence::new(random() as u16);
+            self.flags |= STARTED;
         }
-        self.mids.sequence.next(tidegate_coap::Seconds(now), lifetime)
+        self.mids.next(tidegate_coap::Seconds(now), lifetime)
+    }
+
+    /// Notes whether observations of it wait for it to be heard of.
+    pub(crate) fn set_asleep(&mut self, asleep: bool) {
+        self.flags = self.flags & !ASLEEP | if asleep { ASLEEP } else { 0 };
+    }
+
+    /// Whether observations of it wait for it to be heard of, which it is now.
+    #[inline]
+    pub(crate) fn take_asleep(&mut self) -> bool {
+        let asleep = self.flags & ASLEEP != 0;
+        self.flags &= !ASLEEP;
+        asleep
     }
 }
 
@@ -94,8 +103,9 @@ impl State for Device {
 
     fn tidy(&mut self, now: Seconds, policy: &Policy) -> Keep {
         self.coap.shrink(tidegate_coap::Seconds(now), policy);
-        // An association outlives silence: its device wakes without a handshake.
-        if self.mqtt.is_some() || self.association.get().is_some() { Keep::Pinned } else { Keep::WhileSeen }
+        // An association outlives silence: its device wakes without a handshake, and is told what it missed.
+        let waits = self.association.get().is_some() || self.flags & ASLEEP != 0;
+        if self.mqtt.is_some() || waits { Keep::Pinned } else { Keep::WhileSeen }
     }
 }
 
@@ -119,6 +129,16 @@ mod tests {
         assert_eq!(device.tidy(1000, &Policy::default()), Keep::Pinned);
         device.association.clear(new);
         assert_eq!(device.association.get(), None);
+    }
+
+    #[test]
+    fn one_that_sleeps_is_kept_and_noticed_once() {
+        let mut device = Device::default();
+        assert!(!device.take_asleep());
+        device.set_asleep(true);
+        assert_eq!(device.tidy(1_000_000, &Policy::default()), Keep::Pinned);
+        assert_eq!((device.take_asleep(), device.take_asleep()), (true, false));
+        assert_eq!(device.tidy(1_000_000, &Policy::default()), Keep::WhileSeen);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tidegate_coap::dedup::{Policy, Remembered};
-use tidegate_coap::{Code, Seconds, Timing, Type};
+use tidegate_coap::{Code, Seconds, Type};
 use tidegate_mqtt::Limits;
 use tidegate_record::{DeviceId, Protocol, Seq};
 use tidegate_session::Table;
@@ -37,6 +37,7 @@ mod limiter;
 mod mqtt;
 mod pause;
 mod router;
+mod topics;
 mod wake;
 mod wheel;
 mod worker;
@@ -78,6 +79,7 @@ pub(crate) struct Shared {
     pub(crate) most_connections: usize,
     pub(crate) table: Table<Device>,
     pub(crate) router: Router,
+    pub(crate) coap: Arc<coap::Common>,
     pub(crate) appender: Appender,
     pub(crate) durable: Durable,
     pub(crate) state: State,
@@ -120,12 +122,16 @@ impl Shared {
             idle: u32::try_from(config.limits.session_idle_seconds.as_secs()).unwrap_or(u32::MAX),
         });
         let capacity = u16::try_from(config.coap.dedup_entries).unwrap_or(u16::MAX);
+        let dedup = Policy::new(&config.coap.timing(), capacity);
+        let router = Router::new(workers, config.limits.subscriptions);
+        let common = coap::Common::new(&config, &dedup, (0..workers).map(|worker| router.coap_wake(worker)));
         Arc::new(Shared {
             metrics,
             workers,
             most_connections,
             table,
-            router: Router::new(workers, config.limits.subscriptions),
+            router,
+            coap: Arc::new(common),
             appender,
             durable,
             state,
@@ -133,7 +139,7 @@ impl Shared {
             certificates,
             access,
             associations,
-            dedup: Policy::new(&Timing::RFC7252, capacity),
+            dedup,
             released: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             stopping: AtomicBool::new(false),
             fronts: workers
@@ -182,7 +188,8 @@ impl Shared {
                 received: Seconds::from_micros(record.received),
                 // It is durable: older than every group of answers.
                 seq: Seq::NONE,
-                code: Code::CHANGED,
+                // What a DELETE leaves in the log.
+                code: if record.retain && record.payload.is_empty() { Code::DELETED } else { Code::CHANGED },
             };
             let remembered = self.table.with(record.device, message.received.0, |_, device| {
                 device.spoke_coap = true;

@@ -30,6 +30,7 @@ use tidegate_transport::Transport;
 
 use super::access::Principal;
 use super::mqtt::Kind;
+use super::topics::{TopicRef, Topics, Value};
 use super::wake::Wake;
 
 /// Most retained messages and the bytes they may take: one for each device of a full gateway, of the size of a reading.
@@ -94,6 +95,10 @@ pub(crate) struct Published {
     targets: Option<Vec<Target>>,
     retain: bool,
     from: Option<Subscriber>,
+    /// The topic, if CoAP endpoints observe it.
+    observed: Option<TopicRef>,
+    /// The Content-Format that its CoAP publisher gave it.
+    pub(crate) content_format: Option<u16>,
 }
 
 impl Published {
@@ -210,6 +215,8 @@ pub(crate) struct Router {
     inboxes: Box<[Inbox]>,
     /// Inboxes that hold more than [`INBOX_DELIVERIES`].
     congested: AtomicUsize,
+    /// What CoAP endpoints observe.
+    pub(crate) topics: Topics,
 }
 
 // A panic of another worker ends the process; until then its half-done change may at worst misdeliver a message.
@@ -234,11 +241,24 @@ impl Router {
             max_subscriptions,
             inboxes: (0..workers).map(|_| inbox()).collect(),
             congested: AtomicUsize::new(0),
+            topics: Topics::new(workers),
         }
     }
 
     pub(crate) fn coap_wake(&self, worker: usize) -> Arc<Wake> {
         self.inboxes[worker].coap.clone()
+    }
+
+    /// Wakes the CoAP task of a worker.
+    pub(crate) fn wake_coap(&self, worker: usize) {
+        if let Some(inbox) = self.inboxes.get(worker) {
+            inbox.coap.now();
+        }
+    }
+
+    /// The message that is retained for `topic`.
+    pub(crate) fn retained_for(&self, topic: &str, now: u64) -> Option<Arc<Message>> {
+        unpoisoned(self.retained.read()).get(topic, now).cloned()
     }
 
     pub(crate) fn mqtt_wake(&self, worker: usize) -> Arc<Wake> {
@@ -351,13 +371,14 @@ impl Router {
         matches: &mut Matches<u64>,
         message: impl FnOnce() -> Message,
     ) -> Option<Box<Published>> {
+        let observed = self.topics.find(topic);
         if !retain {
-            if self.subscriptions() == 0 {
+            if self.subscriptions() == 0 && observed.is_none() {
                 return None;
             }
             let trie = unpoisoned(self.trie.read());
             trie.matches(topic, from.map(|from| from.0), matches);
-            if matches.is_empty() {
+            if matches.is_empty() && observed.is_none() {
                 return None;
             }
             if !matches.has_groups() {
@@ -368,16 +389,29 @@ impl Router {
                     targets: Some(targets),
                     retain,
                     from,
+                    observed,
+                    content_format: None,
                 }));
             }
         }
-        Some(Box::new(Published { message: Arc::new(message()), targets: None, retain, from }))
+        Some(Box::new(Published {
+            message: Arc::new(message()),
+            targets: None,
+            retain,
+            from,
+            observed,
+            content_format: None,
+        }))
     }
 
     /// Retains the message if it asks for it, and puts it in the inboxes of the workers of its subscribers. The share of `local`,
     /// the calling worker, is given back instead. The receipt, if there is one, wakes `wake`.
     pub(crate) fn route(&self, published: Published, local: Option<usize>, wake: Option<&Arc<Wake>>) -> Routed {
-        let Published { message, targets: known, retain, from } = published;
+        let Published { message, targets: known, retain, from, observed, content_format } = published;
+        if let Some(topic) = observed.or_else(|| self.topics.find(message.topic())) {
+            let value = Value { message: message.clone(), content_format };
+            self.topics.changed(&topic, value, |worker| self.wake_coap(worker));
+        }
         let mut routed = Routed { own: None, receipt: None };
         let targets = match known {
             Some(targets) => targets,

@@ -15,11 +15,18 @@ use super::{Now, Shared};
 use server::{OVERHEAD, Server};
 use transport::{Listening, readable};
 
+pub(crate) use common::Common;
+
 mod access;
+mod common;
+mod content;
+mod files;
+mod observers;
 mod proof;
 mod secure;
 mod server;
 mod transport;
+mod values;
 
 /// How often slow commits and unacknowledged responses are looked at: a fraction of the shortest `coap.ack_delay` that helps.
 const TICK: Duration = Duration::from_millis(100);
@@ -61,6 +68,7 @@ pub(super) async fn serve(
             _ = tick.tick(), if server.has_timers() => server.tick(Now::read()),
         }
         server.release();
+        server.attend(&wake);
         server.out.send(&sockets, &shared.metrics).await?;
         stopping = shared.is_stopping();
         if stopping && server.is_drained() {

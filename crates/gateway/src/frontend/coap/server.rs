@@ -13,17 +13,19 @@
 //! A confirmable reading that is not durable after `coap.ack_delay` gets an empty acknowledgement, and its answer follows as
 //! a confirmable message of its own (§5.2.2), which is retransmitted until the device acknowledges it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus::local::LocalHistogram;
 use tidegate_coap::dedup::{self, Lookup, Remembered};
 use tidegate_coap::exchange::{Due, Exchanges};
+use tidegate_coap::observe::Policy;
+use tidegate_coap::server::Methods;
 use tidegate_coap::{
-    Code, Outcome, Reason, ReplyTo, Request, Response, Rules, Seconds, Target, Timing, Type, build, link, server,
+    Block, Code, Method, Outcome, Reason, ReplyTo, Request, Response, Rules, Seconds, Target, Type, build, link,
 };
 use tidegate_dtls::DropReason;
 use tidegate_mqtt::trie::Matches;
@@ -33,11 +35,16 @@ use tidegate_record::{Record, Seq};
 use tidegate_writer::{Batch, Pressure, Refused};
 use tokio::io::unix::AsyncFdReadyGuard;
 
-use super::access::Asks;
+use super::access::{Asks, Peer};
+use super::common::Waiting;
+use super::content;
+use super::observers::{Observers, Tag};
 use super::secure::Secure;
 use super::transport::{Endpoint, Listening, Message, Outgoing};
 use super::{Receivers, Via};
 use crate::acl::View;
+use crate::config::EchoMode;
+use crate::config::keys::Coap;
 use crate::frontend::acks::{AckQueue, Ticket};
 use crate::frontend::limiter::Limiter;
 use crate::frontend::pause::Pause;
@@ -45,6 +52,11 @@ use crate::frontend::router::{Published, Receipt};
 use crate::frontend::wake::Wake;
 use crate::frontend::{Now, Shared};
 use crate::metrics::Frontend;
+use get::Asked;
+
+mod get;
+mod observe;
+mod upload;
 
 /// Batches received before their readings are appended, answers are sent and other tasks of the thread get their turn: 512
 /// datagrams take some 1.5 ms. One append for all of them wakes the log once, and gives it a commit worth its price.
@@ -73,6 +85,27 @@ struct Answer {
     /// Who asked, and how the session remembers it; kept for what happens rarely.
     device: tidegate_record::DeviceId,
     scope: u64,
+    code: Code,
+    /// Block1 of the response, as a number; [`NO_BLOCK`] for most.
+    block1: u32,
+}
+
+/// No Block1 option: its number has 24 bits.
+const NO_BLOCK: u32 = u32::MAX;
+
+impl Answer {
+    fn response(&self) -> Response<'static> {
+        let block1 = if self.block1 == NO_BLOCK { None } else { Block::from_uint(self.block1) };
+        Response { block1, ..Response::new(self.code) }
+    }
+}
+
+/// What a request has stored, and how that is answered.
+struct Store<'a> {
+    payload: &'a [u8],
+    code: Code,
+    retain: bool,
+    block1: Option<Block>,
 }
 
 /// Errors of `recvmmsg` that are a peer's or pass by themselves.
@@ -114,7 +147,12 @@ pub(super) struct Server {
     limiter: Limiter,
     /// Scratch for matching.
     matches: Matches<u64>,
-    exchanges: Exchanges<Endpoint, ()>,
+    exchanges: Exchanges<Endpoint, Tag>,
+    observers: Observers,
+    /// How many of its observations the other workers know of.
+    counted_relations: usize,
+    /// Requests that wait for the disk.
+    asked: HashMap<Waiting, Asked>,
     random: RandomState,
     drawn: u64,
     /// Message IDs of answers to those who name no device.
@@ -124,7 +162,18 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn new(index: usize, shared: Arc<Shared>) -> Server {
-        let rules = Rules { max_payload: shared.config.coap.max_payload_bytes, ..Rules::default() };
+        let coap = &shared.config.coap;
+        let rules = Rules {
+            topic_methods: Methods::TOPICS,
+            max_payload: coap.max_payload_bytes,
+            max_token: coap.max_token_bytes,
+            block_wise: true,
+            root_topic: coap.root_topic.clone(),
+            aliases: coap.aliases.clone(),
+            files: coap.files.as_ref().map(|_| coap.files_path.clone()),
+            ..Rules::default()
+        };
+        let policy = observe_policy(coap);
         let limiter = Limiter::new(shared.config.limits.unauthenticated_per_second, Instant::now());
         Server {
             index,
@@ -140,11 +189,14 @@ impl Server {
             out: Outgoing::new(shared.associations.clone()),
             limiter,
             matches: Matches::new(),
-            exchanges: Exchanges::new(Timing::RFC7252, MAX_EXCHANGES),
+            exchanges: Exchanges::new(shared.config.coap.timing(), MAX_EXCHANGES),
+            observers: Observers::new(index, policy),
+            counted_relations: 0,
+            asked: HashMap::new(),
             random: RandomState::new(),
             drawn: 0,
             stranger_mid: RandomState::new().hash_one(index) as u16,
-            resources: vec![readings()],
+            resources: resources(&shared.config.coap),
             shared,
         }
     }
@@ -266,8 +318,8 @@ impl Server {
                 }
                 self.out.push(message.from, |bytes| build::reset(bytes, mid));
             }
-            Outcome::Acknowledged { mid } => drop(self.exchanges.acknowledged(message.from, mid)),
-            Outcome::Refused { mid } => drop(self.exchanges.refused(message.from, mid)),
+            Outcome::Acknowledged { mid } => self.acknowledged(message.from, mid, now),
+            Outcome::Refused { mid } => self.was_reset(message.from, mid),
             Outcome::Ignored(reason) => self.front(message.from).malformed(reason.name()),
         }
         self.rules = rules;
@@ -292,17 +344,20 @@ impl Server {
             return;
         }
         match request.target {
-            Target::Topic(topic) => self.reading(request, topic, message, now, pressure),
-            Target::WellKnownCore => {
-                let queries: Vec<&str> = request.queries().collect();
-                let document = link::document(&self.resources, queries.iter().copied());
-                let response = Response {
-                    content_format: Some(server::LINK_FORMAT),
-                    payload: document.as_bytes(),
-                    ..Response::new(Code::CONTENT)
-                };
-                self.answer(&request.reply_to(), message, &response);
-            }
+            Target::Topic(topic) => match (request.method, request.block1) {
+                (Method::Post | Method::Put, None) => {
+                    let what = Store { payload: request.payload, code: Code::CHANGED, retain: false, block1: None };
+                    self.store(request, topic, message, now, pressure, &what);
+                }
+                (Method::Post | Method::Put, Some(block)) => {
+                    self.upload(request, topic, block, message, now, pressure);
+                }
+                (Method::Delete, _) => self.delete(request, topic, message, now, pressure),
+                // The rules let no other method through.
+                _ => self.get(request, topic, message, now),
+            },
+            Target::File(path) => self.download(request, path, message, now),
+            Target::WellKnownCore => self.list(request, message, now),
             Target::Reserved(..) => {
                 self.front(message.from).refused(Reason::NotFound.name());
                 self.answer(&request.reply_to(), message, &Response::diagnostic(Code::NOT_FOUND, "reserved"));
@@ -310,12 +365,21 @@ impl Server {
         }
     }
 
-    fn reading(&mut self, request: &Request<'_>, topic: &str, message: &Message<'_>, now: Now, pressure: Pressure) {
+    /// Who sent a request, which may do with `topic` what it asks for; `None` if not, and it was told so.
+    fn admit<'a>(
+        &mut self,
+        request: &Request<'a>,
+        asks: Asks,
+        topic: &str,
+        message: &Message<'a>,
+        now: Now,
+    ) -> Option<(&'a str, Peer<'a>)> {
         let to = request.reply_to();
         let proven = message.proven.map(|proven| proven.device.as_str());
         if request.ep.is_some() && proven.is_some() && request.ep != proven {
             self.front(message.from).refused("other_device");
-            return self.answer(&to, message, &Response::diagnostic(Code::FORBIDDEN, "ep names another device"));
+            self.answer(&to, message, &Response::diagnostic(Code::FORBIDDEN, "ep names another device"));
+            return None;
         }
         let Some(ep) = proven.or(request.ep) else {
             self.front(message.from).refused("no_device");
@@ -323,10 +387,25 @@ impl Server {
                 let response = Response::diagnostic(Code::UNAUTHORIZED, "name the device: add ?ep=ID to the path");
                 self.answer(&to, message, &response);
             }
-            return;
+            return None;
         };
-        let Some(sender) = self.identify(ep, &to, message, now) else { return };
-        if !self.authorize(&sender, Asks::Publish, topic, &to, message) {
+        let sender = self.identify(ep, &to, message, now)?;
+        self.authorize(&sender, asks, topic, &to, message).then_some((ep, sender))
+    }
+
+    /// Records and publishes what a request says; it is answered once durable.
+    fn store(
+        &mut self,
+        request: &Request<'_>,
+        topic: &str,
+        message: &Message<'_>,
+        now: Now,
+        pressure: Pressure,
+        what: &Store<'_>,
+    ) {
+        let to = request.reply_to();
+        let Some((ep, sender)) = self.admit(request, Asks::Publish, topic, message, now) else { return };
+        if self.shared.config.coap.echo != EchoMode::Off && self.is_challenged(request, message, EchoMode::All, now) {
             return;
         }
         let scope = message.scope();
@@ -338,7 +417,7 @@ impl Server {
             let known =
                 self.shared.table.peek(ep, |device| device.coap.lookup(scope, to.mid, received, &self.shared.dedup));
             if let Some(Lookup::Duplicate { seq, code }) = known {
-                return self.duplicate(&to, message, Ticket(seq.0), code);
+                return self.duplicate(&to, message, Ticket(seq.0), code, what.block1);
             }
             match pressure {
                 Pressure::Shed if !request.is_confirmable() => return self.front(message.from).shed("non"),
@@ -353,24 +432,27 @@ impl Server {
             kind: to.kind,
             received,
             seq: Seq(self.acks.ticket(self.index).0),
-            code: Code::CHANGED,
+            code: what.code,
         };
         let policy = &self.shared.dedup;
         let found = self.shared.table.with(ep, now.seconds(), |id, device| {
             device.spoke_coap = true;
             let found = device.coap.lookup(scope, remembered.mid, remembered.received, policy);
             let evicted = found == Lookup::New && device.coap.insert(&remembered, policy) == dedup::Inserted::Evicted;
-            (found, evicted, id.clone(), device.tenant)
+            (found, evicted, id.clone(), device.tenant, device.take_asleep())
         });
+        if let Ok(Some((_, _, device, _, true))) = &found {
+            self.woke(device, message.from);
+        }
         let (device, tenant) = match found {
-            Ok(Some((Lookup::New, evicted, device, tenant))) => {
+            Ok(Some((Lookup::New, evicted, device, tenant, _))) => {
                 if evicted {
                     self.shared.metrics.coap_evicted.inc();
                 }
                 (device, tenant)
             }
             Ok(Some((Lookup::Duplicate { seq, code }, ..))) => {
-                return self.duplicate(&to, message, Ticket(seq.0), code);
+                return self.duplicate(&to, message, Ticket(seq.0), code, what.block1);
             }
             // `ep` was checked with the request.
             Ok(None) => return,
@@ -386,45 +468,58 @@ impl Server {
                 received: now.micros,
                 protocol: message.from.protocol(),
                 qos: u8::from(confirmable),
-                retain: false,
+                retain: what.retain,
                 content_format: request.content_format,
                 device: sender.device(),
                 tenant: sender.tenant(),
                 content_type: "",
                 topic,
                 key: Some(message.key(scope, to.mid)),
-                payload: request.payload,
+                payload: what.payload,
             };
             let batch = &mut self.batch;
             let pushed = match &self.shared.associations {
-                Some(associations) if proven.is_some() => {
+                Some(associations) if message.proven.is_some() => {
                     associations.with_tenant(tenant, |tenant| batch.push(&Record { tenant, ..record }))
                 }
                 _ => batch.push(&record),
             };
             if let Err(error) = pushed {
-                // Nothing that fits a datagram is too long for a record.
+                // Nothing that fits a datagram, or an upload, is too long for a record.
                 debug_assert!(false, "{error}");
                 return;
             }
-            let count = &mut self.counts[usize::from(proven.is_some())];
+            let count = &mut self.counts[usize::from(message.proven.is_some())];
             count.records += 1;
-            count.payload_bytes += request.payload.len() as u64;
+            count.payload_bytes += what.payload.len() as u64;
         } else {
             self.front(message.from).unrecorded.inc();
         }
-        let published = self.shared.router.prepare(topic, false, None, &mut self.matches, || {
+        let retain = what.retain;
+        let mut published = self.shared.router.prepare(topic, retain, None, &mut self.matches, || {
             let qos = if confirmable { QoS::AtLeastOnce } else { QoS::AtMostOnce };
-            match request.content_format.and_then(content_type) {
-                Some(content_type) => Publication::with_content_type(topic, content_type, request.payload, qos, false),
-                None => Publication::new(topic, request.payload, qos, false),
+            match request.content_format.and_then(content::media_type) {
+                Some(content_type) => Publication::with_content_type(topic, content_type, what.payload, qos, retain),
+                None => Publication::new(topic, what.payload, qos, retain),
             }
         });
-        self.acks.push(Answer { to, from: message.from, separate: false, published, device, scope });
+        if let Some(published) = &mut published {
+            published.content_format = request.content_format;
+        }
+        self.acks.push(Answer {
+            to,
+            from: message.from,
+            separate: false,
+            published,
+            device,
+            scope,
+            code: what.code,
+            block1: what.block1.map_or(NO_BLOCK, Block::to_uint),
+        });
     }
 
     /// Answers a retransmission as the first transmission was, or will be, answered.
-    fn duplicate(&mut self, to: &ReplyTo, message: &Message<'_>, ticket: Ticket, code: Code) {
+    fn duplicate(&mut self, to: &ReplyTo, message: &Message<'_>, ticket: Ticket, code: Code, block1: Option<Block>) {
         self.front(message.from).duplicates.inc();
         if to.kind != Type::Con {
             // RFC 7252 §4.5: a non-confirmable duplicate is ignored.
@@ -434,7 +529,7 @@ impl Server {
             // Its response is a message of its own (§5.2.2); the empty acknowledgement may have been lost.
             self.out.push(message.from, |bytes| build::empty_ack(bytes, to.mid));
         } else if self.shared.released(ticket) {
-            self.answer(to, message, &Response::new(code));
+            self.answer(to, message, &Response { block1, ..Response::new(code) });
         }
     }
 
@@ -516,11 +611,11 @@ impl Server {
         };
         let latencies = [&shared.metrics.coap, &shared.metrics.coaps].map(|front| front.ack_seconds.local());
         let mut sent = [0; 2];
-        let response = Response::new(Code::CHANGED);
         let mut finish = |answer: Answer, received: Instant| {
             let front = usize::from(matches!(answer.from, Endpoint::Secure(_)));
             latencies[front].observe((now.instant - received).as_secs_f64());
             sent[front] += 1;
+            let response = answer.response();
             if answer.to.kind == Type::Con && !answer.separate {
                 out.push(answer.from, |bytes| response.write(bytes, &answer.to, 0));
                 return;
@@ -544,7 +639,7 @@ impl Server {
                 let start = bytes.len();
                 response.write_separate(bytes, Type::Con, &answer.to, mid);
                 // What is not taken on is sent once; the device asks again if it is lost.
-                let _ = exchanges.start(now.instant, answer.from, mid, &bytes[start..], draw(), ());
+                let _ = exchanges.start(now.instant, answer.from, mid, &bytes[start..], draw(), Tag::Response);
             });
         };
         while let Some((_, answer, received)) = staged.pop_front_if(|(receipt, _, _)| receipt.is_given()) {
@@ -584,12 +679,23 @@ impl Server {
                 out.push(answer.from, |bytes| build::empty_ack(bytes, answer.to.mid));
             }
         }
+        self.acknowledge_asked(now);
         while let Some(due) = self.exchanges.poll(now.instant) {
             match due {
-                Due::Retransmit { peer, message } => out.push(peer, |bytes| bytes.extend_from_slice(message)),
-                Due::GaveUp { .. } => self.shared.metrics.coap_separate_given_up.inc(),
+                Due::Retransmit { peer, message } => {
+                    self.shared.metrics.coap_full.retransmissions.inc();
+                    self.out.push(peer, |bytes| bytes.extend_from_slice(message));
+                }
+                Due::GaveUp { peer, mid, tag } => self.gave_up(peer, mid, tag, now),
             }
         }
+        self.sweep_observers(now);
+    }
+
+    /// Any 32 bits.
+    fn draw(&mut self) -> u32 {
+        self.drawn += 1;
+        self.random.hash_one(self.drawn) as u32
     }
 
     /// Whether every answer has left.
@@ -603,7 +709,11 @@ impl Server {
     }
 
     pub(super) fn has_timers(&self) -> bool {
-        !self.acks.is_empty() || !self.exchanges.is_empty() || self.out.secure.is_some()
+        !self.acks.is_empty()
+            || !self.exchanges.is_empty()
+            || !self.asked.is_empty()
+            || !self.observers.is_empty()
+            || self.out.secure.is_some()
     }
 
     /// Until when to leave the socket alone, if at all: see [`Pause`].
@@ -630,11 +740,28 @@ impl Server {
 }
 
 /// What `/.well-known/core` tells (RFC 6690).
-fn readings() -> link::Resource {
-    link::Resource {
+fn resources(config: &Coap) -> Vec<link::Resource> {
+    let readings = link::Resource {
         resource_types: vec!["tidegate.readings".into()],
-        title: Some("POST or PUT to any path below, with ?ep=DEVICE".into()),
+        title: Some("POST or PUT to any path below, with ?ep=DEVICE; GET and observe it".into()),
         ..link::Resource::new("/")
+    };
+    let files = config.files.as_ref().map(|_| link::Resource {
+        resource_types: vec!["tidegate.files".into()],
+        content_formats: vec![42],
+        title: Some("GET any path below, in blocks".into()),
+        ..link::Resource::new(&format!("/{}", config.files_path))
+    });
+    std::iter::once(readings).chain(files).collect()
+}
+
+fn observe_policy(config: &Coap) -> Policy {
+    let seconds = |span: Duration| u32::try_from(span.as_secs()).unwrap_or(u32::MAX);
+    Policy {
+        per_device: config.observations_per_endpoint,
+        confirm_every: seconds(config.observe_confirm),
+        silence: seconds(config.observe_silence),
+        non_spacing: seconds(config.observe_spacing),
     }
 }
 
@@ -654,21 +781,4 @@ fn retry_after(refused: Refused) -> Option<u32> {
         Refused::Failed => None,
         Refused::TooLarge => Some(60),
     }
-}
-
-/// The media type that a Content-Format number stands for (RFC 7252 §12.3 and the IANA registry), for MQTT subscribers.
-fn content_type(format: u16) -> Option<&'static str> {
-    Some(match format {
-        0 => "text/plain;charset=utf-8",
-        40 => "application/link-format",
-        41 => "application/xml",
-        42 => "application/octet-stream",
-        50 => "application/json",
-        60 => "application/cbor",
-        110 => "application/senml+json",
-        112 => "application/senml+cbor",
-        11542 => "application/vnd.oma.lwm2m+tlv",
-        11543 => "application/vnd.oma.lwm2m+json",
-        _ => return None,
-    })
 }

@@ -36,6 +36,14 @@ pub(super) struct Proven<'a> {
 }
 
 impl Endpoint {
+    /// The address, if nothing proves that it is the sender's.
+    pub(super) fn unproven(self) -> Option<SocketAddr> {
+        match self {
+            Endpoint::Plain { peer, .. } => Some(peer),
+            Endpoint::Secure(_) => None,
+        }
+    }
+
     /// As it is recorded.
     pub(super) fn protocol(self) -> Protocol {
         match self {
@@ -73,7 +81,7 @@ impl<'a> Message<'a> {
         Message {
             bytes: datagram.bytes,
             truncated: datagram.truncated,
-            is_group: datagram.local.is_some_and(|local| local.is_multicast()),
+            is_group: datagram.group,
             from: Endpoint::Plain { peer: datagram.peer, local: datagram.local },
             proven: None,
         }
