@@ -194,7 +194,7 @@ pub struct PskArgs {
     #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "")]
     pub psk: Option<String>,
     /// Read the key, in hex or base64, from standard input
-    #[arg(long, conflicts_with_all = ["psk", "password_stdin"])]
+    #[arg(long, conflicts_with = "psk")]
     pub psk_stdin: bool,
 }
 

@@ -33,6 +33,9 @@ use crate::metrics::Metrics;
 /// million devices take a tenth of a second of one core.
 const SWEEP_PERIOD: Duration = Duration::from_secs(30);
 
+/// How often it is seen whether something is due: a log that waits for replay windows to be stored waits no longer.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Topics with retained messages that one sweep looks at for expired ones, under the lock that publishers of retained messages
 /// take: some milliseconds.
 const RETAINED_PER_SWEEP: u32 = 100_000;
@@ -515,16 +518,21 @@ impl Sweeper {
         let (stop, stopped) = std_mpsc::channel();
         let period = SWEEP_PERIOD.min(shared.config.limits.session_idle_seconds / 8);
         let thread = std::thread::Builder::new().name("sweeper".into()).spawn(move || {
-            let mut written = Instant::now();
+            let (mut swept, mut written) = (Instant::now(), Instant::now());
+            sweep(&shared);
             loop {
-                sweep(&shared);
-                if written.elapsed() >= PERIOD {
-                    written = Instant::now();
-                    shared.write_windows();
-                }
-                match stopped.recv_timeout(period) {
+                match stopped.recv_timeout(LOOK.min(period)) {
                     Err(std_mpsc::RecvTimeoutError::Timeout) => {}
                     Ok(()) | Err(std_mpsc::RecvTimeoutError::Disconnected) => return,
+                }
+                if swept.elapsed() >= period {
+                    swept = Instant::now();
+                    sweep(&shared);
+                }
+                // A log that is at its bound may be so because of what the windows still need of it.
+                if written.elapsed() >= PERIOD || shared.refuses_for_backlog() {
+                    written = Instant::now();
+                    shared.write_windows();
                 }
             }
         })?;

@@ -212,6 +212,11 @@ impl Shared {
         self.durable.failure().is_some() || self.state.durable.failure().is_some()
     }
 
+    /// Whether the log refuses readings because it is at its bound.
+    pub(crate) fn refuses_for_backlog(&self) -> bool {
+        matches!(self.appender.pressure(), Pressure::Refuse(tidegate_writer::Refused::Backlog))
+    }
+
     /// Stores what the replay windows of DTLS have seen.
     pub(crate) fn write_windows(&self) {
         if let Some(associations) = &self.associations {

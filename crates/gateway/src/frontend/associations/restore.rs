@@ -176,6 +176,7 @@ impl Associations {
 
         self.state.reader.scan(Table::Associations, &[row::WINDOW], |_, value| {
             if let Some(window) = row::parse_window(value) {
+                tracing::trace!(?window, "a replay window");
                 let at = Timestamp(u64::from(window.used) * 1000);
                 let mut server = self.lock(window.id.shard(self.count()));
                 server.seen(window.id, window.received.saturating_sub(1), at);
@@ -291,6 +292,7 @@ impl Associations {
     /// Writes the windows of `used`, then moves the cursor. `None`: not all of it was possible, and is to be done again.
     fn write(&self, windows: &mut Windows, used: Vec<About>, durable: Seq) -> Option<()> {
         let cursor = windows.cursor.as_mut()?;
+        tracing::debug!(windows = used.len(), position = durable.0, "storing replay windows");
         let mut changes = Changes::new();
         let mut last = Ticket::NONE;
         for chunk in used.chunks(AT_ONCE) {

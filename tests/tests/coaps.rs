@@ -1,0 +1,365 @@
+//! CoAP over DTLS: associations that outlive NAT and crashes, readings that are stored once, strangers that get nowhere.
+
+mod coaps_common;
+
+use std::net::UdpSocket;
+
+use coaps_common::{KEY, device, devices, start, with_devices};
+use tidegate_dtls::{Alert, ClientConfig};
+use tidegate_tests::coap::{CHANGED, Kind, Message, URI_QUERY, code};
+use tidegate_tests::dtls::Device;
+use tidegate_tests::{DEADLINE, until};
+
+/// The 4.03 of a request that names somebody else.
+const FORBIDDEN: u8 = code(4, 3);
+
+#[test]
+fn a_reading_is_its_devices_whatever_it_says() {
+    let gateway = start(&[]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    assert_eq!(meter.post("m/1", b"21.5").code, CHANGED);
+    let mut named = meter.reading("m/1", b"named");
+    named = named.option(URI_QUERY, format!("ep={}", device(1)).as_bytes());
+    assert_eq!(meter.exchange(&named).code, CHANGED);
+    let other = meter.reading("m/1", b"other").option(URI_QUERY, format!("ep={}", device(2)).as_bytes());
+    assert_eq!(meter.exchange(&other).code, FORBIDDEN);
+    let records = gateway.records();
+    let stored: Vec<_> =
+        records.iter().map(|r| (r.device.clone(), r.tenant.as_str(), r.protocol.as_str(), r.text())).collect();
+    assert_eq!(
+        stored,
+        ["21.5", "named"].map(|text| (device(1), "water", "coaps", text.to_owned())),
+        "device and tenant are the registry's"
+    );
+    let metrics = gateway.metrics();
+    assert_eq!(metrics.get("tidegate_coaps_associations", &[]), 1.0);
+    assert_eq!(metrics.get("tidegate_coaps_handshakes_total", &["result=\"full\""]), 1.0);
+    assert_eq!(metrics.get("tidegate_acks_total", &["protocol=\"coaps\""]), 2.0);
+}
+
+#[test]
+fn a_device_is_itself_behind_every_port() {
+    let gateway = start(&[]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    for reading in 0..12 {
+        meter.rebind();
+        assert_eq!(meter.post("m", format!("{reading}").as_bytes()).code, CHANGED);
+    }
+    assert_eq!(gateway.records().len(), 12);
+    let metrics = gateway.metrics();
+    assert_eq!(metrics.get("tidegate_coaps_handshakes_total", &["result=\"full\""]), 1.0);
+    assert_eq!(metrics.get("tidegate_coaps_address_changes_total", &["result=\"followed\""]), 12.0);
+}
+
+#[test]
+fn an_address_that_changes_too_often_is_not_followed() {
+    let gateway = start(&["coaps.address_changes=2", "coaps.address_change_every=1 d"]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    for _ in 0..2 {
+        meter.rebind();
+        assert_eq!(meter.post("m", b"followed").code, CHANGED);
+    }
+    // Its readings are stored from wherever they come; only the answers stay where they were.
+    meter.rebind();
+    let reading = meter.reading("m", b"stored");
+    meter.send(&reading);
+    until("it is stored", || (gateway.records().len() == 3).then_some(()));
+    assert_eq!(gateway.metrics().get("tidegate_coaps_address_changes_total", &["result=\"refused\""]), 1.0);
+}
+
+#[test]
+fn a_device_at_a_new_address_proves_that_it_receives_there_if_that_is_asked_for() {
+    const ECHO: u16 = 252;
+    let gateway = start(&["coaps.echo_on_address_change=true"]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    assert_eq!(meter.post("m", b"at home").code, CHANGED, "the handshake is proof");
+    meter.rebind();
+    let asked = meter.post("m", b"away");
+    assert_eq!(asked.code, code(4, 1));
+    let echo = asked.find(ECHO).expect("an Echo option").to_vec();
+    assert_eq!(meter.post("m", b"away").code, code(4, 1), "nothing comes of it without the option");
+    let again = meter.reading("m", b"away").option(ECHO, &echo);
+    assert_eq!(meter.exchange(&again).code, CHANGED);
+    assert_eq!(meter.post("m", b"believed").code, CHANGED);
+    meter.rebind();
+    let elsewhere = meter.reading("m", b"elsewhere").option(ECHO, &echo);
+    assert_eq!(meter.exchange(&elsewhere).code, code(4, 1), "it is good for one address");
+    assert_eq!(gateway.payloads(), ["at home", "away", "believed"]);
+}
+
+#[test]
+fn a_retransmission_from_another_port_is_stored_once() {
+    let gateway = start(&[]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    let reading = meter.reading("m", b"once");
+    assert_eq!(meter.exchange(&reading).code, CHANGED);
+    // Another record with the same message, as a device sends whose NAT swallowed the answer.
+    meter.rebind();
+    assert_eq!(meter.exchange(&reading).code, CHANGED);
+    assert_eq!(gateway.payloads(), ["once"]);
+    assert_eq!(gateway.metrics().get("tidegate_duplicates_total", &["protocol=\"coaps\""]), 1.0);
+}
+
+#[test]
+fn an_association_goes_on_after_a_kill_and_captured_records_are_worth_nothing() {
+    let mut gateway = start(&[]);
+    let mut with_cid = Device::connect(gateway.coaps, &device(1), KEY);
+    let mut without =
+        Device::connect_with(gateway.coaps, &device(2), KEY, ClientConfig { cid: None, ..<_>::default() });
+    let mut captured = Vec::new();
+    for life in 0..5 {
+        for meter in [&mut with_cid, &mut without] {
+            let reading = meter.reading("m", format!("life {life}").as_bytes());
+            captured.push(meter.send(&reading));
+            assert_eq!(meter.answer(reading.mid, DEADLINE).expect("an answer").code, CHANGED);
+        }
+        gateway.kill();
+        gateway.restart();
+        for datagram in &captured {
+            with_cid.send_datagram(datagram);
+            without.send_datagram(datagram);
+        }
+        with_cid.rebind();
+    }
+    for meter in [&mut with_cid, &mut without] {
+        assert_eq!(meter.post("m", b"last").code, CHANGED);
+    }
+    assert_eq!(gateway.records().len(), 2 * 5 + 2);
+    let metrics = gateway.metrics();
+    assert_eq!(metrics.get("tidegate_coaps_handshakes_total", &[]), 0.0, "this life saw no handshake");
+    assert!(metrics.get("tidegate_coaps_dropped_total", &["reason=\"replayed\""]) >= 10.0);
+    assert_eq!(metrics.get("tidegate_coaps_associations", &[]), 2.0);
+}
+
+#[test]
+fn a_retransmission_after_a_kill_is_acknowledged_and_not_stored_again() {
+    let mut gateway = start(&[]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    let reading = meter.reading("m", b"once");
+    assert_eq!(meter.exchange(&reading).code, CHANGED);
+    gateway.kill();
+    gateway.restart();
+    meter.rebind();
+    assert_eq!(meter.exchange(&reading).code, CHANGED);
+    assert_eq!(gateway.payloads(), ["once"]);
+}
+
+#[test]
+fn what_was_received_outlives_the_log_that_held_it() {
+    // Windows are written once a minute, or when the gateway stops; a segment holds few readings, and goes once it is delivered.
+    let mut gateway = start(&[]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    let reading = meter.reading("m", b"early");
+    let captured = meter.send(&reading);
+    assert_eq!(meter.answer(reading.mid, DEADLINE).expect("an answer").code, CHANGED);
+    assert!(gateway.terminate().success());
+    // The log is gone, and with it what it knew: an operator moved it away, or its time was over.
+    let log = gateway.data_dir.join("log");
+    for entry in std::fs::read_dir(&log).expect("the log is a directory").flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "seg") {
+            std::fs::remove_file(entry.path()).expect("the log is ours");
+        }
+    }
+    gateway.restart();
+    meter.send_datagram(&captured);
+    assert_eq!(meter.post("m", b"late").code, CHANGED);
+    assert_eq!(gateway.metrics().get("tidegate_coaps_dropped_total", &["reason=\"replayed\""]), 1.0);
+    assert_eq!(gateway.payloads(), ["early", "late"], "the early one is in Parquet");
+}
+
+#[test]
+fn a_new_association_takes_the_place_of_the_one_before() {
+    let gateway = start(&[]);
+    let mut old = Device::connect(gateway.coaps, &device(1), KEY);
+    assert_eq!(old.post("m", b"old").code, CHANGED);
+    // A handshake that does not prove the key changes nothing.
+    let mut thief = Device::begin(gateway.coaps, &device(1), b"another key of 16");
+    assert_eq!(thief.refusal(), Some(Alert::BAD_RECORD_MAC));
+    assert_eq!(old.post("m", b"still").code, CHANGED);
+    let mut new = Device::connect(gateway.coaps, &device(1), KEY);
+    assert_eq!(new.post("m", b"new").code, CHANGED);
+    let late = old.reading("m", b"too late");
+    old.send(&late);
+    until("the old association is unknown", || {
+        let unknown = gateway.metrics().get("tidegate_coaps_dropped_total", &["reason=\"unknown_association\""]);
+        (unknown >= 1.0).then_some(())
+    });
+    assert_eq!(gateway.payloads(), ["new", "old", "still"]);
+    assert_eq!(gateway.metrics().get("tidegate_coaps_associations", &[]), 1.0);
+}
+
+#[test]
+fn goodbye_is_for_good() {
+    let mut gateway = start(&[]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    assert_eq!(meter.post("m", b"last").code, CHANGED);
+    let copies = meter.sent.clone();
+    meter.close();
+    until("the association is gone", || {
+        (gateway.metrics().get("tidegate_coaps_closed_total", &["reason=\"close_notify\""]) == 1.0).then_some(())
+    });
+    assert!(gateway.terminate().success());
+    gateway.restart();
+    assert_eq!(gateway.metrics().get("tidegate_coaps_associations", &[]), 0.0);
+    for datagram in &copies {
+        meter.send_datagram(datagram);
+    }
+    let mut again = Device::connect(gateway.coaps, &device(1), KEY);
+    assert_eq!(again.post("m", b"again").code, CHANGED);
+    assert_eq!(gateway.payloads(), ["again", "last"]);
+}
+
+#[test]
+fn the_association_unused_for_longest_makes_room() {
+    let gateway = start(&["coaps.max_associations=3"]);
+    let mut meters: Vec<Device> = (1..=4).map(|number| Device::connect(gateway.coaps, &device(number), KEY)).collect();
+    assert_eq!(gateway.metrics().get("tidegate_coaps_associations", &[]), 3.0);
+    assert_eq!(gateway.metrics().get("tidegate_coaps_closed_total", &["reason=\"evicted\""]), 1.0);
+    for meter in &mut meters[1..] {
+        assert_eq!(meter.post("m", b"here").code, CHANGED);
+    }
+    let reading = meters[0].reading("m", b"gone");
+    meters[0].send(&reading);
+    until("the evicted one is unknown", || {
+        let unknown = gateway.metrics().get("tidegate_coaps_dropped_total", &["reason=\"unknown_association\""]);
+        (unknown >= 1.0).then_some(())
+    });
+    assert_eq!(gateway.records().len(), 3);
+}
+
+#[test]
+fn floods_cost_nothing_but_counters() {
+    let gateway = start(&["coaps.max_handshakes=64", "coaps.max_associations=1000"]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    // Hellos whose cookie never returns: each is answered by fewer bytes than it has, and nothing is kept.
+    let hello = Device::begin(gateway.coaps, "stranger", KEY).sent[0].clone();
+    let stranger = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    stranger.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    let mut buffer = [0; 2048];
+    for _ in 0..1000 {
+        stranger.send_to(&hello, gateway.coaps).expect("loopback takes it");
+        let answer = stranger.recv(&mut buffer).expect("each is answered");
+        assert!(answer < hello.len(), "{answer} bytes for {}", hello.len());
+    }
+    // Guessed Connection IDs, of records that look right.
+    let mut guess = meter.reading("m", b"guess").encode();
+    guess.splice(0..0, [25, 254, 253, 0, 1, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 1, 2, 3, 0, 40]);
+    for slot in 0..1000u32 {
+        guess[12..16].copy_from_slice(&slot.to_be_bytes());
+        stranger.send_to(&guess, gateway.coaps).expect("loopback takes it");
+    }
+    // Handshakes that never end.
+    let _half: Vec<Device> =
+        (0..200).map(|number| Device::half(gateway.coaps, &format!("nobody-{number}"), KEY)).collect();
+    assert_eq!(meter.post("m", b"unharmed").code, CHANGED);
+    assert_eq!(gateway.payloads(), ["unharmed"]);
+    let metrics = gateway.metrics();
+    assert!(metrics.get("tidegate_coaps_dropped_total", &["reason=\"cookie_requested\""]) >= 1000.0);
+    assert!(metrics.get("tidegate_coaps_handshakes_total", &["result=\"evicted\""]) >= 136.0);
+    let guessed = |reason: &str| metrics.get("tidegate_coaps_dropped_total", &[reason]);
+    let missed = guessed("reason=\"unknown_association\"")
+        + guessed("reason=\"bad_record_mac\"")
+        + guessed("reason=\"truncated\"");
+    assert!(missed >= 1000.0, "{missed}");
+}
+
+#[test]
+fn an_empty_confirmable_message_is_answered_by_a_reset() {
+    let gateway = start(&[]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    let mid = meter.mid();
+    assert_eq!(meter.exchange(&Message::new(Kind::Con, 0, mid)).kind, Kind::Rst);
+}
+
+#[test]
+fn a_payload_that_is_too_long_is_refused_with_the_size_that_is_taken() {
+    let gateway = start(&[]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    let answer = meter.post("m", &[7; 1281]);
+    assert_eq!((answer.code, answer.find_uint(tidegate_tests::coap::SIZE1)), (code(4, 13), Some(1280)));
+    assert_eq!(meter.post("m", &[7; 1280]).code, CHANGED);
+    assert_eq!(gateway.records().len(), 1);
+}
+
+#[test]
+fn a_handshake_is_finished_once_what_it_agreed_on_is_stored() {
+    let shim = tidegate_tests::Shim::new();
+    let gateway = with_devices(coaps_common::setup(&[]).shim(&shim).start());
+    shim.hold_state();
+    let mut meter = Device::begin(gateway.coaps, &device(1), KEY);
+    until("its keys are on their way to the disk", || {
+        meter.step();
+        (gateway.metrics().get("tidegate_coaps_handshakes_total", &["result=\"full\""]) == 1.0).then_some(())
+    });
+    shim.until_held();
+    assert!(!meter.is_established());
+    shim.release();
+    until("the handshake ends", || {
+        meter.step();
+        meter.is_established().then_some(())
+    });
+    assert_eq!(meter.post("m", b"after").code, CHANGED);
+}
+
+#[test]
+fn a_revoked_key_ends_what_was_made_with_it_at_once_and_for_good() {
+    let mut gateway = start(&[]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    let mut other = Device::connect(gateway.coaps, &device(2), KEY);
+    assert_eq!(meter.post("m", b"before").code, CHANGED);
+    let revoked = devices(&gateway, &["revoke", &device(1)]);
+    assert!(revoked.status.success(), "{revoked:?}");
+    // The command has returned: there is nothing to wait for.
+    assert_eq!(gateway.metrics().get("tidegate_coaps_associations", &[]), 1.0);
+    let reading = meter.reading("m", b"after");
+    meter.send(&reading);
+    assert_eq!(other.post("m", b"other").code, CHANGED);
+    let mut again = Device::begin(gateway.coaps, &device(1), KEY);
+    assert_eq!(again.refusal(), Some(Alert::BAD_RECORD_MAC));
+    gateway.kill();
+    gateway.restart();
+    meter.send(&reading);
+    assert_eq!(other.post("m", b"still").code, CHANGED);
+    assert_eq!(gateway.payloads(), ["before", "other", "still"]);
+}
+
+#[test]
+fn what_is_revoked_while_the_gateway_is_away_does_not_come_back() {
+    let mut gateway = start(&[]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    assert_eq!(meter.post("m", b"before").code, CHANGED);
+    gateway.kill();
+    let revoked = devices(&gateway, &["revoke", &device(1)]);
+    assert!(revoked.status.success(), "{revoked:?}");
+    gateway.restart();
+    let metrics = gateway.metrics();
+    assert_eq!(metrics.get("tidegate_coaps_associations", &[]), 0.0);
+    assert_eq!(metrics.get("tidegate_coaps_not_restored_total", &["reason=\"revoked\""]), 1.0);
+}
+
+#[test]
+fn a_rotated_key_and_the_one_before_open_associations() {
+    const NEW: &[u8] = b"fedcba9876543210";
+    let gateway = start(&[]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    let rotated = devices(&gateway, &["rotate", &device(1), "--psk", "hex:66656463626139383736353433323130"]);
+    assert!(rotated.status.success(), "{rotated:?}");
+    assert_eq!(meter.post("m", b"goes on").code, CHANGED);
+    for key in [NEW, KEY] {
+        let mut meter = Device::connect(gateway.coaps, &device(1), key);
+        assert_eq!(meter.post("m", b"either").code, CHANGED);
+    }
+    let mut stranger = Device::begin(gateway.coaps, &device(1), b"neither of the 2");
+    assert_eq!(stranger.refusal(), Some(Alert::BAD_RECORD_MAC));
+}
+
+#[test]
+fn rules_are_for_devices_of_dtls_too() {
+    let rules = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(rules.path(), "allow tenant water publish devices/%c/#\n").expect("the file is ours");
+    let gateway = start(&[&format!("auth.acl={}", rules.path().display())]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    assert_eq!(meter.post(&format!("devices/{}/t", device(1)), b"own").code, CHANGED);
+    assert_eq!(meter.post(&format!("devices/{}/t", device(2)), b"other").code, FORBIDDEN);
+    assert_eq!(gateway.payloads(), ["own"]);
+}
