@@ -211,7 +211,8 @@ fn uploads(devices: u32) {
 }
 
 fn observers(devices: u32, awake: u32) {
-    let gateway = Setup::new().start();
+    // Every notification is confirmable, so that NSTART counts.
+    let gateway = Setup::new().set("coap.observe_confirm=0 s").start();
     let mut fleet = Fleet::new(gateway.coap, 0);
     let before = memory(&gateway, "VmRSS");
     let start = Instant::now();

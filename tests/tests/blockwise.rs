@@ -137,7 +137,7 @@ fn unfinished_uploads_are_bounded_for_a_device_and_in_total() {
         message = message.block(coap::BLOCK1, Block { num: 0, more: true, szx: 6 });
         device.exchange(&message.option(coap::REQUEST_TAG, &tag.to_be_bytes())).code
     };
-    let mut end = |device: &mut Endpoint, ep: &str, tag: u16| {
+    let end = |device: &mut Endpoint, ep: &str, tag: u16| {
         let mut message = Message::post(Kind::Con, device.mid(), "up", ep, &body[1024..]);
         message = message.block(coap::BLOCK1, Block { num: 1, more: false, szx: 6 });
         device.exchange(&message.option(coap::REQUEST_TAG, &tag.to_be_bytes())).code
