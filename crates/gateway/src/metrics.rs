@@ -92,6 +92,12 @@ pub(crate) struct Metrics {
     pub(crate) mqtt_slow: IntCounter,
     /// Wills by what became of them.
     pub(crate) mqtt_wills: IntCounterVec,
+    /// Sessions whose clients are away, and those that ended while they were.
+    pub(crate) mqtt_away: IntGauge,
+    pub(crate) mqtt_expired: IntCounter,
+    /// Bytes from and to MQTT clients, as they pass the sockets.
+    pub(crate) mqtt_bytes_received: IntCounter,
+    pub(crate) mqtt_bytes_sent: IntCounter,
     /// Subscriptions held.
     pub(crate) mqtt_subscriptions: IntGauge,
     /// Connections that are not read until the front door opens again.
@@ -217,6 +223,18 @@ impl Metrics {
                 "Wills that were due, and those dropped because the log did not take them",
                 &["outcome"],
             )?,
+            mqtt_away: gauge(registry, "tidegate_mqtt_away_sessions", "Sessions whose clients are not connected")?,
+            mqtt_expired: counter(
+                registry,
+                "tidegate_mqtt_expired_sessions_total",
+                "Sessions that ended while their clients were away",
+            )?,
+            mqtt_bytes_received: counter(
+                registry,
+                "tidegate_mqtt_received_bytes_total",
+                "Bytes received from MQTT clients",
+            )?,
+            mqtt_bytes_sent: counter(registry, "tidegate_mqtt_sent_bytes_total", "Bytes sent to MQTT clients")?,
             mqtt_subscriptions: gauge(registry, "tidegate_mqtt_subscriptions", "Subscriptions held")?,
             mqtt_paused: gauge(
                 registry,
@@ -244,6 +262,18 @@ impl Metrics {
                 "Bytes of the session table's entries, spare ones included",
             )?,
         })
+    }
+}
+
+impl Metrics {
+    /// Deliveries dropped, whatever the reason.
+    pub(crate) fn undelivered(&self) -> u64 {
+        use prometheus::core::Collector;
+
+        let families = self.mqtt_undelivered.collect();
+        let values =
+            families.iter().flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().get_value());
+        values.sum::<f64>() as u64
     }
 }
 

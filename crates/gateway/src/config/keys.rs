@@ -314,6 +314,8 @@ section! {
         max_queued_bytes: usize = "4 MiB", Size { min: 4 * KIB, max: 2 * GIB };
         /// Bytes queued for all clients that are away; beyond it messages for them are dropped and counted.
         max_queued_total_bytes: usize = "1 GiB", Size { min: MIB, max: TIB };
+        /// How often the topics below $SYS/broker/ tell of the broker; "0 s" for never.
+        sys_interval: Duration = "10 s", Span { min: seconds(0), max: hours(1) };
         /// Subscriptions of one client; a further one is refused (MQTT 5.0 §3.9.3: reason 0x97).
         max_subscriptions: usize = "1000", Integer { min: 1, max: 10_000_000 };
         /// Topic aliases that a client may use (MQTT 5.0 §3.2.2.3.8); 0 forbids them.

@@ -1,7 +1,7 @@
 //! The one place where the front ends read the clock: once a batch, never once a message.
 
 use std::sync::LazyLock;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Both clocks when the process first asked.
 static START: LazyLock<(Instant, u64)> = LazyLock::new(|| (Instant::now(), wall_micros() / 1000));
@@ -32,6 +32,11 @@ impl Now {
         let (start, millis) = *START;
         let since = self.instant.saturating_duration_since(start);
         millis + u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Time since the process first asked for the time.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.instant.saturating_duration_since(START.0)
     }
 }
 

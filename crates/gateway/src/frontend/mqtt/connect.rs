@@ -175,6 +175,7 @@ impl Reactor {
         let (id, from) = (client.id, client.subscriber());
         let parked = *client.parked.take()?;
         self.queued_bytes -= parked.accounted;
+        self.shared.metrics.mqtt_away.dec();
         if !clean_start {
             if client.flags.shares {
                 self.shared.router.set_present(from, true);
@@ -321,6 +322,7 @@ impl Reactor {
             will,
             accounted: 0,
         }));
+        self.shared.metrics.mqtt_away.inc();
         self.account(slot);
         self.file(slot);
     }
@@ -351,6 +353,8 @@ impl Reactor {
         self.forget_kept(slot);
         let Some(client) = self.clients.remove(slot) else { return };
         if let Some(parked) = &client.parked {
+            self.shared.metrics.mqtt_away.dec();
+            self.shared.metrics.mqtt_expired.inc();
             self.queued_bytes -= parked.accounted;
         }
         if let Some(device) = client.device {

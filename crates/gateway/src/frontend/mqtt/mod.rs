@@ -44,6 +44,7 @@ mod publish;
 mod reactor;
 mod replay;
 mod restore;
+mod sys;
 mod transport;
 mod wills;
 

@@ -24,6 +24,7 @@ use super::handshakes::{HANDSHAKES, Handshakes};
 use super::listeners::{Listener, Listeners};
 use super::publish::Ack;
 use super::replay::Replays;
+use super::sys::Sys;
 use super::wills::Waiting;
 use crate::acl::View;
 use crate::frontend::acks::AckQueue;
@@ -63,6 +64,11 @@ pub(super) struct Reactor {
     /// How long answers took, and how many were sent, since that was last told.
     pub(super) latencies: LocalHistogram,
     pub(super) answered: u64,
+    /// When `$SYS` topics are due.
+    pub(super) sys: Sys,
+    /// Bytes read and sent since they were last counted.
+    read_bytes: u64,
+    sent_bytes: u64,
     /// Wakes this worker.
     pub(super) wake: Arc<Wake>,
     pause: Pause,
@@ -141,6 +147,9 @@ impl Reactor {
             serial: 0,
             latencies: shared.metrics.mqtt.ack_seconds.local(),
             answered: 0,
+            sys: Sys::default(),
+            read_bytes: 0,
+            sent_bytes: 0,
             wake: shared.router.mqtt_wake(index),
             pause: Pause::default(),
             matches: Matches::new(),
@@ -178,6 +187,7 @@ impl Reactor {
         };
         // Those that were restored have wills and ends to come.
         for slot in reactor.clients.slots() {
+            reactor.shared.metrics.mqtt_away.inc();
             reactor.account(slot);
             reactor.file(slot);
         }
@@ -263,8 +273,12 @@ impl Reactor {
         let Some(client) = self.clients.get_mut(slot) else { return };
         match client.read(&mut self.buffer) {
             Ok(Some(0)) => self.close(epoll, slot, "peer", now),
-            Ok(Some(read)) if client.transport.is_some() => self.unwrap(epoll, slot, read, now),
+            Ok(Some(read)) if client.transport.is_some() => {
+                self.read_bytes += read as u64;
+                self.unwrap(epoll, slot, read, now);
+            }
             Ok(Some(read)) => {
+                self.read_bytes += read as u64;
                 let mut buffer = std::mem::take(&mut self.buffer);
                 self.take_in(epoll, slot, &mut buffer[..read], now);
                 self.buffer = buffer;
@@ -592,7 +606,9 @@ impl Reactor {
         client.flags.dirty = false;
         let written = client.write();
         let unsent = client.unsent();
-        self.unsent_bytes = self.unsent_bytes + unsent - std::mem::replace(&mut client.accounted, unsent);
+        let before = std::mem::replace(&mut client.accounted, unsent);
+        self.sent_bytes += before.saturating_sub(unsent) as u64;
+        self.unsent_bytes = self.unsent_bytes + unsent - before;
         match written {
             Ok(true) => {
                 let buffer = std::mem::take(&mut client.out);
@@ -678,6 +694,9 @@ impl Reactor {
             self.file(slot);
         }
         self.due = due;
+        self.shared.metrics.mqtt_bytes_received.inc_by(std::mem::take(&mut self.read_bytes));
+        self.shared.metrics.mqtt_bytes_sent.inc_by(std::mem::take(&mut self.sent_bytes));
+        self.publish_sys(now);
         if !self.farewells.is_empty() {
             self.farewells.tick(&mut self.buffer, millis);
         }

@@ -16,6 +16,7 @@ use super::Now;
 use super::access::Author;
 use super::publish::Ack;
 use super::reactor::Reactor;
+use super::sys;
 use crate::frontend::router::Subscriber;
 
 /// Wills of a worker that wait for the log, and the bytes of their messages. More devices than this that die while a disk is full have
@@ -71,6 +72,9 @@ impl Reactor {
     /// Publishes a will, or keeps it until the log takes it.
     pub(super) fn publish_will(&mut self, author: Author, from: Subscriber, will: Will, now: Now) {
         self.shared.metrics.mqtt_wills.with_label_values(&["due"]).inc();
+        if will.topic().starts_with(sys::PREFIX) {
+            return self.shared.metrics.mqtt.refused("sys_topic");
+        }
         let message = will.publish(now.steady_millis());
         // By the rules of now: those of its CONNECT may be long gone.
         let Some((device, tenant)) = self.judge_author(author, message.topic()) else {
