@@ -5,6 +5,9 @@ import queue
 import sys
 
 import paho.mqtt.client as mqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 HOST, PORT, VERSION, SCENARIO = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 PATIENCE = 20
@@ -107,4 +110,115 @@ def oversize():
     return {"reason": client.wait("disconnect")[1]}
 
 
-print(json.dumps({"publish": publish, "subscribe": subscribe, "takeover": takeover, "keepalive": keepalive, "oversize": oversize}[SCENARIO]()))
+def kept(name, **will):
+    """A client whose session outlives its connections."""
+    client = mqtt.Client(
+        mqtt.CallbackAPIVersion.VERSION2,
+        client_id=name,
+        protocol=mqtt.MQTTv5 if VERSION == 5 else mqtt.MQTTv311,
+        reconnect_on_failure=False,
+        **({} if VERSION == 5 else {"clean_session": False}),
+    )
+    events = queue.Queue()
+    client.on_connect = lambda c, u, flags, reason, p: events.put(("connect", reason.value, flags.session_present))
+    client.on_subscribe = lambda c, u, mid, reasons, p: events.put(("subscribe", [r.value for r in reasons]))
+    client.on_message = lambda c, u, m: events.put(("message", m.topic, m.payload.decode(), m.qos, m.retain))
+    if will:
+        client.will_set(**will)
+    options = {}
+    if VERSION == 5:
+        properties = Properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = 3600
+        options = {"clean_start": False, "properties": properties}
+    client.connect(HOST, PORT, 60, **options)
+    client.loop_start()
+    return client, events
+
+
+def session_begin():
+    """Subscribes, leaves, and has messages published meanwhile: run before the gateway is killed."""
+    client, events = kept("paho-kept")
+    present = events.get(timeout=PATIENCE)
+    client.subscribe("paho/kept/#", qos=2)
+    granted = events.get(timeout=PATIENCE)
+    client.disconnect()
+    client.loop_stop()
+    publisher = Client("paho-source")
+    infos = [publisher.client.publish(f"paho/kept/{n}", str(n), qos=1 + n % 2) for n in range(20)]
+    infos.append(publisher.client.publish("paho/retained", "kept", qos=1, retain=True))
+    for info in infos:
+        info.wait_for_publish(PATIENCE)
+    publisher.stop()
+    return {"connect": present, "granted": granted[1], "published": sum(info.is_published() for info in infos)}
+
+
+def session_end():
+    """Comes back after the gateway was killed."""
+    client, events = kept("paho-kept")
+    present = events.get(timeout=PATIENCE)
+    got = [events.get(timeout=PATIENCE) for _ in range(20)]
+    client.subscribe("paho/retained", qos=1)
+    rest = [events.get(timeout=PATIENCE) for _ in range(2)]
+    client.disconnect()
+    client.loop_stop()
+    return {
+        "connect": present,
+        "payloads": [m[2] for m in got],
+        "qos": all(m[3] == 1 + int(m[2]) % 2 for m in got),
+        "retained": [m[4] for m in rest if m[0] == "message"],
+    }
+
+
+def will():
+    """A connection is cut without a word."""
+    watcher = Client("paho-watcher")
+    watcher.client.subscribe("paho/will", qos=1)
+    watcher.wait("subscribe")
+    client, events = kept("paho-dying", topic="paho/will", payload="gone", qos=1)
+    events.get(timeout=PATIENCE)
+    client.loop_stop()
+    client.socket().close()
+    message = watcher.wait("message")
+    watcher.stop()
+    return {"topic": message[1], "payload": message[2]}
+
+
+def properties():
+    """What MQTT 5 passes on from publisher to subscriber."""
+    subscriber = Client("paho-properties")
+    got = queue.Queue()
+    subscriber.client.on_message = lambda c, u, m: got.put(m)
+    options = SubscribeOptions(qos=1, noLocal=True, retainAsPublished=True)
+    wanted = Properties(PacketTypes.SUBSCRIBE)
+    wanted.SubscriptionIdentifier = 77
+    subscriber.client.subscribe("paho/p", options=options, properties=wanted)
+    subscriber.wait("subscribe")
+    publisher = Client("paho-p")
+    sent = Properties(PacketTypes.PUBLISH)
+    sent.PayloadFormatIndicator = 1
+    sent.MessageExpiryInterval = 100
+    sent.ContentType = "text/plain"
+    sent.ResponseTopic = "paho/answer"
+    sent.CorrelationData = b"c0"
+    sent.UserProperty = [("b", "1"), ("a", "2"), ("b", "3")]
+    subscriber.client.publish("paho/p", "own", qos=1)
+    publisher.client.publish("paho/p", "text", qos=1, retain=True, properties=sent)
+    message = got.get(timeout=PATIENCE)
+    p = message.properties
+    publisher.stop()
+    subscriber.stop()
+    return {
+        "payload": message.payload.decode(),
+        "retain": message.retain,
+        "identifiers": p.SubscriptionIdentifier,
+        "type": p.ContentType,
+        "answer": p.ResponseTopic,
+        "correlation": p.CorrelationData.decode(),
+        "user": p.UserProperty,
+        "format": p.PayloadFormatIndicator,
+        "expiry": 90 < p.MessageExpiryInterval <= 100,
+    }
+
+
+SCENARIOS = [publish, subscribe, takeover, keepalive, oversize, session_begin, session_end, will, properties]
+print(json.dumps({scenario.__name__: scenario for scenario in SCENARIOS}[SCENARIO]()))

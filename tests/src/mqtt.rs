@@ -352,8 +352,8 @@ impl Client {
     pub fn subscribe(&mut self, filter: &str, qos: u8) -> u8 {
         let wanted = self.next_pid();
         self.send(&subscribe(self.version, filter, qos, wanted));
-        match self.receive() {
-            Packet::Suback { pid, codes } if pid == wanted && codes.len() == 1 => codes[0],
+        match self.expect(|packet| matches!(packet, Packet::Suback { pid, .. } if *pid == wanted)) {
+            Packet::Suback { codes, .. } if codes.len() == 1 => codes[0],
             other => panic!("not the SUBACK: {other:?}"),
         }
     }

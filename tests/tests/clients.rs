@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use tidegate_tests::coap::{self, Endpoint, Kind, Message};
-use tidegate_tests::foreign::{Running, coap_client, finish, python, run};
+use tidegate_tests::foreign::{Running, coap_client, finish, node, python, run};
 use tidegate_tests::mqtt::{Client, Packet, Version};
 use tidegate_tests::{Gateway, Setup, Stored, until};
 
@@ -191,6 +191,106 @@ fn paho_is_told_why_it_was_disconnected() {
     let gateway = Setup::new().set("mqtt.max_packet_bytes=1 KiB").start();
     assert_eq!(paho(&gateway, "5", "oversize")["reason"], 0x95, "packet too large");
     assert_eq!(gateway.records(), []);
+}
+
+#[test]
+fn paho_finds_its_session_after_the_gateway_was_killed() {
+    for version in ["4", "5"] {
+        let mut gateway = Gateway::start();
+        let begun = paho(&gateway, version, "session_begin");
+        assert_eq!(begun["connect"], json(r#"["connect", 0, false]"#), "{version}");
+        assert_eq!(begun["granted"], json("[2]"));
+        assert_eq!(begun["published"], 21);
+        gateway.kill();
+        gateway.restart();
+        let ended = paho(&gateway, version, "session_end");
+        assert_eq!(ended["connect"], json(r#"["connect", 0, true]"#), "{version}");
+        // QoS 2 reaches the application with its release, a round trip after what came at QoS 1.
+        let mut got: Vec<usize> = ended["payloads"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|text| text.as_str().and_then(|text| text.parse().ok()).expect("a number"))
+            .collect();
+        got.sort_by_key(|n| n % 2);
+        assert_eq!(got, (0..20).step_by(2).chain((1..20).step_by(2)).collect::<Vec<_>>(), "{version}");
+        assert_eq!(ended["qos"], true);
+        assert_eq!(ended["retained"], json("[true]"));
+    }
+}
+
+#[test]
+fn paho_leaves_a_will_and_passes_properties_on() {
+    let gateway = Gateway::start();
+    for version in ["4", "5"] {
+        let got = paho(&gateway, version, "will");
+        assert_eq!((got["topic"].as_str(), got["payload"].as_str()), (Some("paho/will"), Some("gone")), "{version}");
+    }
+    let got = paho(&gateway, "5", "properties");
+    let expected = r#"{
+        "payload": "text", "retain": true, "identifiers": [77], "type": "text/plain", "answer": "paho/answer",
+        "correlation": "c0", "user": [["b", "1"], ["a", "2"], ["b", "3"]], "format": 1, "expiry": true
+    }"#;
+    assert_eq!(got, json(expected));
+}
+
+#[test]
+fn mosquitto_sub_gets_what_was_queued_over_a_kill_and_a_share_of_a_group() {
+    for version in ["mqttv311", "mqttv5"] {
+        let mut gateway = Gateway::start();
+        let kept = ["-V", version, "-i", "kept", "-q", "2", "-t", "m/#", "-c"];
+        let kept: Vec<&str> =
+            kept.into_iter().chain((version == "mqttv5").then_some(["-x", "600"]).into_iter().flatten()).collect();
+        let _ = finish(mosquitto("mosquitto_sub", &gateway, &kept).arg("-E")).success();
+        for (qos, text) in [("1", "one"), ("1", "two"), ("2", "three")] {
+            let args = ["-V", version, "-q", qos, "-t", "m/x", "-m", text];
+            let _ = finish(&mut mosquitto("mosquitto_pub", &gateway, &args)).success();
+        }
+        gateway.kill();
+        gateway.restart();
+        let got = finish(mosquitto("mosquitto_sub", &gateway, &kept).args(["-C", "3", "-W", "20"])).success();
+        assert_eq!(got.lines().collect::<Vec<_>>(), ["one", "two", "three"], "{version}");
+    }
+    let gateway = Gateway::start();
+    let members: Vec<_> = (0..2)
+        .map(|_| {
+            let args = ["-V", "mqttv5", "-q", "1", "-t", "$share/g/s", "-C", "5", "-W", "30"];
+            Running::start(&mut mosquitto("mosquitto_sub", &gateway, &args))
+        })
+        .collect();
+    until_subscriptions(&gateway, 2.0);
+    for n in 0..10 {
+        let text = n.to_string();
+        let args = ["-V", "mqttv5", "-q", "1", "-t", "s", "-m", &text];
+        let _ = finish(&mut mosquitto("mosquitto_pub", &gateway, &args)).success();
+    }
+    // They take turns.
+    let mut got: Vec<String> = members.iter().flat_map(|member| (0..5).map(|_| member.line())).collect();
+    got.sort();
+    assert_eq!(got, (0..10).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+#[test]
+fn mqtt_js_keeps_its_session_and_sees_retained_messages() {
+    for version in ["4", "5"] {
+        let gateway = Gateway::start();
+        let (host, port) = (gateway.mqtt.ip().to_string(), gateway.mqtt.port().to_string());
+        let got = json(&finish(node("mqtt_js.mjs").args([&host, &port, version])).success());
+        assert_eq!(got["granted"], json("[2]"), "{version}");
+        assert_eq!(got["resumed"], json("[false, true]"), "{version}");
+        // QoS 2 reaches the application with its release, a round trip after what came at QoS 1.
+        let mut queued: Vec<(u64, u64)> = got["got"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|m| Some((m[1].as_u64()?, m[0].as_u64()?)))
+            .collect();
+        queued.sort_by_key(|(qos, _)| *qos);
+        let expected: Vec<(u64, u64)> =
+            [1, 2].iter().flat_map(|qos| (0..10).map(move |n| (*qos, 3 * n + qos))).collect();
+        assert_eq!(queued, expected, "{version}");
+        assert_eq!(got["retained"], true);
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@ use tracing::{debug, warn};
 use super::Now;
 use super::clients::{Client, Slot};
 use super::reactor::Reactor;
+use super::sys;
 use crate::acl::{Acl, Who};
 use crate::config::AuthMode;
 use crate::frontend::access::{Principal, Stranger};
@@ -271,10 +272,12 @@ impl Reactor {
     /// Whether the rules let the client publish this; if not, it is told as its version allows.
     pub(super) fn judge(&mut self, slot: Slot, publish: &Publish<'_>) -> Verdict {
         let Some(client) = self.clients.get(slot) else { return Verdict::Dropped };
-        if may(self.rules.get().0, client, |acl, who| acl.may_publish(who, &publish.topic)) {
+        // Those are the server's own, whatever the rules say (MQTT 5.0 §4.7.2).
+        let reserved = publish.topic.starts_with(sys::PREFIX);
+        if !reserved && may(self.rules.get().0, client, |acl, who| acl.may_publish(who, &publish.topic)) {
             return Verdict::Taken;
         }
-        self.shared.metrics.mqtt.refused("acl_publish");
+        self.shared.metrics.mqtt.refused(if reserved { "sys_topic" } else { "acl_publish" });
         match (publish.qos, client.connection.version()) {
             (QoS::AtMostOnce, _) => Verdict::Dropped,
             (_, Version::V4) => Verdict::Fatal,

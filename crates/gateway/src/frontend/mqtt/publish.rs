@@ -11,7 +11,6 @@ use super::Now;
 use super::clients::Slot;
 use super::kept;
 use super::reactor::Reactor;
-use super::sys;
 use super::wills::Due;
 use crate::frontend::router::{Published, SessionId};
 
@@ -77,14 +76,7 @@ impl Reactor {
         let (id, connection_number, from) = (client.id, client.connection_number, client.subscriber());
         let recorded = self.shared.config.ingest.filters.records(&publish.topic);
         let mut reason = Reason::Success;
-        if publish.topic.starts_with(sys::PREFIX) {
-            // The server's own (§4.7.2). A 3.1.1 client cannot be told, and is acknowledged ([MQTT-3.3.5-2]).
-            self.shared.metrics.mqtt.refused("sys_topic");
-            if publish.qos == QoS::AtMostOnce {
-                return;
-            }
-            reason = Reason::NotAuthorized;
-        } else if recorded {
+        if recorded {
             match (publish.qos, self.shared.appender.pressure()) {
                 (_, Pressure::Normal) | (QoS::AtLeastOnce | QoS::ExactlyOnce, Pressure::Shed) => {}
                 (QoS::AtMostOnce, Pressure::Shed) => return self.shared.metrics.mqtt.shed("qos0"),

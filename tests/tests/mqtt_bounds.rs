@@ -1,0 +1,504 @@
+//! What a broker must bear: clients that do not read, come back all the time, send rubbish slowly or ask for too much. Each is counted,
+//! memory stays bounded, and another client notices nothing.
+
+use std::time::{Duration, Instant};
+
+use tidegate_tests::mqtt::{self, Client, Connect, Packet, Version};
+use tidegate_tests::{Gateway, Random, Setup, SmallDisk, until};
+
+const BOTH: [Version; 2] = [Version::V4, Version::V5];
+
+/// A client that is served all the time.
+struct Bystander(Client);
+
+impl Bystander {
+    fn new(gateway: &Gateway) -> Bystander {
+        Bystander(Client::connect(gateway.mqtt, Version::V5, "bystander"))
+    }
+
+    /// It notices nothing.
+    fn is_served(&mut self) {
+        self.0.deliver("bystander/t", b"x", 1);
+    }
+}
+
+fn closed(gateway: &Gateway, reason: &str) -> f64 {
+    gateway.metrics().get("tidegate_mqtt_closed_total", &[&format!("reason=\"{reason}\"")])
+}
+
+fn resident(gateway: &Gateway) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{}/statm", gateway.pid())).expect("the gateway runs");
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("a number of pages") * 4096
+}
+
+#[test]
+fn a_slow_loris_is_cut_off_and_one_that_sends_too_much_before_it_is_known_as_well() {
+    let gateway = Setup::new().set("mqtt.connect_timeout=1 s").start();
+    let mut bystander = Bystander::new(&gateway);
+    let connect = mqtt::connect(Version::V5, "slow", 0);
+    let mut lorises: Vec<Client> = (0..50).map(|_| Client::open(gateway.mqtt, Version::V5)).collect();
+    let begin = Instant::now();
+    // A byte at a time, until they are all gone: never a whole packet.
+    for at in 0..connect.len() - 1 {
+        for loris in &mut lorises {
+            let _ = loris.try_send(&connect[at..=at]);
+        }
+        bystander.is_served();
+        if closed(&gateway, "connect_timeout") == 50.0 {
+            break;
+        }
+    }
+    for loris in &mut lorises {
+        loris.until_closed();
+    }
+    assert!(begin.elapsed() >= Duration::from_millis(900), "they had their time");
+    assert_eq!(closed(&gateway, "connect_timeout"), 50.0);
+
+    // A CONNECT of the greatest length there is, announced and begun: it is refused at its first bytes.
+    let mut greedy = Client::open(gateway.mqtt, Version::V5);
+    let _ = greedy.try_send(&[0x10, 0xFF, 0xFF, 0xFF, 0x7F]);
+    let _ = greedy.try_send(&[b'x'; 100_000]);
+    greedy.until_closed();
+    assert!(gateway.metrics().get("tidegate_malformed_total", &["reason=\"packet_too_large\""]) >= 1.0);
+    bystander.is_served();
+}
+
+#[test]
+fn a_half_open_connection_is_closed_by_its_keep_alive_and_its_will_is_published() {
+    let gateway = Gateway::start();
+    let mut bystander = Bystander::new(&gateway);
+    let mut watcher = Client::connect(gateway.mqtt, Version::V5, "watcher");
+    assert_eq!(watcher.subscribe("wills/+", 1), 1);
+    let connect = Connect::clean("half").keep_alive(1).will("wills/half", b"gone", 1, false, 0);
+    let (mut half, _) = Client::with(gateway.mqtt, Version::V4, &connect);
+    // It neither sends nor closes.
+    assert_eq!(watcher.take().topic, "wills/half");
+    half.until_closed();
+    assert_eq!(closed(&gateway, "keep_alive"), 1.0);
+    bystander.is_served();
+}
+
+#[test]
+fn one_client_identifier_in_a_loop_takes_over_from_itself() {
+    const TIMES: usize = 300;
+
+    let gateway = Gateway::start();
+    let mut bystander = Bystander::new(&gateway);
+    for version in BOTH {
+        let before = closed(&gateway, "taken_over");
+        let mut clients: Vec<Client> = (0..TIMES).map(|_| Client::connect(gateway.mqtt, version, "same")).collect();
+        let mut last = clients.pop().expect("there are some");
+        for mut client in clients {
+            let said = client.until_closed();
+            let expected = if version == Version::V5 { vec![Packet::Disconnect { code: 0x8E }] } else { vec![] };
+            assert_eq!(said, expected);
+        }
+        last.deliver("t", b"still here", 1);
+        assert_eq!(closed(&gateway, "taken_over") - before, (TIMES - 1) as f64);
+        bystander.is_served();
+        last.disconnect();
+    }
+}
+
+#[test]
+fn client_identifiers_may_look_like_topics_and_mean_nothing_but_themselves() {
+    let gateway = Gateway::start();
+    for version in BOTH {
+        for id in ["a/b", "a+b", "+", "#", "a/#", "$SYS", "$share/g/t", "$SYS/broker/uptime", "ü/日本", " "] {
+            let (mut client, _) = Client::with(gateway.mqtt, version, &Connect::kept(id));
+            assert_eq!(client.subscribe("t/+", 1), 1);
+            client.deliver("t/x", id.as_bytes(), 1);
+            assert_eq!(client.take().payload, id, "{id}");
+            let records = gateway.records();
+            assert_eq!(records.last().map(|r| r.device.clone()), Some(id.to_owned()));
+            client.disconnect();
+            let (client, resumed) = Client::with(gateway.mqtt, version, &Connect::clean(id));
+            assert!(!resumed);
+            client.disconnect();
+        }
+    }
+    let longest = "d".repeat(128);
+    let _ = Client::connect(gateway.mqtt, Version::V5, &longest);
+    for id in ["d".repeat(129), "a\u{1}b".into()] {
+        let mut client = Client::open(gateway.mqtt, Version::V5);
+        client.send(&mqtt::connect(Version::V5, &id, 0));
+        let said = client.until_closed();
+        assert!(matches!(said[..], [Packet::Connack { code: 0x85, .. }]), "{said:?}");
+    }
+}
+
+#[test]
+fn topics_of_64_kb_and_a_great_many_of_them_cost_nothing_that_lasts() {
+    const TOPICS: usize = 200_000;
+
+    let gateway = Setup::new().set("ingest.filters=recorded/#").start();
+    let mut bystander = Bystander::new(&gateway);
+    let mut client = Client::connect(gateway.mqtt, Version::V5, "c");
+    let long = "t".repeat(65_535);
+    assert_eq!(client.subscribe("+", 1), 1);
+    client.deliver(&long, b"long", 1);
+    assert_eq!(client.take().topic, long);
+    client.unsubscribe("+");
+    let slashes = "/".repeat(65_535);
+    client.deliver(&slashes, b"deep", 1);
+    // Too deep a filter is refused by itself, too deep a topic is not retained.
+    assert_eq!(client.subscribe(&"+/".repeat(300), 1), 0x97);
+    client.retain(&slashes, b"deep", 1);
+    assert_eq!(client.subscribe(&format!("{}/#", &long[..65_000]), 1), 1);
+    let before = resident(&gateway);
+    for n in 0..TOPICS {
+        client.publish(&format!("many/{n}/x"), b"", 0);
+    }
+    client.deliver("end", b"", 1);
+    let grown = resident(&gateway).saturating_sub(before);
+    assert!(grown < 32 << 20, "{grown} bytes for {TOPICS} topics");
+    bystander.is_served();
+}
+
+#[test]
+fn a_client_that_never_reads_loses_qos_0_first_and_its_connection_at_last() {
+    let gateway = Setup::new()
+        .set("mqtt.max_packet_bytes=16 KiB")
+        .set("mqtt.max_outgoing_bytes=64 KiB")
+        .set("mqtt.max_queued_bytes=128 KiB")
+        .start();
+    let mut bystander = Bystander::new(&gateway);
+    for version in BOTH {
+        let name = format!("{version:?}");
+        let undelivered =
+            |reason: &str| gateway.metrics().get("tidegate_mqtt_undelivered_total", &[&format!("reason=\"{reason}\"")]);
+        let disconnects = || gateway.metrics().get("tidegate_mqtt_slow_disconnects_total", &[]);
+        let (dropped, ended) = (undelivered("slow"), disconnects());
+        let mut deaf = Client::connect(gateway.mqtt, version, &name);
+        assert_eq!(deaf.subscribe("flood", 1), 1);
+        let mut source = Client::connect(gateway.mqtt, Version::V5, "source");
+        // The kernel's buffers take a few megabytes first.
+        let payload = vec![b'x'; 15_000];
+        until("QoS 0 is dropped", || {
+            for _ in 0..50 {
+                source.publish("flood", &payload, 0);
+            }
+            source.deliver("mark", b"", 1);
+            (undelivered("slow") > dropped).then_some(())
+        });
+        assert_eq!(disconnects(), ended, "it is connected still");
+        // 64 in flight and 128 KiB queued, in which the payload counts once for all.
+        for _ in 0..100 {
+            source.deliver("flood", &payload, 1);
+        }
+        assert_eq!(disconnects(), ended + 1.0);
+        bystander.is_served();
+        // All that it was sent is there to be read, and in 5.0 why it ended.
+        let said = deaf.until_closed();
+        let goodbye = said.last();
+        match version {
+            Version::V4 => assert!(matches!(goodbye, Some(Packet::Publish { .. }))),
+            Version::V5 => {
+                assert_eq!(goodbye, Some(&Packet::Disconnect { code: 0x97 }), "after {} packets", said.len())
+            }
+        }
+        assert_eq!(closed(&gateway, "slow"), disconnects());
+    }
+}
+
+#[test]
+fn a_subscriber_that_reads_slowly_gets_everything_surer_in_order() {
+    let gateway = Setup::new().set("mqtt.max_outgoing_bytes=256 KiB").set("mqtt.max_inflight=20").start();
+    let mut slow = Client::connect(gateway.mqtt, Version::V4, "slow");
+    assert_eq!(slow.subscribe("t", 2), 2);
+    let mut source = Client::connect(gateway.mqtt, Version::V5, "source");
+    for n in 0..300 {
+        source.deliver("t", format!("{n}{}", " ".repeat(10_000)).as_bytes(), 1 + (n % 2) as u8);
+    }
+    for n in 0..300 {
+        assert_eq!(slow.take().payload.trim(), n.to_string());
+    }
+}
+
+#[test]
+fn a_stop_does_not_wait_for_subscribers_that_do_not_read() {
+    let mut gateway = Setup::new().set("shutdown.deadline=30 s").start();
+    let mut deaf: Vec<Client> = (0..5)
+        .map(|n| {
+            let (mut client, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept(&format!("deaf{n}")));
+            assert_eq!(client.subscribe("flood", (n % 3) as u8), (n % 3) as u8);
+            client
+        })
+        .collect();
+    let mut source = Client::connect(gateway.mqtt, Version::V5, "source");
+    let payload = vec![b'x'; 200_000];
+    for n in 0..100 {
+        source.deliver("flood", &payload, (n % 3) as u8);
+    }
+    let begin = Instant::now();
+    let status = gateway.terminate();
+    assert!(status.success(), "{}", gateway.stderr());
+    // Not a measurement: the deadline is 30 s, and nothing here takes any time if nothing is waited for.
+    assert!(begin.elapsed() < Duration::from_secs(20), "it waited");
+    for client in &mut deaf {
+        client.until_closed();
+    }
+}
+
+#[test]
+fn a_client_has_as_many_subscriptions_as_it_may_and_replaces_them_freely() {
+    let gateway = Setup::new().set("mqtt.max_subscriptions=3").set("limits.subscriptions=5").start();
+    for version in BOTH {
+        let refusal = if version == Version::V5 { 0x97 } else { 0x80 };
+        let mut client = Client::connect(gateway.mqtt, version, "c");
+        for filter in ["a", "b/#", "$share/g/c"] {
+            assert_eq!(client.subscribe(filter, 1), 1);
+        }
+        assert_eq!(client.subscribe("d", 1), refusal);
+        assert_eq!(client.subscribe("b/#", 2), 2, "replaced");
+        client.unsubscribe("a");
+        assert_eq!(client.subscribe("d", 0), 0);
+        // Five in all: the fourth client's third is one too many.
+        let mut other = Client::connect(gateway.mqtt, version, "o");
+        assert_eq!(other.subscribe("x", 1), 1);
+        assert_eq!(other.subscribe("y", 1), 1);
+        assert_eq!(other.subscribe("z", 1), refusal);
+        other.disconnect();
+        client.disconnect();
+        until("they are gone", || (gateway.metrics().get("tidegate_mqtt_connections", &[]) == 0.0).then_some(()));
+    }
+    assert_eq!(gateway.metrics().get("tidegate_refused_total", &["reason=\"subscriptions\""]), 4.0);
+}
+
+#[test]
+fn a_queue_of_a_client_that_is_away_keeps_the_newest() {
+    for version in BOTH {
+        let gateway = Setup::new().set("mqtt.max_queued_messages=10").start();
+        let (mut client, _) = Client::with(gateway.mqtt, version, &Connect::kept("c"));
+        assert_eq!(client.subscribe("t", 2), 2);
+        client.disconnect();
+        until("it is away", || (gateway.metrics().get("tidegate_mqtt_away_sessions", &[]) == 1.0).then_some(()));
+        let mut source = Client::connect(gateway.mqtt, Version::V5, "source");
+        for n in 0..25 {
+            source.deliver("t", n.to_string().as_bytes(), 1 + n % 2);
+        }
+        assert_eq!(gateway.metrics().get("tidegate_mqtt_undelivered_total", &["reason=\"queue_full\""]), 15.0);
+        let (mut client, resumed) = Client::with(gateway.mqtt, version, &Connect::kept("c"));
+        assert!(resumed);
+        let got: Vec<String> = (0..10).map(|_| client.take().payload).collect();
+        assert_eq!(got, (15..25).map(|n| n.to_string()).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn queues_of_all_clients_that_are_away_are_bounded_together() {
+    let gateway = Setup::new().set("mqtt.max_queued_total_bytes=1 MiB").set("workers=1").start();
+    for n in 0..4 {
+        let (mut client, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept(&format!("c{n}")));
+        assert_eq!(client.subscribe("t", 1), 1);
+        client.disconnect();
+    }
+    until("they are away", || (gateway.metrics().get("tidegate_mqtt_away_sessions", &[]) == 4.0).then_some(()));
+    let mut source = Client::connect(gateway.mqtt, Version::V5, "source");
+    let payload = [b'x'; 20_000];
+    for _ in 0..30 {
+        source.deliver("t", &payload, 1);
+    }
+    assert!(gateway.metrics().get("tidegate_mqtt_undelivered_total", &["reason=\"queues_full\""]) > 50.0);
+    let (mut client, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("c0"));
+    assert!(client.take().payload.starts_with("xx"), "what was queued before is there");
+}
+
+#[test]
+fn every_retained_message_reaches_a_subscriber_of_everything_at_its_pace() {
+    const MESSAGES: usize = 3_000;
+
+    let gateway = Setup::new().set("mqtt.max_queued_messages=10").set("ingest.filters=recorded/#").start();
+    let mut source = Client::connect(gateway.mqtt, Version::V5, "source");
+    for n in 0..MESSAGES {
+        let mut bytes = mqtt::publish(Version::V5, &format!("r/{n}"), b"kept", 1, 1 + (n % 50) as u16);
+        bytes[0] |= 1;
+        source.send(&bytes);
+        if n % 50 == 49 {
+            for _ in 0..50 {
+                assert!(matches!(source.receive(), Packet::Puback { .. }));
+            }
+        }
+    }
+    for (filter, qos) in [("#", 1), ("r/+", 2), ("#", 0)] {
+        let connect = Connect::clean("reader").receive_maximum(7);
+        let (mut reader, _) = Client::with(gateway.mqtt, Version::V5, &connect);
+        assert_eq!(reader.subscribe(filter, qos), qos);
+        let mut topics = std::collections::BTreeSet::new();
+        for _ in 0..MESSAGES {
+            let message = reader.take();
+            assert!(message.retain && message.qos == qos.min(1));
+            assert!(topics.insert(message.topic), "twice");
+        }
+        // And what comes now comes live.
+        source.deliver("r/0", b"live", 1);
+        let message = reader.take();
+        assert!(!message.retain && message.payload == "live");
+        reader.disconnect();
+    }
+}
+
+#[test]
+fn a_shared_subscription_passes_over_members_that_are_away() {
+    let gateway = Gateway::start();
+    let (mut sleeper, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
+    assert_eq!(sleeper.subscribe("$share/g/t", 2), 2);
+    let mut worker = Client::connect(gateway.mqtt, Version::V5, "worker");
+    assert_eq!(worker.subscribe("$share/g/t", 2), 2);
+    sleeper.disconnect();
+    until("it is away", || (gateway.metrics().get("tidegate_mqtt_away_sessions", &[]) == 1.0).then_some(()));
+    let mut source = Client::connect(gateway.mqtt, Version::V5, "source");
+    for n in 0..30u8 {
+        source.deliver("t", &[b'0' + n % 10], n % 3);
+    }
+    for _ in 0..30 {
+        let _ = worker.take();
+    }
+    // With nobody there a member's session keeps what is surer than QoS 0.
+    worker.disconnect();
+    until("it is gone", || (gateway.metrics().get("tidegate_mqtt_subscriptions", &[]) == 1.0).then_some(()));
+    source.deliver("t", b"not kept", 0);
+    source.deliver("t", b"kept", 1);
+    let (mut sleeper, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
+    assert!(resumed);
+    assert_eq!(sleeper.take().payload, "kept");
+}
+
+#[test]
+fn a_qos_2_message_in_flight_to_a_member_goes_to_no_other_when_its_session_ends() {
+    let gateway = Gateway::start();
+    let mut first = Client::connect(gateway.mqtt, Version::V5, "first");
+    assert_eq!(first.subscribe("$share/g/t", 2), 2);
+    let mut source = Client::connect(gateway.mqtt, Version::V5, "source");
+    source.deliver("t", b"begun", 2);
+    assert!(matches!(first.receive(), Packet::Publish { qos: 2, .. }));
+    let mut second = Client::connect(gateway.mqtt, Version::V5, "second");
+    assert_eq!(second.subscribe("$share/g/t", 2), 2);
+    first.disconnect();
+    until("its session is over", || (gateway.metrics().get("tidegate_mqtt_subscriptions", &[]) == 1.0).then_some(()));
+    source.deliver("t", b"new", 2);
+    assert_eq!(second.take().payload, "new");
+}
+
+#[test]
+fn a_will_that_the_log_does_not_take_is_published_when_it_does() {
+    let mut disk = SmallDisk::mount(96 << 20);
+    let gateway = Setup::new().data_dir(&disk.path().join("data")).set("log.low_water_bytes=32 MiB").start();
+    let mut watcher = Client::connect(gateway.mqtt, Version::V5, "watcher");
+    assert_eq!(watcher.subscribe("wills/#", 2), 2);
+    let mut probe = Client::connect(gateway.mqtt, Version::V5, "probe");
+    let dying: Vec<Client> = (0..3u8)
+        .map(|qos| {
+            let connect = Connect::clean(&format!("d{qos}")).will(&format!("wills/{qos}"), b"gone", qos, false, 0);
+            Client::with(gateway.mqtt, Version::V4, &connect).0
+        })
+        .collect();
+    disk.fill_up_to(16 << 20);
+    until("the log refuses", || {
+        let pid = probe.publish("t", b"?", 1);
+        (probe.receive() == Packet::Puback { pid, code: 0x97 }).then_some(())
+    });
+    drop(dying);
+    until("they are gone", || (gateway.metrics().get("tidegate_mqtt_connections", &[]) == 2.0).then_some(()));
+    disk.make_room();
+    let mut got = [watcher.take().topic, watcher.take().topic];
+    got.sort();
+    assert_eq!(got, ["wills/1", "wills/2"], "QoS 0 is shed");
+}
+
+#[test]
+fn wills_come_when_they_are_due_and_not_when_their_client_is_back() {
+    let gateway = Gateway::start();
+    let mut watcher = Client::connect(gateway.mqtt, Version::V5, "watcher");
+    assert_eq!(watcher.subscribe("wills/#", 1), 1);
+    let connect = |id: &str, delay| Connect::kept(id).will(&format!("wills/{id}"), b"gone", 1, false, delay);
+    for (id, delay) in [("delayed", 1), ("back", 1), ("ending", 3600)] {
+        drop(Client::with(gateway.mqtt, Version::V5, &connect(id, delay)));
+    }
+    let (back, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("back"));
+    // A will is due with the end of its session, if that comes first: here a clean start.
+    let (ending, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("ending").clean_start());
+    assert!(!resumed);
+    let mut got = [watcher.take().topic, watcher.take().topic];
+    got.sort();
+    assert_eq!(got, ["wills/delayed", "wills/ending"]);
+    // A session that expires before the delay is over brings the will as well.
+    let short = connect("short", 3600).expiry(1);
+    drop(Client::with(gateway.mqtt, Version::V5, &short));
+    assert_eq!(watcher.take().topic, "wills/short");
+    drop((back, ending));
+}
+
+#[test]
+fn a_session_that_has_expired_is_not_resumed() {
+    let gateway = Gateway::start();
+    let (mut client, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("c").expiry(1));
+    assert_eq!(client.subscribe("t", 1), 1);
+    client.disconnect();
+    until("it is forgotten", || {
+        (gateway.metrics().get("tidegate_mqtt_expired_sessions_total", &[]) == 1.0).then_some(())
+    });
+    assert_eq!(gateway.metrics().get("tidegate_mqtt_subscriptions", &[]), 0.0);
+    let (_, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("c"));
+    assert!(!resumed);
+}
+
+#[test]
+fn sys_topics_tell_of_the_broker_to_those_who_ask_and_to_nobody_else() {
+    let gateway = Setup::new().set("mqtt.sys_interval=1 s").start();
+    let mut all = Client::connect(gateway.mqtt, Version::V5, "all");
+    assert_eq!(all.subscribe("#", 0), 0);
+    assert_eq!(all.subscribe("+/broker/uptime", 0), 0);
+    let mut monitor = Client::connect(gateway.mqtt, Version::V4, "monitor");
+    assert_eq!(monitor.subscribe("$SYS/broker/clients/connected", 1), 1);
+    assert_eq!(monitor.subscribe("$SYS/broker/publish/messages/received", 0), 0);
+    all.deliver("t", b"counted", 1);
+    assert_eq!(all.take().payload, "counted");
+    let mut seen = (false, false);
+    while seen != (true, true) {
+        let message = monitor.take();
+        match message.topic.as_str() {
+            "$SYS/broker/clients/connected" => seen.0 |= message.payload == "2",
+            "$SYS/broker/publish/messages/received" => seen.1 |= message.payload == "1",
+            other => panic!("{other}"),
+        }
+    }
+    // A new subscriber need not wait for the next round.
+    let mut late = Client::connect(gateway.mqtt, Version::V5, "late");
+    assert_eq!(late.subscribe("$SYS/broker/version", 0), 0);
+    let version = late.take();
+    assert!(version.retain && version.payload.starts_with("tidegate version "), "{version:?}");
+    // They are the broker's to tell.
+    let pid = late.publish("$SYS/broker/version", b"mine", 1);
+    assert_eq!(late.expect(|packet| matches!(packet, Packet::Puback { .. })), Packet::Puback { pid, code: 0x87 });
+    all.ping();
+    assert_eq!(all.receive(), Packet::Pingresp, "wildcards do not match them");
+    assert_eq!(gateway.payloads(), ["counted"], "nor are they recorded");
+}
+
+#[test]
+fn subscribers_on_all_workers_get_each_message_once_under_load() {
+    let gateway = Setup::new().set("workers=4").start();
+    let mut random = Random::seeded(77);
+    let mut subscribers: Vec<(Client, u8)> = (0..40)
+        .map(|n| {
+            let kept = n % 4 == 0;
+            let connect = if kept { Connect::kept(&format!("s{n}")) } else { Connect::clean(&format!("s{n}")) };
+            let (mut client, _) = Client::with(gateway.mqtt, BOTH[n % 2], &connect);
+            let qos = (n % 3) as u8;
+            assert_eq!(client.subscribe("fan/+", qos), qos);
+            (client, qos)
+        })
+        .collect();
+    let mut sources: Vec<Client> =
+        (0..4).map(|n| Client::connect(gateway.mqtt, Version::V5, &format!("source{n}"))).collect();
+    for n in 0..200 {
+        let source = random.below(4);
+        sources[source].deliver(&format!("fan/{source}"), n.to_string().as_bytes(), 1 + (n % 2) as u8);
+    }
+    for (client, qos) in &mut subscribers {
+        let mut got: Vec<usize> = (0..200).map(|_| client.take().payload.parse().expect("a number")).collect();
+        got.sort_unstable();
+        assert_eq!(got, (0..200).collect::<Vec<_>>(), "QoS {qos}");
+    }
+}
