@@ -11,6 +11,7 @@ fn locate(name: &str) -> (PathBuf, &str) {
     let (place, function) = name.rsplit_once("::").unwrap_or_else(|| panic!("{name} names no file"));
     let path = match place.split_once(':') {
         Some(("unit", file)) => root.join("src").join(file),
+        Some(("transport", file)) => root.join("../transport/src").join(file),
         Some(("e2e", file)) => root.join("../../tests/tests").join(file),
         _ => root.join("tests/it").join(place),
     };
