@@ -111,7 +111,7 @@ impl Setup {
         });
         match ready {
             Ok([coap, coaps, mqtt, http]) => {
-                Ok(Gateway { setup: self, child, coap, coaps, mqtt, http, data_dir, temporary, stderr })
+                Ok(Gateway { setup: self, child, coap, coaps, mqtt, http, data_dir, temporary, stdout, stderr })
             }
             Err(status) => {
                 stderr.end();
@@ -149,6 +149,7 @@ pub struct Gateway {
     /// Where it stores.
     pub data_dir: PathBuf,
     temporary: Option<TempDir>,
+    stdout: Lines,
     stderr: Lines,
 }
 
@@ -163,6 +164,12 @@ impl Gateway {
     #[must_use]
     pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a process number is positive"))
+    }
+
+    /// Where it listens under that name, for the listeners that are off by default.
+    #[must_use]
+    pub fn listener(&self, name: &str) -> SocketAddr {
+        self.stdout.listener(name).unwrap_or_else(|| panic!("{name} does not listen"))
     }
 
     /// What it has written to its error output so far.
