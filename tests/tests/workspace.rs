@@ -11,7 +11,7 @@ use tidegate_tests::repo;
 use toml_edit::{DocumentMut, Item};
 
 /// What each crate may import of the others. Protocol crates know no other protocol and no I/O; nothing imports the gateway.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("tidegate-record", &[]),
     ("tidegate-net", &[]),
     ("tidegate-coap", &["tidegate-record"]),
@@ -19,6 +19,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("tidegate-mqtt", &["tidegate-record"]),
     ("tidegate-session", &["tidegate-record"]),
     ("tidegate-state", &["tidegate-record"]),
+    ("tidegate-transport", &[]),
     ("tidegate-writer", &["tidegate-record"]),
     ("tidegate-sinks", &["tidegate-record", "tidegate-writer"]),
     (
@@ -32,6 +33,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
             "tidegate-session",
             "tidegate-sinks",
             "tidegate-state",
+            "tidegate-transport",
             "tidegate-writer",
         ],
     ),
@@ -55,7 +57,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
 ];
 
 /// Crates that take bytes and the time as arguments and own no socket, clock, thread or task.
-const SANS_IO: [&str; 3] = ["tidegate-coap", "tidegate-dtls", "tidegate-mqtt"];
+const SANS_IO: [&str; 4] = ["tidegate-coap", "tidegate-dtls", "tidegate-mqtt", "tidegate-transport"];
 
 /// What such a crate must not import.
 const IO: [&str; 7] = ["tokio", "mio", "nix", "socket2", "libc", "rustix", "async-io"];

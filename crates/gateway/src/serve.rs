@@ -351,8 +351,10 @@ fn bind(config: &Config, workers: usize) -> anyhow::Result<Vec<Sockets>> {
     let mut coap = config.coap.listen;
     let mut coaps = config.coaps.listen;
     let mut mqtt = Kind::ALL.map(|kind| (kind, kind.address(config)));
-    // Every client speaks first: one that does not is the kernel's affair until it would be closed for that.
-    let defer = u32::try_from(config.mqtt.connect_timeout.as_secs()).unwrap_or(u32::MAX);
+    /// Every client speaks first: one that does not is the kernel's affair for so long, at most. Its deadline begins then.
+    const DEFER_SECONDS: u32 = 3;
+
+    let defer = DEFER_SECONDS.min(u32::try_from(config.mqtt.connect_timeout.as_secs()).unwrap_or(u32::MAX));
     let mut all = Vec::new();
     for _ in 0..workers {
         let mut sockets = Sockets::default();

@@ -9,13 +9,17 @@
 //! | `coap` | bare echo, libcoap's `coap-server`, Tidegate | CON requests a second, processor time |
 //! | `mqtt` | mosquitto, Tidegate | QoS 1 acknowledgements a second at windows 8 and 1, processor time |
 //! | `idle` | mosquitto, Tidegate | connecting, memory of an idle connection |
+//! | `storm` | Tidegate | latency of connected devices while 100,000 others connect |
+//! | `tls` | Tidegate | full and resumed TLS handshakes |
 //! | `million` | Tidegate | a million CoAP devices: memory, latency, every acknowledged message |
 //! | `log`, `parquet` | | the micro-benchmarks of the package `tidegate-benches` |
 //!
 //! Every run against Tidegate ends with an audit of what it stored. Reports are written to `target/bench/`.
 
 mod server;
+mod storm;
 mod table;
+mod tls;
 
 use std::fs;
 use std::path::PathBuf;
@@ -85,6 +89,8 @@ enum What {
     Coap,
     Mqtt,
     Idle,
+    Storm,
+    Tls,
     Million,
     Log,
     Parquet,
@@ -117,7 +123,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut table = Table::default();
     let mut reports = Vec::new();
     let mut benches = true;
-    for what in [What::Coap, What::Mqtt, What::Idle, What::Million, What::Log, What::Parquet] {
+    for what in [What::Coap, What::Mqtt, What::Idle, What::Storm, What::Tls, What::Million, What::Log, What::Parquet] {
         if !all && args.what != what {
             continue;
         }
@@ -125,6 +131,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             What::Coap => coap(&rig, args, &mut table, &mut reports)?,
             What::Mqtt => mqtt(&rig, args, &mut table, &mut reports)?,
             What::Idle => idle(&rig, args, &mut table, &mut reports)?,
+            What::Storm => storm::run(&rig, args, &mut table, &mut reports)?,
+            What::Tls => tls::run(&rig, args, &mut table)?,
             What::Million => million(&rig, args, &mut table, &mut reports)?,
             What::Log => benches &= cargo_bench("log")?,
             What::Parquet => benches &= cargo_bench("parquet")?,
@@ -319,10 +327,13 @@ fn idle(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<Value>) -> 
         .context("cannot read the limit of open files")?;
     let connections = args.connections.unwrap_or(19_000).min(files.saturating_sub(OTHER_FILES)).to_string();
     let load = ["mqtt", "--idle", "-n", &connections, "-d", "2"];
+    // As fast as it can, like its peer.
+    let unlimited = ["--set", "mqtt.connect_rate=0"];
     let mut shown = [(Kind::Mosquitto, [vec![], vec![], vec![]]), (Kind::Tidegate, [vec![], vec![], vec![]])];
     for round in 0..args.rounds {
         for (kind, values) in &mut shown {
-            let server = Running::start(*kind, Protocol::Mqtt, rig, &[])?;
+            let extra: &[&str] = if *kind == Kind::Tidegate { &unlimited } else { &[] };
+            let server = Running::start(*kind, Protocol::Mqtt, rig, extra)?;
             let report = rig.generate(&server, kind.label(), round, &strings(&load), reports)?;
             server.stop()?;
             let paths = ["/connect/per_second", "/connect/server_cpu_micros_each", "/connect/server_rss_each"];

@@ -46,6 +46,7 @@ impl Kind {
 pub(super) enum Protocol {
     Coap,
     Mqtt,
+    Mqtts,
 }
 
 /// A server that listens.
@@ -73,7 +74,11 @@ impl Running {
                 for key in ["coap.listen", "coaps.listen", "mqtt.listen", "http.listen"] {
                     command.arg("--set").arg(format!("{key}=127.0.0.1:0"));
                 }
-                let name = if protocol == Protocol::Coap { "coap" } else { "mqtt" };
+                let name = match protocol {
+                    Protocol::Coap => "coap",
+                    Protocol::Mqtt => "mqtt",
+                    Protocol::Mqtts => "mqtts",
+                };
                 Running::announced(command, name, Some(dir))
             }
             Kind::Libcoap => {
@@ -165,6 +170,17 @@ impl Running {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
         let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().context("no number in VmRSS")?;
         Ok(kilobytes * 1_024)
+    }
+
+    /// Processor time that it has used, in seconds.
+    pub(super) fn cpu_seconds(&self) -> Result<f64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).context("the server is gone")?;
+        // Behind the name, which may hold anything: user and system time are the 12th and 13th field (`proc(5)`).
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
+        let (Some(user), Some(system)) = (ticks(11), ticks(12)) else { bail!("no times in /proc/{}/stat", self.pid()) };
+        let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("no clock tick")?;
+        Ok((user + system) as f64 / per_second as f64)
     }
 
     /// Ends it, as an operator would, and removes its data.

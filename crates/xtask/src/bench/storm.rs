@@ -1,0 +1,77 @@
+//! `storm`: a fleet that reconnects at once, and the devices that were connected all the while.
+//!
+//! A thousand devices report at a fixed rate, first undisturbed, then while batch after batch of others connects as fast as it can; a
+//! batch is as large as the limit of open files allows. Their generator gives way to the first one's (`nice`), so that what is compared is
+//! what the gateway does to its devices, and not what the generators do to each other.
+
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::server::{Kind, Protocol, Running};
+use super::table::{Spread, Table};
+use super::{Args, OTHER_FILES, Rig, broken, number, ratios, strings};
+
+/// Devices that were connected before, and readings a second that they send in all.
+const DEVICES: u64 = 1_000;
+const RATE: u64 = 2_000;
+
+/// Reconnects that the promise is about.
+const STORM: f64 = 100_000.0;
+
+/// Most connections of a batch.
+const BATCH: u64 = 15_000;
+
+pub(super) fn run(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<Value>) -> Result<()> {
+    let (_, files) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+        .context("cannot read the limit of open files")?;
+    let batch = BATCH.min(files.saturating_sub(DEVICES + 2 * OTHER_FILES));
+    let (devices, rate) = (DEVICES.to_string(), RATE.to_string());
+    let seconds = args.duration.max(10.0).to_string();
+    let load = ["mqtt", "-n", &devices, "-r", &rate, "--payload", "64", "-d", &seconds, "--max-late-millis", "100"];
+    let (mut quiet, mut stormy, mut admitted, mut lost) = (vec![], vec![], vec![], 0);
+    for round in 0..args.rounds {
+        let server = Running::start(Kind::Tidegate, Protocol::Mqtt, rig, &[])?;
+        let before = rig.generate(&server, "Tidegate, quiet", round, &strings(&load), reports)?;
+        let measured = AtomicBool::new(false);
+        let (during, count) = thread::scope(|scope| {
+            let storm = scope.spawn(|| blow(rig, &server, batch, &measured));
+            let during = rig.generate(&server, "Tidegate, in a storm", round, &strings(&load), reports);
+            measured.store(true, Ordering::Relaxed);
+            let count = storm.join().map_err(|_| anyhow::anyhow!("the storm panicked"))?;
+            anyhow::Ok((during?, count?))
+        })?;
+        server.stop()?;
+        quiet.push(number(&before, "/latency/p99"));
+        stormy.push(number(&during, "/latency/p99"));
+        admitted.push(count);
+        lost += broken(&before) + broken(&during);
+    }
+    let what = format!("{DEVICES} devices at {RATE} readings/s");
+    table.note(format!("{what}, quiet: p99 µs"), Spread::of(&quiet), 0);
+    table.note(format!("{what}, in a storm: p99 µs"), Spread::of(&stormy), 0);
+    table.at_least("… connections of the storm", Spread::of(&admitted), STORM);
+    table.at_most("… p99 in the storm ÷ quiet", ratios(&stormy, &quiet), 2.0);
+    table.none("… acknowledged messages missing, twice or damaged", lost);
+    Ok(())
+}
+
+/// Connects batches until the devices have been `measured` and the storm was large enough; returns how many connected.
+fn blow(rig: &Rig, server: &Running, batch: u64, measured: &AtomicBool) -> Result<f64> {
+    let mut connected = 0.0;
+    while !measured.load(Ordering::Relaxed) || connected < STORM {
+        let mut command = Command::new("nice");
+        command.args(["-n", "10"]).arg(rig.release.join("tidegate-bench"));
+        command.args(["mqtt", "--idle", "-d", "0.1", "--quiet", "--device-prefix", "storm-"]);
+        command.args(["-n", &batch.to_string(), "--connecting", "4096", "--target", &server.address.to_string()]);
+        let output = command.stdin(Stdio::null()).output().context("cannot start a storm")?;
+        if !output.status.success() {
+            bail!("the storm failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        connected += batch as f64;
+    }
+    Ok(connected)
+}
