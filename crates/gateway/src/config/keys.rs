@@ -353,8 +353,9 @@ section! {
         cert: Option<PathBuf> = "", File { empty: "none" };
         /// Its private key in PEM.
         key: Option<PathBuf> = "", File { empty: "none" };
-        /// Roots in PEM of the certificates that clients may present; "" asks them for none. A client with a certificate is known as the user that
-        /// it names: its first DNS name or URI, else the common name of its subject.
+        /// Roots in PEM of the certificates that clients may present; "" asks them for none. With auth.mode = "registry", a client with a
+        /// certificate is the registered device that this names (its first DNS name or URI, else the common name of its subject), and needs no
+        /// password.
         client_ca: Option<PathBuf> = "", File { empty: "none" };
         /// With a client CA: "required" refuses clients without a certificate, "optional" lets them prove themselves
         /// otherwise.

@@ -1,6 +1,6 @@
 //! Who a peer is, and what it may do.
 //!
-//! In mode `open` a peer is who it says it is. In mode `registry` an MQTT client is the device whose username and password it gives, and a CoAP
+//! In mode `open` a peer is who it says it is. In mode `registry` an MQTT client is the device whose username and password it gives, or that its TLS certificate names, and a CoAP
 //! peer is whoever its pre-shared key belongs to; CoAP without DTLS proves nothing, so it is answered 4.01, unless it comes from a
 //! network that `auth.coap_networks` names: a name is believed there, if it is that of a registered device.
 //!
@@ -78,6 +78,8 @@ pub(crate) struct Principal {
     revision: u64,
     /// Of the password that it gave.
     proof: u64,
+    /// It proved itself by a certificate, without a password.
+    certified: bool,
 }
 
 impl Principal {
@@ -91,6 +93,7 @@ impl Principal {
             client_ids: client_ids.into(),
             revision,
             proof: account.proof,
+            certified: false,
         }
     }
 
@@ -150,15 +153,37 @@ impl Access {
             return Ok(true);
         }
         let user = registry.user(&principal.user)?;
-        if !user.is_some_and(|user| user.device == principal.device && user.proof() == principal.proof) {
+        if !principal.certified
+            && !user.is_some_and(|user| user.device == principal.device && user.proof() == principal.proof)
+        {
             return Ok(false);
         }
         let device = registry.device(principal.device.as_str())?;
         Ok(device.is_some_and(|device| {
-            *device.tenant == *principal.tenant
+            (!principal.certified || device.revoked == 0)
+                && *device.tenant == *principal.tenant
                 && *device.groups == *principal.groups
                 && *device.client_ids == *principal.client_ids
         }))
+    }
+
+    /// The principal of an MQTT client with a verified certificate for `name`, which must be that of a registered device.
+    pub(crate) fn certified(
+        &self,
+        registry: &Registry,
+        name: &str,
+        client_id: &str,
+        revision: u64,
+    ) -> Result<Principal, Stranger> {
+        let id = DeviceId::new(name).map_err(|_| Stranger::Unregistered)?;
+        let device = match registry.device(name) {
+            Ok(Some(device)) if device.revoked == 0 => device,
+            Ok(_) => return Err(Stranger::Unregistered),
+            Err(_) => return Err(Stranger::Registry),
+        };
+        let account = Account { username: device.username.clone(), id, device, proof: 0 };
+        let principal = self.admit(registry, account, client_id, revision)?;
+        Ok(Principal { certified: true, ..principal })
     }
 
     /// The principal of a registered device that proves nothing now.

@@ -20,6 +20,9 @@ const START: Duration = Duration::from_secs(20);
 /// Wait for a server to end after SIGTERM: the gateway drains for ten seconds at most.
 const STOP: Duration = Duration::from_secs(30);
 
+/// Clock ticks a second in `/proc`, on every architecture that Linux still runs on.
+const USER_HZ: f64 = 100.0;
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// `tidegate-bench echo`
@@ -179,8 +182,7 @@ impl Running {
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
         let (Some(user), Some(system)) = (ticks(11), ticks(12)) else { bail!("no times in /proc/{}/stat", self.pid()) };
-        let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("no clock tick")?;
-        Ok((user + system) as f64 / per_second as f64)
+        Ok((user + system) as f64 / USER_HZ)
     }
 
     /// Ends it, as an operator would, and removes its data.

@@ -92,6 +92,21 @@ impl Reactor {
         }
         // Before the lookup, so that whatever is revoked behind it is seen.
         let revision = access.revision();
+        // Verified when it connected: what it gives besides is not looked at.
+        if let Some(name) = client.certificate_name() {
+            return match access.certified(registry, &name, connect.client_id, revision) {
+                Ok(principal) => {
+                    if let Some(client) = self.clients.get_mut(slot) {
+                        client.principal = Some(Box::new(principal));
+                    }
+                    true
+                }
+                Err(stranger) => {
+                    self.keep_out(epoll, slot, stranger, now);
+                    false
+                }
+            };
+        }
         let (Some(username), Some(password)) = (connect.username, connect.password) else {
             self.keep_out(epoll, slot, Stranger::NoCredentials, now);
             return false;
@@ -187,8 +202,7 @@ impl Reactor {
     }
 
     fn address(client: &Client) -> Option<std::net::IpAddr> {
-        let socket = client.socket.as_ref()?;
-        socket.peer_addr().ok()?.as_socket().map(|address| address.ip())
+        client.peer().map(|address| address.ip())
     }
 
     /// Refuses the client whose CONNECT is at hand. One whose address fails too often is not answered.
