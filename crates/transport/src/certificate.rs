@@ -60,6 +60,8 @@ impl<'a> Der<'a> {
 struct Fields<'a> {
     validity: Der<'a>,
     subject: Der<'a>,
+    /// SubjectPublicKeyInfo, with its tag.
+    public_key: &'a [u8],
     extensions: Option<Der<'a>>,
 }
 
@@ -72,13 +74,16 @@ fn fields(certificate: &[u8]) -> Option<Fields<'_>> {
     tbs.take(SEQUENCE)?;
     let validity = tbs.take(SEQUENCE)?;
     let subject = tbs.take(SEQUENCE)?;
+    let from = tbs.0;
+    tbs.take(SEQUENCE)?;
+    let public_key = &from[..from.len() - tbs.0.len()];
     let mut extensions = None;
     while let Some((tag, content)) = tbs.any() {
         if tag == EXTENSIONS {
             extensions = Der(content).take(SEQUENCE);
         }
     }
-    Some(Fields { validity, subject, extensions })
+    Some(Fields { validity, subject, public_key, extensions })
 }
 
 /// Whom a certificate is for: its first DNS name or URI (RFC 5280 §4.2.1.6), else its subject's last common name.
@@ -86,6 +91,11 @@ pub(crate) fn name(certificate: &[u8]) -> Option<String> {
     let fields = fields(certificate)?;
     let name = fields.extensions.and_then(alternative_name).or_else(|| common_name(fields.subject))?;
     (!name.is_empty() && !name.contains('\0')).then_some(name)
+}
+
+/// The public key, as SubjectPublicKeyInfo.
+pub(crate) fn public_key(certificate: &[u8]) -> Option<&[u8]> {
+    Some(fields(certificate)?.public_key)
 }
 
 fn alternative_name(mut extensions: Der<'_>) -> Option<String> {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerSessionMemoryCache, UnbufferedServerConnection, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus};
 use rustls::{Error, HandshakeKind, RootCertStore};
 
@@ -92,6 +93,7 @@ impl ServerConfig {
         let key = PrivateKeyDer::from_pem_slice(pem.key).map_err(|error| LoadError::Pem(KEY, error))?;
         let not_after = chain.first().and_then(|certificate| certificate::not_after(certificate));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key_provider = provider.key_provider;
         let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .map_err(|error| LoadError::Unusable(CERT, error.to_string()))?;
@@ -112,8 +114,16 @@ impl ServerConfig {
                 )
             }
         };
-        let mut config =
-            builder.with_single_cert(chain, key).map_err(|error| LoadError::Unusable(CERT, error.to_string()))?;
+        let key = key_provider.load_private_key(key).map_err(|error| LoadError::Unusable(KEY, error.to_string()))?;
+        // Not rustls' own check, which refuses certificates of X.509 version 1, as `openssl x509 -req` makes them.
+        let of_certificate = chain.first().and_then(|certificate| certificate::public_key(certificate));
+        if of_certificate.is_none() {
+            return Err(LoadError::Unusable(CERT, "it is no X.509 certificate".into()));
+        }
+        if key.public_key().is_some_and(|public_key| of_certificate != Some(public_key.as_ref())) {
+            return Err(LoadError::Unusable(KEY, "it is not that of the certificate".into()));
+        }
+        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key))));
         let client_ca = pem.client_ca.map(|(ca, auth)| (Arc::from(ca), auth));
         match before.filter(|before| before.client_ca == client_ca) {
             Some(before) => {

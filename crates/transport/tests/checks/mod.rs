@@ -6,7 +6,7 @@ use tidegate_transport::tls::Pem;
 use tidegate_transport::{Layers, ServerConfig, Transport};
 
 /// The first byte of `input` chooses the layers, the second how the rest is cut into reads. However it is cut, the same comes of it.
-pub fn stream(input: &[u8]) {
+pub(crate) fn stream(input: &[u8]) {
     let &[choice, cut, ref bytes @ ..] = input else { return };
     let layers = Layers {
         proxy: choice & 1 != 0,
