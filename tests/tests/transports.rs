@@ -84,8 +84,12 @@ fn clients_are_asked_for_certificates_as_configured() {
     pki.issue("device", "device-7", Some("URI:device-7"));
     let stranger = Pki::new();
     stranger.issue("device", "device-7", Some("URI:device-7"));
+    // Of X.509 version 1, as OpenSSL 3.0 makes it without an extension file.
+    pki.issue("plain", "device-8", None);
+    stranger.issue("plain", "device-8", None);
     let with_ca = || setup(&pki).set(&format!("mqtts.client_ca={}", pki.arg("ca.pem")));
     let args = |of: &Pki| [of.arg("device.pem"), of.arg("device.key")];
+    let version_1 = |of: &Pki| [of.arg("plain.pem"), of.arg("plain.key")];
     let publish_as = |at, [cert, key]: [String; 2]| {
         let args = ["--cert", &cert, "--key", &key, "-q", "1", "-t", "t", "-m", "known"];
         finish(&mut mosquitto("mosquitto_pub", at, &pki, &args))
@@ -96,7 +100,10 @@ fn clients_are_asked_for_certificates_as_configured() {
     assert_ne!(publish(at, &pki, "nobody").code, Some(0));
     assert_ne!(publish_as(at, args(&stranger)).code, Some(0));
     assert_eq!(publish_as(at, args(&pki)).success(), "");
-    assert_eq!(required.payloads(), ["known"]);
+    assert_ne!(publish_as(at, version_1(&stranger)).code, Some(0));
+    assert_ne!(publish_as(at, [pki.arg("plain.pem"), pki.arg("device.key")]).code, Some(0), "another's key");
+    assert_eq!(publish_as(at, version_1(&pki)).success(), "");
+    assert_eq!(required.payloads(), ["known", "known"]);
     assert!(handshakes(&required, "tls", "tls_no_certificate") >= 1.0);
     assert!(handshakes(&required, "tls", "tls_bad_certificate") >= 1.0);
 
@@ -303,7 +310,7 @@ fn dripping(target: SocketAddr) -> SocketAddr {
             server.set_nodelay(true).expect("it is a socket");
             let (mut from, mut to) = (client.try_clone().expect("a handle"), server.try_clone().expect("a handle"));
             thread::spawn(move || {
-                for byte in from.by_ref().take(DRIPS as u64).bytes().map_while(Result::ok) {
+                for byte in Read::by_ref(&mut from).take(DRIPS as u64).bytes().map_while(Result::ok) {
                     if to.write_all(&[byte]).is_err() {
                         return;
                     }

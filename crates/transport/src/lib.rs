@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 mod certificate;
+mod client_auth;
 pub mod proxy;
 pub mod tls;
 pub mod websocket;

@@ -19,6 +19,7 @@ use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptErr
 use rustls::{Error, HandshakeKind, RootCertStore};
 
 use crate::certificate;
+use crate::client_auth::Verifier;
 
 /// Longest beginning of a handshake message or record that is kept for a stranger. A ClientHello takes some 500 bytes, 1,800 with
 /// post-quantum shares; a chain of client certificates a few kilobytes. rustls would take 64 KiB.
@@ -91,7 +92,7 @@ impl ServerConfig {
 
         let chain = certificates(pem.cert, CERT)?;
         let key = PrivateKeyDer::from_pem_slice(pem.key).map_err(|error| LoadError::Pem(KEY, error))?;
-        let not_after = chain.first().and_then(|certificate| certificate::not_after(certificate));
+        let not_after = chain.first().and_then(|certificate| Some(certificate::validity(certificate)?.1));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let key_provider = provider.key_provider;
         let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
@@ -100,18 +101,19 @@ impl ServerConfig {
         let builder = match pem.client_ca {
             None => builder.with_no_client_auth(),
             Some((ca, auth)) => {
+                let ders = certificates(ca, CA)?;
                 let mut roots = RootCertStore::empty();
-                for root in certificates(ca, CA)? {
-                    roots.add(root).map_err(|error| LoadError::Unusable(CA, error.to_string()))?;
+                for root in &ders {
+                    roots.add(root.clone()).map_err(|error| LoadError::Unusable(CA, error.to_string()))?;
                 }
+                let algorithms = provider.signature_verification_algorithms;
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
                 let verifier = match auth {
                     ClientAuth::Optional => verifier.allow_unauthenticated(),
                     ClientAuth::Required => verifier,
                 };
-                builder.with_client_cert_verifier(
-                    verifier.build().map_err(|error| LoadError::Unusable(CA, error.to_string()))?,
-                )
+                let verifier = verifier.build().map_err(|error| LoadError::Unusable(CA, error.to_string()))?;
+                builder.with_client_cert_verifier(Arc::new(Verifier::new(verifier, &ders, algorithms)))
             }
         };
         let key = key_provider.load_private_key(key).map_err(|error| LoadError::Unusable(KEY, error.to_string()))?;

@@ -10,7 +10,7 @@
 //! | `mqtt` | mosquitto, Tidegate | QoS 1 acknowledgements a second at windows 8 and 1, processor time |
 //! | `idle` | mosquitto, Tidegate | connecting, memory of an idle connection |
 //! | `storm` | Tidegate | latency of connected devices while 100,000 others connect |
-//! | `tls` | Tidegate | full and resumed TLS handshakes |
+//! | `tls` | Tidegate | full and resumed TLS handshakes, memory of an idle TLS connection |
 //! | `million` | Tidegate | a million CoAP devices: memory, latency, every acknowledged message |
 //! | `log`, `parquet` | | the micro-benchmarks of the package `tidegate-benches` |
 //!
