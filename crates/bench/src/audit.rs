@@ -75,6 +75,26 @@ pub fn device_name(prefix: &str, index: u32) -> String {
     format!("{prefix}{index:0DEVICE_DIGITS$}")
 }
 
+/// Devices that are called alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Population {
+    /// Before the digits of their names.
+    pub prefix: String,
+    /// Index in the run of the one with number 0.
+    pub base: u32,
+    /// How many there are.
+    pub devices: u32,
+}
+
+impl Population {
+    /// The index in the run of a device of this name.
+    fn index(&self, name: &str) -> Option<u32> {
+        let digits = name.strip_prefix(&*self.prefix)?;
+        let number: u32 = if digits.len() == DEVICE_DIGITS { digits.parse().ok()? } else { return None };
+        (number < self.devices).then(|| self.base + number)
+    }
+}
+
 /// One line, as far as the audit needs it.
 #[derive(Deserialize)]
 struct Line<'a> {
@@ -87,7 +107,7 @@ struct Line<'a> {
 /// An audit under way.
 struct Auditor<'a> {
     run: u64,
-    prefix: &'a str,
+    populations: &'a [Population],
     ledgers: &'a mut [Ledger],
     audit: Audit,
     /// The number after the highest one seen of each device.
@@ -109,15 +129,15 @@ impl Auditor<'_> {
             }
             // Whose it was cannot be told, but the device's name can.
             Ok(Err(_)) | Err(_) => {
-                let ours = device.strip_prefix(self.prefix).is_some_and(|index| index.len() == DEVICE_DIGITS);
+                let ours = self.populations.iter().any(|population| population.index(&device).is_some());
                 *if ours { &mut self.audit.corrupted } else { &mut self.audit.foreign } += 1;
                 return Ok(());
             }
         };
         let Mark { device: index, number, .. } = mark;
-        let named = device.strip_prefix(self.prefix).and_then(|digits| digits.parse().ok());
+        let named = self.populations.iter().any(|population| population.index(&device) == Some(index));
         let ledger = self.ledgers.iter_mut().find(|ledger| ledger.covers(index));
-        let (Some(ledger), true) = (ledger, named == Some(index)) else {
+        let (Some(ledger), true) = (ledger, named) else {
             self.audit.corrupted += 1;
             return Ok(());
         };
@@ -142,8 +162,14 @@ impl Auditor<'_> {
 /// # Errors
 ///
 /// The input cannot be read, or a line is not what `tidegate records` prints.
-pub fn account(input: impl BufRead, run: u64, prefix: &str, ledgers: &mut [Ledger]) -> anyhow::Result<Audit> {
-    let mut auditor = Auditor { run, prefix, ledgers, audit: Audit::default(), next: Vec::new(), payload: Vec::new() };
+pub fn account(
+    input: impl BufRead,
+    run: u64,
+    populations: &[Population],
+    ledgers: &mut [Ledger],
+) -> anyhow::Result<Audit> {
+    let mut auditor =
+        Auditor { run, populations, ledgers, audit: Audit::default(), next: Vec::new(), payload: Vec::new() };
     let mut input = input;
     let mut line = Vec::new();
     let mut number = 0u64;
@@ -209,6 +235,16 @@ impl Source {
     ///
     /// The program cannot be started or fails, or prints something else.
     pub fn audit(&self, run: u64, prefix: &str, ledgers: &mut [Ledger]) -> anyhow::Result<Audit> {
+        let devices = ledgers.iter().map(|ledger| ledger.devices().1).sum();
+        self.audit_all(run, &[Population { prefix: prefix.to_owned(), base: 0, devices }], ledgers)
+    }
+
+    /// The same for several populations.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be started or fails, or prints something else.
+    pub fn audit_all(&self, run: u64, populations: &[Population], ledgers: &mut [Ledger]) -> anyhow::Result<Audit> {
         let program: &Path = &self.tidegate;
         let mut child = Command::new(program)
             .args(["records", "--format", "jsonl", "--data-dir"])
@@ -218,7 +254,7 @@ impl Source {
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
         let Some(output) = child.stdout.take() else { bail!("no output to read of {}", program.display()) };
-        let audit = account(std::io::BufReader::with_capacity(READ_BYTES, output), run, prefix, ledgers);
+        let audit = account(std::io::BufReader::with_capacity(READ_BYTES, output), run, populations, ledgers);
         if audit.is_err() {
             // It may still be printing into a pipe that nobody reads.
             let _ = child.kill();

@@ -1,29 +1,32 @@
 //! Commands and flags.
 
 use std::fs;
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 
-use crate::audit::Source;
+use crate::audit::{Population as Audited, Source};
+use crate::ceilings::{Ceilings, serve_tcp};
 use crate::clock::Clock;
 use crate::coap::echo::Echo;
 use crate::coap::echo_secure::SecureEcho;
 use crate::coap::{Delivery, MAX_DEVICES, Method, Rebind, Rebinding, Security, SourceNet, Transmission, Workload};
 use crate::credentials::{DEFAULT_SEED, Keys, MAX_PREFIX_LEN, write_registry};
+use crate::join::RunCommand;
 use crate::ledger::Ledger;
 use crate::mqtt;
 use crate::payload::MIN_LEN;
 use crate::process::{self, Machine};
-use crate::report::{Consumer, Outcome, Quantiles, Report};
+use crate::report::{Consumer, Load, Outcome, Quantiles, Report};
 use crate::run::{Drive, Plan, Signals, Until};
 use crate::schedule::DEFAULT_TICK_MICROS;
+use crate::server::EchoProcess;
+use crate::{compare, html};
 
 /// Simulated devices, ceilings and audits for IoT gateways.
 #[derive(Debug, Parser)]
@@ -46,6 +49,25 @@ enum Cmd {
     },
     /// Simulate MQTT clients against a server.
     Mqtt(MqttCommand),
+    /// Run a scenario: populations over several protocols, and what has to come of it.
+    Run(Box<RunCommand>),
+    /// Show two reports side by side, and which differences are more than noise.
+    Compare {
+        /// The report of the run before.
+        before: PathBuf,
+        /// The report of the run after.
+        after: PathBuf,
+        /// Write the comparison here, as HTML.
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
+    },
+    /// Turn a report into one HTML file with plots.
+    Html {
+        /// A report, as --json writes it.
+        report: PathBuf,
+        /// The file to write.
+        out: PathBuf,
+    },
     /// Print the keys of simulated devices, as a registry imports them: identity,key,device,tenant.
     Psks(PsksCommand),
     /// Measure what this machine can do, with a server that does nothing but echo.
@@ -64,6 +86,15 @@ enum Cmd {
 enum Ceiling {
     /// A bare recvmmsg/sendmmsg echo of CoAP requests.
     Coap(CeilingCommand),
+    /// All of them shortly: UDP and TCP echo, disk, CRC32C, AES-CCM.
+    All {
+        /// Directory on the disk to be measured.
+        #[arg(long, default_value = ".")]
+        disk: PathBuf,
+        /// Write them here, as JSON.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// The same over DTLS: records are opened, answered and sealed, and nothing is kept.
     Coaps {
         #[command(flatten)]
@@ -88,6 +119,8 @@ enum EchoCommand {
         #[arg(long, conflicts_with = "psk_seed")]
         psk: Option<String>,
     },
+    /// Sends back what comes over TCP.
+    Tcp(EchoArgs),
 }
 
 #[derive(Debug, Args)]
@@ -269,6 +302,24 @@ struct MqttCommand {
     /// Password, likewise.
     #[arg(long, requires = "username")]
     password: Option<String>,
+    /// Speak TLS.
+    #[arg(long)]
+    tls: bool,
+    /// Check the server's certificate against these authorities (PEM); without it, any certificate is taken.
+    #[arg(long, requires = "tls", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// The server's name in TLS and HTTP, if it is not that of --target.
+    #[arg(long, value_name = "NAME")]
+    tls_name: Option<String>,
+    /// Do not offer to resume TLS sessions.
+    #[arg(long, requires = "tls")]
+    no_resume: bool,
+    /// Speak MQTT over WebSocket at this path.
+    #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "/mqtt")]
+    websocket: Option<String>,
+    /// Have the server keep sessions, rather than starting clean.
+    #[arg(long)]
+    persistent: bool,
     /// Connections per second at most; 0 for no limit.
     #[arg(long, default_value_t = 0.0)]
     connect_rate: f64,
@@ -282,7 +333,7 @@ struct MqttCommand {
     #[arg(long, value_name = "FILTER")]
     subscribe: Option<String>,
     /// QoS of that subscription.
-    #[arg(long, default_value_t = 0, requires = "subscribe", value_parser = clap::value_parser!(u8).range(0..=1))]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
     subscribe_qos: u8,
     #[command(flatten)]
     common: Common,
@@ -335,6 +386,9 @@ struct Common {
     /// Write the report here.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the report here as one HTML file with plots.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// No progress lines.
     #[arg(long, short = 'q')]
     quiet: bool,
@@ -357,7 +411,25 @@ impl Cli {
             Cmd::Mqtt(command) => command.run(),
             Cmd::Ceiling { what: Ceiling::Coap(ceiling) } => ceiling.run(None),
             Cmd::Ceiling { what: Ceiling::Coaps { security, ceiling } } => ceiling.run(Some(&security)),
+            Cmd::Ceiling { what: Ceiling::All { disk, json } } => {
+                let ceilings = Ceilings::measure(&Signals::take()?, Some(&disk))?;
+                let load = Load::default();
+                for line in ceilings.lines(&Report::new("ceilings", 0, 0, &"", load)) {
+                    println!("{line}");
+                }
+                if let Some(file) = json {
+                    write_json(&file, &ceilings)?;
+                }
+                Ok(ExitCode::SUCCESS)
+            }
             Cmd::Echo { what } => what.run(),
+            Cmd::Run(command) => command.run(),
+            Cmd::Compare { before, after, html } => compare::run(&before, &after, html.as_deref()),
+            Cmd::Html { report, out } => {
+                let html = html::render(&read_report(&report)?);
+                fs::write(&out, html).with_context(|| format!("cannot write {}", out.display()))?;
+                Ok(ExitCode::SUCCESS)
+            }
         }
     }
 }
@@ -365,13 +437,19 @@ impl Cli {
 impl CeilingCommand {
     fn run(&self, security: Option<&SecurityArgs>) -> anyhow::Result<ExitCode> {
         let (what, scenario) = if security.is_some() { ("coaps", "ceiling coaps") } else { ("coap", "ceiling coap") };
-        let mut server = EchoProcess::start(what, self.server_threads, security)?;
+        let mut args = vec![what.to_owned(), "--threads".to_owned(), self.server_threads.to_string()];
+        match security {
+            Some(SecurityArgs { psk: Some(psk), .. }) => args.extend(["--psk".to_owned(), psk.clone()]),
+            Some(SecurityArgs { psk_seed, .. }) => args.extend(["--psk-seed".to_owned(), psk_seed.clone()]),
+            None => {}
+        }
+        let mut server = EchoProcess::start(&args)?;
         let mut workload = self.coap.workload(server.local, &self.common)?;
         if let Some(security) = security {
             workload.security = Some(security.security()?);
             workload.ep = false;
         }
-        let pid = server.child.id();
+        let pid = server.pid();
         let result = run_coap(&workload, &self.coap, &self.common, Some(pid), scenario);
         server.stop();
         result
@@ -380,7 +458,7 @@ impl CeilingCommand {
 
 impl EchoCommand {
     fn run(self) -> anyhow::Result<ExitCode> {
-        let (EchoCommand::Coap(args) | EchoCommand::Coaps { echo: args, .. }) = &self;
+        let (EchoCommand::Coap(args) | EchoCommand::Tcp(args) | EchoCommand::Coaps { echo: args, .. }) = &self;
         if args.die_with_parent {
             nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
                 .context("cannot ask for the parent's end")?;
@@ -396,6 +474,7 @@ impl EchoCommand {
                 announce("coap", echo.local_addr())?;
                 echo.join()?;
             }
+            EchoCommand::Tcp(_) => serve_tcp(listen, threads, |address| announce("tcp", address))?,
             EchoCommand::Coaps { psk_seed, psk, .. } => {
                 let echo = SecureEcho::start(listen, threads, keys(psk.as_deref(), psk_seed)?)?;
                 announce("coaps", echo.local_addr())?;
@@ -418,7 +497,7 @@ fn threads_or_cores(threads: usize) -> usize {
 }
 
 /// An address, by number or name.
-fn resolve(target: &str) -> anyhow::Result<SocketAddr> {
+pub(crate) fn resolve(target: &str) -> anyhow::Result<SocketAddr> {
     let mut found =
         target.to_socket_addrs().with_context(|| format!("{target} is no HOST:PORT that can be resolved"))?;
     found.next().with_context(|| format!("{target} has no address"))
@@ -482,7 +561,9 @@ impl Common {
     /// Reads back what the server stored, if that is asked for, and puts what was found into the report.
     fn audit(&self, source: Option<&Source>, run: u64, ledgers: &mut [Ledger], report: &mut Report) {
         report.reported_devices = ledgers.iter().map(Ledger::devices_acked).sum();
-        match source.map(|source| source.audit(run, &self.device_prefix, ledgers)) {
+        let devices = ledgers.iter().map(|ledger| ledger.devices().1).sum();
+        let names = [Audited { prefix: self.device_prefix.clone(), base: 0, devices }];
+        match source.map(|source| source.audit_all(run, &names, ledgers)) {
             None => {}
             Some(Ok(audit)) => report.audit = Some(audit),
             // What was measured is reported all the same.
@@ -492,13 +573,31 @@ impl Common {
 
     /// Prints the summary and writes the JSON.
     fn publish(&self, report: &Report) -> anyhow::Result<ExitCode> {
-        print!("{}", report.summary());
-        if let Some(file) = &self.json {
-            let json = serde_json::to_vec_pretty(report).context("cannot encode the report")?;
-            fs::write(file, json).with_context(|| format!("--json: cannot write {}", file.display()))?;
-        }
-        Ok(if report.verdict.outcome == Outcome::Pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        publish(report, self.json.as_deref(), self.html.as_deref())
     }
+}
+
+/// Prints the summary and writes the files.
+pub(crate) fn publish(report: &Report, json: Option<&Path>, page: Option<&Path>) -> anyhow::Result<ExitCode> {
+    print!("{}", report.summary());
+    if let Some(file) = json {
+        write_json(file, report)?;
+    }
+    if let Some(file) = page {
+        fs::write(file, html::render(report)).with_context(|| format!("--html: cannot write {}", file.display()))?;
+    }
+    Ok(if report.verdict.outcome == Outcome::Pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn write_json(file: &Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
+    let json = serde_json::to_vec_pretty(value).context("cannot encode the report")?;
+    fs::write(file, json).with_context(|| format!("--json: cannot write {}", file.display()))
+}
+
+/// Reads a report that `--json` wrote.
+pub(crate) fn read_report(file: &Path) -> anyhow::Result<Report> {
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_json::from_slice(&bytes).with_context(|| format!("{} is no report of tidegate-bench", file.display()))
 }
 
 /// A number that no other run has, near enough.
@@ -543,20 +642,16 @@ impl CoapArgs {
             bail!("--max-retransmit {} must be at most 20", self.max_retransmit);
         }
         let millis = |value, flag| Ok::<u64, anyhow::Error>(seconds(value, flag)?.as_millis() as u64);
+        let payload = common.payload(64, Self::MAX_PAYLOAD)?;
         Ok(Workload {
-            target,
-            devices: self.devices,
             sources,
-            source_net: None,
-            rebinding: None,
-            security: None,
-            run: run_id(),
             prefix: common.device_prefix.clone(),
             path: self.path.clone(),
             ep: !self.no_ep,
             method: self.method,
             delivery: self.delivery(),
-            payload: common.payload(64, Self::MAX_PAYLOAD)?,
+            payload,
+            payload_most: payload,
             transmission: Transmission {
                 ack_timeout_millis: millis(self.ack_timeout, "--ack-timeout")?,
                 ack_random_factor: self.ack_random_factor,
@@ -566,6 +661,7 @@ impl CoapArgs {
             tick_micros: common.tick_micros,
             threads: common.threads,
             handicap: Duration::from_millis(common.handicap_millis),
+            ..Workload::new(target, self.devices, run_id())
         })
     }
 }
@@ -659,7 +755,7 @@ fn run_coap(
     let signals = Signals::take()?;
     let started_micros = Clock::start().wall_micros(0);
     let mut outcome = workload.run(plan, &signals, server, common.quiet)?;
-    let mut report = Report::new(scenario, started_micros, workload.run, workload.target, workload.load(&plan));
+    let mut report = Report::new(scenario, started_micros, workload.run, &workload.target, workload.load(&plan));
     report.observe(&outcome.observed, &outcome.meter);
     report.connect = outcome.connect.take();
     report.generator.dropped_answers = outcome.dropped_answers;
@@ -701,28 +797,37 @@ impl MqttCommand {
         if self.connect_rate.is_nan() || self.connect_rate < 0.0 {
             bail!("--connect-rate {} must be 0 or above", self.connect_rate);
         }
+        let payload = common.payload(256, Self::MAX_PAYLOAD)?;
+        let target = resolve(&self.target)?;
         Ok(mqtt::Workload {
-            target: resolve(&self.target)?,
-            connections: self.connections,
             version: if self.version == 5 { mqtt::Version::V5 } else { mqtt::Version::V3 },
             qos: self.qos,
             window,
             publishes: !self.idle,
-            run: run_id(),
             prefix: common.device_prefix.clone(),
             topic: self.topic.clone(),
-            payload: common.payload(256, Self::MAX_PAYLOAD)?,
+            payload,
+            payload_most: payload,
+            layers: self.layers(target)?,
+            clean: !self.persistent,
+            subscribe: self.subscribe_own.clone().map(|filter| (filter, self.qos.min(1))),
             keep_alive: self.keep_alive,
             username: self.username.clone(),
             password: self.password.clone(),
             connect_rate: self.connect_rate,
             connecting: self.connecting,
-            own_filter: self.subscribe_own.clone(),
             consumer: self.subscribe.clone().map(|filter| (filter, self.subscribe_qos)),
             tick_micros: common.tick_micros,
             threads: common.threads,
             handicap: Duration::from_millis(common.handicap_millis),
+            ..mqtt::Workload::new(target, self.connections, run_id())
         })
+    }
+
+    fn layers(&self, target: SocketAddr) -> anyhow::Result<mqtt::Layers> {
+        let host = self.tls_name.clone().unwrap_or_else(|| mqtt::host_of(&self.target, target));
+        let tls = self.tls.then(|| mqtt::TlsClient::new(self.ca.as_deref(), &host, !self.no_resume)).transpose()?;
+        Ok(mqtt::Layers { tls, websocket: self.websocket.clone().map(|path| (host, path)) })
     }
 
     fn run(&self) -> anyhow::Result<ExitCode> {
@@ -734,7 +839,7 @@ impl MqttCommand {
         let signals = Signals::take()?;
         let started_micros = Clock::start().wall_micros(0);
         let mut outcome = workload.run(plan, &signals, common.server_pid, common.quiet)?;
-        let mut report = Report::new("mqtt", started_micros, workload.run, workload.target, workload.load(&plan));
+        let mut report = Report::new("mqtt", started_micros, workload.run, &workload.target, workload.load(&plan));
         report.observe(&outcome.observed, &outcome.meter);
         report.connect = Some(outcome.connect.clone());
         report.generator.bytes_per_device = outcome.bytes_per_device;
@@ -743,6 +848,7 @@ impl MqttCommand {
                 filter: filter.clone(),
                 messages: received.messages,
                 twice: received.twice,
+                expected: outcome.meter.counts.acked,
                 acked_and_missing: received.missing(&outcome.ledgers),
                 corrupted: received.corrupted,
                 latency: Quantiles::from(&received.latency),
@@ -757,54 +863,5 @@ impl MqttCommand {
             ));
         }
         common.publish(&report)
-    }
-}
-
-/// An echo server in a process of its own, so that its processor time is told from the generator's.
-struct EchoProcess {
-    child: Child,
-    local: SocketAddr,
-}
-
-impl EchoProcess {
-    fn start(what: &str, threads: usize, security: Option<&SecurityArgs>) -> anyhow::Result<EchoProcess> {
-        let own = std::env::current_exe().context("cannot find this program's own path")?;
-        let mut command = Command::new(own);
-        command.args(["echo", what, "--die-with-parent", "--threads", &threads.to_string()]);
-        match security {
-            Some(SecurityArgs { psk: Some(psk), .. }) => command.args(["--psk", psk]),
-            Some(SecurityArgs { psk_seed, .. }) => command.args(["--psk-seed", psk_seed]),
-            None => &mut command,
-        };
-        let mut child = command
-            // An interrupt from the terminal is for the generator, which still awaits answers.
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start the echo server")?;
-        let mut line = String::new();
-        let output = child.stdout.take().context("the echo server has no output")?;
-        BufReader::new(output).read_line(&mut line).context("cannot read from the echo server")?;
-        let local = line.trim().rsplit(' ').next().and_then(|addr| addr.parse().ok());
-        match local {
-            Some(local) => Ok(EchoProcess { child, local }),
-            None => {
-                let _ = child.kill();
-                let _ = child.wait();
-                bail!("the echo server did not start");
-            }
-        }
-    }
-
-    fn stop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for EchoProcess {
-    fn drop(&mut self) {
-        self.stop();
     }
 }

@@ -52,7 +52,7 @@ impl Part {
         self.last = now;
     }
 
-    fn add(&mut self, other: Part) {
+    pub(crate) fn add(&mut self, other: Part) {
         self.set_up += other.set_up;
         self.refused += other.refused;
         self.reason = self.reason.take().or(other.reason);
@@ -83,21 +83,34 @@ impl Part {
 
 /// Waits for the parts of `threads` threads, which want `wanted` in all.
 pub(crate) fn await_all(
-    told: &mpsc::Receiver<SetUp>,
+    told: &mpsc::Receiver<(usize, SetUp)>,
     threads: usize,
     wanted: u32,
     control: &Control,
     quiet: bool,
 ) -> anyhow::Result<Part> {
+    let mut stages = await_groups(told, threads, 1, wanted, control, quiet)?;
+    Ok(stages.remove(0))
+}
+
+/// The same, for threads that each belong to one of some groups and say which.
+pub(crate) fn await_groups(
+    told: &mpsc::Receiver<(usize, SetUp)>,
+    threads: usize,
+    groups: usize,
+    wanted: u32,
+    control: &Control,
+    quiet: bool,
+) -> anyhow::Result<Vec<Part>> {
     let started = Instant::now();
-    let mut stage = Part::begin(u64::MAX);
+    let mut stages: Vec<Part> = (0..groups).map(|_| Part::begin(u64::MAX)).collect();
     let mut heard = 0;
     let (mut last_count, mut last_moved) = (0, Instant::now());
     let mut last_line = started;
     while heard < threads {
         match told.recv_timeout(Duration::from_millis(100)) {
-            Ok(part) => {
-                stage.add(part?);
+            Ok((group, part)) => {
+                stages[group].add(part?);
                 heard += 1;
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {}
@@ -106,17 +119,17 @@ pub(crate) fn await_all(
         let count = control.connected();
         if count != last_count {
             (last_count, last_moved) = (count, Instant::now());
-        } else if last_moved.elapsed() > STALLED {
+        } else if count < wanted && last_moved.elapsed() > STALLED {
             bail!(
                 "the server accepted {count} of {wanted} connections and then none for {} s; is its limit of open files or connections \
                  reached?",
                 STALLED.as_secs()
             );
         }
-        if !quiet && last_line.elapsed() >= Duration::from_secs(1) {
+        if !quiet && wanted > 0 && last_line.elapsed() >= Duration::from_secs(1) {
             last_line = Instant::now();
             eprintln!("{:>5.0} s  {count} of {wanted} connected", started.elapsed().as_secs_f64());
         }
     }
-    Ok(stage)
+    Ok(stages)
 }

@@ -3,8 +3,13 @@
 //! Devices take turns, so their message numbers stay close together and `number × devices + device` is a dense index. Ten million
 //! messages take 2.5 MB.
 
+use base64::Engine as _;
+
 /// Bits of a chunk: 64 kB, so that growing never moves what is there and costs microseconds.
 const CHUNK_BITS: u64 = 1 << 19;
+
+/// Highest number of a chunk in a dump: 2⁴⁸ messages.
+const MOST_CHUNKS: u64 = 1 << 29;
 
 /// A set of message indices, growing as needed.
 #[derive(Debug, Default)]
@@ -43,6 +48,33 @@ impl Bits {
         )
     }
 
+    /// Chunks that hold anything: their number, and their bits in base64.
+    fn dump(&self) -> Vec<(u64, String)> {
+        let encode = |words: &[u64]| {
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            base64::engine::general_purpose::STANDARD.encode(bytes)
+        };
+        let chunks = self.chunks.iter().enumerate();
+        chunks.filter_map(|(i, words)| Some((i as u64, encode(words.as_ref()?)))).collect()
+    }
+
+    fn from_dump(chunks: &[(u64, String)]) -> Option<Bits> {
+        let mut bits = Bits::default();
+        for (chunk, text) in chunks {
+            let bytes = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
+            if bytes.len() as u64 * 8 != CHUNK_BITS || *chunk > MOST_CHUNKS {
+                return None;
+            }
+            let words = bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()));
+            let at = *chunk as usize;
+            if bits.chunks.len() <= at {
+                bits.chunks.resize_with(at + 1, || None);
+            }
+            bits.chunks[at] = Some(words.collect());
+        }
+        Some(bits)
+    }
+
     fn len(&self) -> u64 {
         self.chunks.iter().flatten().flat_map(|words| words.iter()).map(|word| u64::from(word.count_ones())).sum()
     }
@@ -56,6 +88,14 @@ pub struct Ledger {
     acked: Bits,
     stored: Bits,
     stored_twice: u64,
+}
+
+/// Messages of a [`Ledger`], to be sent to another process.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Dump {
+    first: u32,
+    devices: u32,
+    chunks: Vec<(u64, String)>,
 }
 
 /// A message, by device and number.
@@ -140,6 +180,55 @@ impl Ledger {
         fresh
     }
 
+    /// What was acknowledged, to be sent to another process.
+    #[must_use]
+    pub fn dump_acked(&self) -> Dump {
+        Dump { first: self.first, devices: self.devices, chunks: self.acked.dump() }
+    }
+
+    /// What was found, likewise.
+    #[must_use]
+    pub fn dump_stored(&self) -> Dump {
+        Dump { first: self.first, devices: self.devices, chunks: self.stored.dump() }
+    }
+
+    /// A ledger of acknowledged messages; `None` if the dump is damaged.
+    #[must_use]
+    pub fn from_dump(dump: &Dump) -> Option<Ledger> {
+        let mut ledger = Ledger::new(dump.first, dump.devices);
+        ledger.acked = Bits::from_dump(&dump.chunks)?;
+        Some(ledger)
+    }
+
+    /// A ledger of messages that were found.
+    #[must_use]
+    pub fn from_stored_dump(dump: &Dump) -> Option<Ledger> {
+        let mut ledger = Ledger::new(dump.first, dump.devices);
+        ledger.stored = Bits::from_dump(&dump.chunks)?;
+        Some(ledger)
+    }
+
+    /// Adds what another ledger of the same devices found.
+    pub fn add_stored(&mut self, other: &Ledger) {
+        for k in other.stored.iter() {
+            self.store(other.id(k));
+        }
+        self.stored_twice += other.stored_twice;
+    }
+
+    /// Adds what another ledger knows to be acknowledged, of devices that are all among these.
+    pub fn add_acked(&mut self, other: &Ledger) {
+        for id in other.acked() {
+            self.ack(id);
+        }
+    }
+
+    /// Its devices: the first one, and how many.
+    #[must_use]
+    pub fn devices(&self) -> (u32, u32) {
+        (self.first, self.devices)
+    }
+
     /// The sums.
     #[must_use]
     pub fn balance(&self) -> Balance {
@@ -157,6 +246,20 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dump_holds_the_same_messages() {
+        let mut ledger = Ledger::new(5, 3);
+        let ids: Vec<_> = [0, 1, 77, 400_000].map(|number| MessageId { device: 6, number }).into();
+        for &id in &ids {
+            ledger.ack(id);
+        }
+        let again = Ledger::from_dump(&ledger.dump_acked()).unwrap();
+        assert_eq!(again.acked().collect::<Vec<_>>(), ids);
+        let mut damaged = ledger.dump_acked();
+        damaged.chunks[0].1.truncate(8);
+        assert!(Ledger::from_dump(&damaged).is_none());
+    }
 
     #[test]
     fn it_tells_missing_twice_and_unacked_apart() {

@@ -20,17 +20,25 @@
 //! `--json FILE` writes a [`report::Report`].
 
 pub mod audit;
+pub mod ceilings;
 pub mod cli;
 pub mod clock;
 pub mod coap;
+pub mod compare;
 mod connect;
 pub mod credentials;
+pub mod html;
+pub mod join;
 pub mod ledger;
+mod live;
 pub mod meter;
 pub mod mqtt;
 pub mod payload;
 pub mod process;
 pub mod report;
 pub mod run;
+pub mod scenario;
 pub mod schedule;
+mod server;
+pub mod slo;
 pub mod timer;

@@ -72,6 +72,21 @@ pub struct Counts {
     /// Messages before which a device was given a new source address and port.
     #[serde(default)]
     pub rebinds: u64,
+    /// Datagrams that the generator lost on purpose.
+    #[serde(default)]
+    pub lost_by_client: u64,
+    /// Datagrams that came to a device while it slept.
+    #[serde(default)]
+    pub slept: u64,
+    /// Connections that were made again, after a storm, a sleep or a loss.
+    #[serde(default)]
+    pub reconnects: u64,
+    /// TLS handshakes.
+    #[serde(default)]
+    pub tls_handshakes: u64,
+    /// Those of them that resumed a session.
+    #[serde(default)]
+    pub tls_resumed: u64,
 }
 
 impl Counts {
@@ -112,6 +127,11 @@ impl Counts {
         self.handshakes_failed += other.handshakes_failed;
         self.records_dropped += other.records_dropped;
         self.rebinds += other.rebinds;
+        self.lost_by_client += other.lost_by_client;
+        self.slept += other.slept;
+        self.reconnects += other.reconnects;
+        self.tls_handshakes += other.tls_handshakes;
+        self.tls_resumed += other.tls_resumed;
     }
 }
 

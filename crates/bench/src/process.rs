@@ -81,6 +81,42 @@ pub fn udp_drops(port: u16) -> u64 {
         .sum()
 }
 
+/// What the kernel keeps for the sockets of this host, the generator's included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelSockets {
+    /// TCP sockets in use.
+    pub tcp: u64,
+    /// TCP sockets that wait for late packets (TIME-WAIT).
+    pub tcp_waiting: u64,
+    /// Bytes of TCP buffers.
+    pub tcp_bytes: u64,
+    /// UDP sockets in use.
+    pub udp: u64,
+    /// Bytes of UDP buffers.
+    pub udp_bytes: u64,
+}
+
+/// Bytes of a page, in which the kernel counts socket memory.
+const PAGE: u64 = 4_096;
+
+/// Looks at what the kernel keeps for sockets; zeros where it does not tell.
+#[must_use]
+pub fn kernel_sockets() -> KernelSockets {
+    let table = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
+    let number = |protocol: &str, name: &str| {
+        let line = table.lines().find_map(|line| line.strip_prefix(protocol)).unwrap_or_default();
+        let mut words = line.split_ascii_whitespace().skip_while(|word| *word != name);
+        words.nth(1).and_then(|number| number.parse::<u64>().ok()).unwrap_or(0)
+    };
+    KernelSockets {
+        tcp: number("TCP:", "inuse"),
+        tcp_waiting: number("TCP:", "tw"),
+        tcp_bytes: number("TCP:", "mem") * PAGE,
+        udp: number("UDP:", "inuse"),
+        udp_bytes: number("UDP:", "mem") * PAGE,
+    }
+}
+
 /// What a run was measured on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
@@ -92,6 +128,9 @@ pub struct Machine {
     pub memory: u64,
     /// Release of the kernel.
     pub kernel: String,
+    /// What the kernel tells the time by.
+    #[serde(default)]
+    pub clock: String,
 }
 
 impl Machine {
@@ -106,6 +145,7 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory: field(&read("/proc/meminfo"), "MemTotal:") * 1_024,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            clock: read("/sys/devices/system/clocksource/clocksource0/current_clocksource").trim().to_owned(),
         }
     }
 }

@@ -4,18 +4,20 @@
 //! the names say. A field is `null` where it does not apply.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 
 use base64::Engine as _;
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::{Serializer as _, V2Serializer};
+use hdrhistogram::serialization::{Deserializer, Serializer as _, V2Serializer};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Audit;
+use crate::ceilings::Ceilings;
 use crate::clock::SECOND;
 use crate::meter::{Counts, Meter};
-use crate::process::{Machine, Sample};
+use crate::process::{KernelSockets, Machine, Sample};
 use crate::run::{Drive, Moment, Observed, Plan, Second, Until, micros};
+use crate::scenario::PopulationReport;
+use crate::slo::Objective;
 
 /// Version of the schema: it grows when a field changes its meaning or goes.
 pub const SCHEMA: u32 = 1;
@@ -30,8 +32,11 @@ pub struct Report {
     pub schema: u32,
     /// `tidegate-bench` and its version.
     pub tool: String,
-    /// What was measured: `coap`, `mqtt`.
+    /// What was measured: `coap`, `coaps`, `mqtt`, or the name of a scenario.
     pub scenario: String,
+    /// What the scenario is for.
+    #[serde(default)]
+    pub description: String,
     /// When the run started, microseconds since 1970.
     pub started_micros: u64,
     /// The run's identifier, which its payloads carry, in hexadecimal.
@@ -61,6 +66,21 @@ pub struct Report {
     pub generator: GeneratorUse,
     /// What the consumer received, if there was one.
     pub consumer: Option<Consumer>,
+    /// The populations of a scenario.
+    #[serde(default)]
+    pub populations: Vec<PopulationReport>,
+    /// What had to come of the scenario, and what did.
+    #[serde(default)]
+    pub slo: Vec<Objective>,
+    /// The server's resident memory before anything was set up, in bytes.
+    #[serde(default)]
+    pub server_idle_rss: Option<u64>,
+    /// What the kernel kept for the sockets of this host at the end of the measured part, those of the generator included.
+    #[serde(default)]
+    pub kernel_sockets: Option<KernelSockets>,
+    /// What this machine can do at most, measured in the same run.
+    #[serde(default)]
+    pub ceilings: Option<Ceilings>,
     /// The seconds of the run.
     pub timeline: Vec<Second>,
     /// What was found of the acknowledged messages, if `--audit` was given.
@@ -181,6 +201,15 @@ pub struct Quantiles {
     pub histogram: String,
 }
 
+impl Quantiles {
+    /// The whole histogram; `None` if the text is damaged.
+    #[must_use]
+    pub fn decode(&self) -> Option<Histogram<u64>> {
+        let bytes = base64::engine::general_purpose::STANDARD.decode(&self.histogram).ok()?;
+        Deserializer::new().deserialize(&mut &bytes[..]).ok()
+    }
+}
+
 impl From<&Histogram<u64>> for Quantiles {
     fn from(histogram: &Histogram<u64>) -> Quantiles {
         let mut bytes = Vec::new();
@@ -253,6 +282,9 @@ pub struct Consumer {
     pub messages: u64,
     /// Messages of the run that it received more than once.
     pub twice: u64,
+    /// Messages of the run that it should have received, where that is known.
+    #[serde(default)]
+    pub expected: u64,
     /// Messages of the run that were acknowledged to their sender and that it did not receive.
     pub acked_and_missing: u64,
     /// Messages of the run whose payload was damaged.
@@ -323,7 +355,37 @@ impl Measured {
     }
 }
 
+impl Connect {
+    /// Adds those of another process, at the same time.
+    pub(crate) fn add(&mut self, other: &Connect) {
+        self.connections += other.connections;
+        self.refused += other.refused;
+        self.seconds = self.seconds.max(other.seconds);
+        self.per_second = f64::from(self.connections) / self.seconds.max(f64::MIN_POSITIVE);
+        self.latency = self.latency.merge(&other.latency);
+        let each = f64::from(self.connections);
+        if let (Some(before), Some(after)) = (self.server_rss_before, self.server_rss_after) {
+            self.server_rss_each = Some((after as f64 - before as f64) / each);
+        }
+        // The processor time was that of all processes' connections.
+        let own = f64::from(self.connections - other.connections);
+        self.server_cpu_micros_each = self.server_cpu_micros_each.map(|micros| micros * own / each);
+    }
+}
+
 impl ServerUse {
+    /// What was used is what so many messages cost.
+    pub(crate) fn spread_over(&mut self, acked: u64) {
+        let Some(each) = &mut self.per_message else { return };
+        let before = self.cpu_seconds / each.cpu_seconds_per_million * 1e6;
+        let share = before / acked.max(1) as f64;
+        each.cpu_seconds_per_million = self.cpu_seconds / acked.max(1) as f64 * 1e6;
+        if share.is_finite() {
+            each.voluntary_switches *= share;
+            each.involuntary_switches *= share;
+        }
+    }
+
     /// Between two moments of a run, if the server was seen at both.
     #[must_use]
     pub fn of(observed: &Observed) -> Option<ServerUse> {
@@ -353,11 +415,12 @@ impl ServerUse {
 impl Report {
     /// A report of a run that has not been observed.
     #[must_use]
-    pub fn new(scenario: &str, started_micros: u64, run: u64, target: SocketAddr, load: Load) -> Report {
+    pub fn new(scenario: &str, started_micros: u64, run: u64, target: &dyn std::fmt::Display, load: Load) -> Report {
         Report {
             schema: SCHEMA,
             tool: concat!("tidegate-bench ", env!("CARGO_PKG_VERSION")).to_owned(),
             scenario: scenario.to_owned(),
+            description: String::new(),
             started_micros,
             run: format!("{run:016x}"),
             machine: Machine::this(),
@@ -372,6 +435,11 @@ impl Report {
             server: None,
             generator: GeneratorUse::default(),
             consumer: None,
+            populations: Vec::new(),
+            slo: Vec::new(),
+            server_idle_rss: None,
+            kernel_sockets: None,
+            ceilings: None,
             timeline: Vec::new(),
             audit: None,
             verdict: Verdict::pass(),
@@ -385,7 +453,8 @@ impl Report {
         self.latency = Quantiles::from(&meter.latency);
         self.lateness = self.load.rate.is_some().then(|| Quantiles::from(&meter.lateness));
         self.server = ServerUse::of(observed);
-        let cpu_seconds = (observed.end.own_cpu_millis - observed.begin.own_cpu_millis) as f64 / 1_000.0;
+        self.kernel_sockets = observed.end.sockets;
+        let cpu_seconds = observed.end.own_cpu_millis.saturating_sub(observed.begin.own_cpu_millis) as f64 / 1_000.0;
         self.generator.cpu_seconds = cpu_seconds;
         self.generator.busy = cpu_seconds / self.measured.seconds.max(f64::MIN_POSITIVE) / self.load.threads as f64;
         self.timeline.clone_from(&observed.timeline);
@@ -411,6 +480,14 @@ impl Report {
             verdict.fail(format!("{} messages reached the consumer damaged", consumer.corrupted));
         }
         let c = &self.counts;
+        for Objective { name, wanted, found, .. } in self.slo.iter().filter(|objective| !objective.met) {
+            verdict.fail(format!("{name} is {found}, and {wanted} was wanted"));
+        }
+        let delivered = self.populations.iter().filter_map(|population| population.delivered.as_ref());
+        let corrupted: u64 = delivered.map(|delivered| delivered.corrupted).sum();
+        if corrupted > 0 {
+            verdict.fail(format!("{corrupted} messages reached subscribers damaged"));
+        }
         if c.wrong + c.malformed > 0 {
             verdict.fail(format!("{} answers were wrong and {} malformed", c.wrong, c.malformed));
         }
@@ -542,8 +619,27 @@ impl Report {
                 line(&consumer.latency)
             )?;
         }
+        for population in &self.populations {
+            write_population(out, population)?;
+        }
+        if let Some(KernelSockets { tcp, tcp_bytes, udp, udp_bytes, .. }) = &self.kernel_sockets {
+            writeln!(
+                out,
+                "  kernel    {tcp} TCP sockets with {:.1} MB of buffers, {udp} UDP sockets with {:.1} MB, both ends",
+                *tcp_bytes as f64 / 1e6,
+                *udp_bytes as f64 / 1e6
+            )?;
+        }
+        if let Some(ceilings) = &self.ceilings {
+            for line in ceilings.lines(self) {
+                writeln!(out, "  ceiling   {line}")?;
+            }
+        }
         if let Some(audit) = &self.audit {
             writeln!(out, "  audit     {audit}")?;
+        }
+        for Objective { name, wanted, found, met } in &self.slo {
+            writeln!(out, "  slo       {} {name}: {found}, wanted {wanted}", if *met { "✓" } else { "✗" })?;
         }
         for note in &self.verdict.notes {
             writeln!(out, "  note      {note}")?;
@@ -585,6 +681,11 @@ impl Report {
             (c.handshakes_failed, "handshakes failed"),
             (c.records_dropped, "records dropped"),
             (c.rebinds, "new source addresses"),
+            (c.lost_by_client, "datagrams lost on purpose"),
+            (c.slept, "datagrams to sleeping devices"),
+            (c.reconnects, "reconnects"),
+            (c.tls_handshakes, "TLS handshakes"),
+            (c.tls_resumed, "of them resumed"),
         ];
         for (n, name) in named {
             if n > 0 {
@@ -596,6 +697,35 @@ impl Report {
         }
         writeln!(out)
     }
+}
+
+fn write_population(out: &mut String, population: &PopulationReport) -> std::fmt::Result {
+    let PopulationReport { name, protocol, devices, delivery, counts, latency, .. } = population;
+    writeln!(
+        out,
+        "  {name}: {devices} × {protocol} {delivery}, {} sent, {} acked, {} failed, {} devices reported; {}",
+        counts.messages,
+        counts.acked,
+        counts.refusals() + counts.timed_out + counts.unanswered + counts.lost + counts.unsent,
+        population.reported_devices,
+        line(latency)
+    )?;
+    if let Some(reconnect) = &population.reconnect {
+        writeln!(out, "            {} connected again; {}", reconnect.count, line(reconnect))?;
+    }
+    if let Some(delivered) = &population.delivered {
+        writeln!(
+            out,
+            "            received {} of {} from {}, {} missing, {} twice; {}",
+            delivered.messages,
+            delivered.expected,
+            delivered.filter,
+            delivered.acked_and_missing,
+            delivered.twice,
+            line(&delivered.latency)
+        )?;
+    }
+    Ok(())
 }
 
 fn line(q: &Quantiles) -> String {

@@ -6,7 +6,6 @@
 //! thread prints the progress line, looks at the server's process when the measured part begins and ends, and passes a signal
 //! on.
 
-use std::io::Write;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -23,8 +22,9 @@ use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, SECOND};
+use crate::live::Live;
 use crate::meter::{Meter, histogram};
-use crate::process::{self, Sample};
+use crate::process::{self, KernelSockets, Sample};
 
 /// How a run is driven.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -122,6 +122,8 @@ pub struct Control {
     stops: AtomicU8,
     wake: EventFd,
     shards: Vec<Shared>,
+    /// Threads that belong together, with a name.
+    pub(crate) groups: Vec<(String, Range<usize>)>,
     stage: Mutex<Stage>,
     stage_ended: Condvar,
     connected: AtomicU32,
@@ -142,6 +144,15 @@ impl Control {
     ///
     /// The process has too many open files.
     pub fn new(plan: Plan, threads: usize) -> anyhow::Result<Control> {
+        Control::grouped(plan, threads, Vec::new())
+    }
+
+    /// The same, with threads in groups that are shown by themselves.
+    ///
+    /// # Errors
+    ///
+    /// The process has too many open files.
+    pub fn grouped(plan: Plan, threads: usize, groups: Vec<(String, Range<usize>)>) -> anyhow::Result<Control> {
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .context("cannot make an event descriptor")?;
         let shard = || Shared {
@@ -160,6 +171,7 @@ impl Control {
             stops: AtomicU8::new(0),
             wake,
             shards: std::iter::repeat_with(shard).take(threads).collect(),
+            groups,
             stage: Mutex::new(Stage::First),
             stage_ended: Condvar::new(),
             connected: AtomicU32::new(0),
@@ -254,7 +266,7 @@ impl Control {
         self.shards.iter().map(|shard| value(shard).load(Relaxed)).sum()
     }
 
-    fn all_reached(&self, phase: Phase) -> bool {
+    pub(crate) fn all_reached(&self, phase: Phase) -> bool {
         self.shards.iter().all(|shard| shard.phase.load(Relaxed) >= phase as u8)
     }
 }
@@ -272,6 +284,8 @@ pub struct Moment {
     pub server: Option<Sample>,
     /// Processor time of the generator.
     pub own_cpu_millis: u64,
+    /// What the kernel keeps for sockets, if the server is watched.
+    pub sockets: Option<KernelSockets>,
 }
 
 /// One second of a run.
@@ -295,6 +309,37 @@ pub struct Second {
     pub server_cores: Option<f64>,
     /// The server's resident memory at its end, in bytes.
     pub server_rss: Option<u64>,
+    /// The populations of a scenario, in its order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub populations: Vec<PopulationSecond>,
+}
+
+impl Second {
+    /// Adds the same second of another process; of latencies, the longer one.
+    pub(crate) fn add(&mut self, other: &Second) {
+        self.messages_per_second += other.messages_per_second;
+        self.acks_per_second += other.acks_per_second;
+        self.failed += other.failed;
+        self.in_flight += other.in_flight;
+        self.p50_micros = self.p50_micros.max(other.p50_micros);
+        self.p99_micros = self.p99_micros.max(other.p99_micros);
+        for (one, two) in self.populations.iter_mut().zip(&other.populations) {
+            one.acked += two.acked;
+            one.failed += two.failed;
+            one.p99_micros = one.p99_micros.max(two.p99_micros);
+        }
+    }
+}
+
+/// One second of one population.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PopulationSecond {
+    /// Messages acknowledged since the start of the run.
+    pub acked: u64,
+    /// Messages refused, lost or given up since the start of the run.
+    pub failed: u64,
+    /// 99th percentile of latency in the second, in microseconds.
+    pub p99_micros: u64,
 }
 
 /// What the watching thread saw.
@@ -343,6 +388,7 @@ pub fn watch(control: &Control, signals: &Signals, server: Option<u32>, quiet: b
         messages: control.sum(|s| &s.messages),
         server: server.and_then(|pid| process::sample(pid).ok()),
         own_cpu_millis: process::own_cpu_millis(),
+        sockets: server.map(|_| process::kernel_sockets()),
     };
     let mut observed =
         Observed { begin: Moment::default(), end: Moment::default(), timeline: Vec::new(), interrupted: false };
@@ -350,6 +396,7 @@ pub fn watch(control: &Control, signals: &Signals, server: Option<u32>, quiet: b
     let mut last = moment();
     let mut last_failed = 0;
     let mut next_line = SECOND;
+    let mut live = Live::new();
     loop {
         let now = clock.now();
         if !begun && now >= measured.start {
@@ -366,7 +413,7 @@ pub fn watch(control: &Control, signals: &Signals, server: Option<u32>, quiet: b
             let failed = control.sum(|s| &s.failed);
             let second = second(control, &last, &here, failed - last_failed);
             if !quiet {
-                print_line(control, &second, now, server.is_some());
+                live.show(control, &second, now, server.is_some());
             }
             observed.timeline.push(second);
             (last, last_failed) = (here, failed);
@@ -402,11 +449,29 @@ pub fn watch(control: &Control, signals: &Signals, server: Option<u32>, quiet: b
 fn second(control: &Control, last: &Moment, here: &Moment, failed: u64) -> Second {
     let seconds = (here.at - last.at).max(1) as f64 / SECOND as f64;
     let mut latency = histogram();
-    for shard in &control.shards {
-        if let Ok(mut interval) = shard.interval.lock() {
-            let _ = latency.add(&interval.latency);
-            interval.latency.reset();
+    let mut populations = Vec::new();
+    let take = |shards: &[Shared]| {
+        let mut part = histogram();
+        for shard in shards {
+            if let Ok(mut interval) = shard.interval.lock() {
+                let _ = part.add(&interval.latency);
+                interval.latency.reset();
+            }
         }
+        part
+    };
+    for (_, shards) in &control.groups {
+        let shards = &control.shards[shards.clone()];
+        let part = take(shards);
+        populations.push(PopulationSecond {
+            acked: shards.iter().map(|shard| shard.acked.load(Relaxed)).sum(),
+            failed: shards.iter().map(|shard| shard.failed.load(Relaxed)).sum(),
+            p99_micros: part.value_at_quantile(0.99),
+        });
+        let _ = latency.add(&part);
+    }
+    if control.groups.is_empty() {
+        latency = take(&control.shards);
     }
     let server_cores = last
         .server
@@ -422,35 +487,8 @@ fn second(control: &Control, last: &Moment, here: &Moment, failed: u64) -> Secon
         p99_micros: latency.value_at_quantile(0.99),
         server_cores,
         server_rss: here.server.map(|server| server.rss),
+        populations,
     }
-}
-
-fn print_line(control: &Control, second: &Second, now: u64, watched: bool) {
-    let measured = control.plan.measured();
-    let part = if now <= measured.start {
-        " warm-up"
-    } else if control.all_reached(Phase::Draining) {
-        " drain"
-    } else {
-        ""
-    };
-    let server = match (second.server_cores, second.server_rss) {
-        (Some(cores), Some(rss)) => format!("  server {cores:.2} cores {:.1} MB", rss as f64 / 1e6),
-        _ if watched => "  server is gone".to_owned(),
-        _ => String::new(),
-    };
-    // Standard error may be closed; the run goes on.
-    let _ = writeln!(
-        std::io::stderr(),
-        "{:>5.0} s  {:>8.0} sent/s  {:>8.0} acked/s  {:>6} failed  {:>7} in flight  p50 {}  p99 {}{server}{part}",
-        second.at,
-        second.messages_per_second,
-        second.acks_per_second,
-        second.failed,
-        second.in_flight,
-        micros(second.p50_micros),
-        micros(second.p99_micros),
-    );
 }
 
 /// A time in microseconds, for people.

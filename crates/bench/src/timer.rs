@@ -1,7 +1,7 @@
 //! Timers of simulated devices: one each, set and cancelled once per message, and hardly ever expiring.
 //!
 //! A hashed wheel whose lists run through arrays by device index: setting, moving and cancelling take constant time and
-//! allocate nothing, and a device costs 12 bytes.
+//! allocate nothing, and a device costs 12 bytes. One wheel holds the timeouts of exchanges, another when devices wake.
 
 /// Width of a slot, in milliseconds. The shortest timeout of RFC 7252 §4.8 is 2 s, so it rounds by less than half a percent.
 pub const TICK_MILLIS: u64 = 8;
@@ -14,9 +14,23 @@ const NONE: u32 = u32::MAX;
 /// Marks a backward link as a slot's number and not a device's.
 const SLOT: u32 = 1 << 31;
 
+/// How finely a wheel turns.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gear {
+    tick_millis: u64,
+    slots: usize,
+}
+
+/// For the timeouts of exchanges.
+const TIMEOUTS: Gear = Gear { tick_millis: TICK_MILLIS, slots: SLOTS };
+
+/// For when devices wake: to the millisecond, over two minutes a turn.
+pub(crate) const WAKES: Gear = Gear { tick_millis: 1, slots: 1 << 17 };
+
 /// One timer for each of `0..len` devices.
 #[derive(Debug)]
 pub struct Wheel {
+    gear: Gear,
     /// First device of each slot.
     heads: Box<[u32]>,
     links: Vec<Link>,
@@ -45,9 +59,15 @@ impl Wheel {
     /// If there are more than 2³¹ − 1 devices.
     #[must_use]
     pub fn new(len: usize) -> Wheel {
+        Wheel::geared(TIMEOUTS, len)
+    }
+
+    /// The same, as finely as is wanted.
+    pub(crate) fn geared(gear: Gear, len: usize) -> Wheel {
         assert!(len < SLOT as usize, "a device index fits 31 bits");
         Wheel {
-            heads: vec![NONE; SLOTS].into_boxed_slice(),
+            gear,
+            heads: vec![NONE; gear.slots].into_boxed_slice(),
             links: vec![Link { next: NONE, previous: NONE, deadline: 0 }; len],
             now: 0,
             running: 0,
@@ -63,7 +83,7 @@ impl Wheel {
     /// Sets or moves the timer of device `i` to expire at `millis` (rounded up to a tick, at least one tick ahead).
     pub fn set(&mut self, i: u32, millis: u64) {
         self.cancel(i);
-        let deadline = millis.div_ceil(TICK_MILLIS).max(self.now + 1);
+        let deadline = millis.div_ceil(self.gear.tick_millis).max(self.now + 1);
         self.insert(i, deadline);
     }
 
@@ -86,7 +106,7 @@ impl Wheel {
     }
 
     fn insert(&mut self, i: u32, deadline: u64) {
-        let slot = deadline as usize % SLOTS;
+        let slot = deadline as usize % self.gear.slots;
         let next = std::mem::replace(&mut self.heads[slot], i);
         if next != NONE {
             self.links[next as usize].previous = i;
@@ -97,16 +117,16 @@ impl Wheel {
 
     /// Moves the time to `millis` and appends the devices whose timers expired, which run no more, to `expired`.
     pub fn advance(&mut self, millis: u64, expired: &mut Vec<u32>) {
-        let target = millis / TICK_MILLIS;
+        let target = millis / self.gear.tick_millis;
         if self.running == 0 {
             self.now = self.now.max(target);
             return;
         }
         // After a full turn every slot was seen; the deadline itself says who is due.
         let from = self.now + 1;
-        let last = target.min(self.now + SLOTS as u64);
+        let last = target.min(self.now + self.gear.slots as u64);
         for tick in from..=last {
-            let mut i = self.heads[tick as usize % SLOTS];
+            let mut i = self.heads[tick as usize % self.gear.slots];
             while i != NONE {
                 let link = self.links[i as usize];
                 if u64::from(link.deadline) <= target {
@@ -117,6 +137,18 @@ impl Wheel {
             }
         }
         self.now = self.now.max(target);
+    }
+
+    /// When the timer of device `i` was last set to expire, in milliseconds, rounded up to a tick.
+    pub(crate) fn deadline(&self, i: u32) -> u64 {
+        u64::from(self.links[i as usize].deadline) * self.gear.tick_millis
+    }
+
+    /// The first tick after now, and not after `until`, at which a timer may expire, in milliseconds.
+    pub(crate) fn next(&self, until: u64) -> u64 {
+        let ticks = (until / self.gear.tick_millis).saturating_sub(self.now).min(self.gear.slots as u64);
+        let busy = (1..=ticks).find(|tick| self.heads[(self.now + tick) as usize % self.gear.slots] != NONE);
+        busy.map_or(until, |tick| (self.now + tick) * self.gear.tick_millis)
     }
 }
 

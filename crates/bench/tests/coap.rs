@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tidegate_bench::coap::{Delivery, Method, Outcome, Transmission, Workload};
+use tidegate_bench::coap::{Delivery, Outcome, Transmission, Workload};
 use tidegate_bench::meter::Counts;
 use tidegate_bench::report::{self, Report};
 use tidegate_bench::run::{Drive, Plan, Signals, Until};
@@ -24,23 +24,10 @@ const CHANGED: u8 = 0x44;
 
 fn workload(target: SocketAddr, devices: u32) -> Workload {
     Workload {
-        target,
-        devices,
-        sources: devices,
-        source_net: None,
-        rebinding: None,
-        security: None,
-        run: RUN,
-        prefix: "bench-".to_owned(),
-        path: "telemetry".to_owned(),
-        ep: true,
-        method: Method::Post,
-        delivery: Delivery::Confirmable,
         payload: PAYLOAD,
+        payload_most: PAYLOAD,
         transmission: Transmission { ack_timeout_millis: 100, ..Transmission::default() },
-        tick_micros: 500,
-        threads: 1,
-        handicap: Duration::ZERO,
+        ..Workload::new(target, devices, RUN)
     }
 }
 
@@ -59,7 +46,7 @@ fn run(workload: &Workload, plan: Plan) -> Outcome {
 }
 
 fn report(workload: &Workload, plan: &Plan, outcome: &mut Outcome, store: Option<&Store>) -> Report {
-    let mut report = Report::new("coap", 0, workload.run, workload.target, workload.load(plan));
+    let mut report = Report::new("coap", 0, workload.run, &workload.target, workload.load(plan));
     report.observe(&outcome.observed, &outcome.meter);
     report.audit = store.map(|store| store.source().audit(RUN, "bench-", &mut outcome.ledgers).unwrap());
     report.judge(10.0);

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tidegate_bench::coap::{Delivery, Method, Outcome, Rebind, Rebinding, Security, Transmission, Workload};
+use tidegate_bench::coap::{Method, Outcome, Rebind, Rebinding, Security, Transmission, Workload};
 use tidegate_bench::credentials::Keys;
 use tidegate_bench::report::{self, Report};
 use tidegate_bench::run::{Drive, Plan, Signals, Until};
@@ -20,23 +20,12 @@ const RUN: u64 = 0x1122_3344_5566_7788;
 
 fn workload(target: SocketAddr, devices: u32, security: Security) -> Workload {
     Workload {
-        target,
-        devices,
-        sources: devices,
-        source_net: None,
-        rebinding: None,
         security: Some(security),
-        run: RUN,
-        prefix: "bench-".to_owned(),
-        path: "telemetry".to_owned(),
         ep: false,
-        method: Method::Post,
-        delivery: Delivery::Confirmable,
         payload: PAYLOAD,
+        payload_most: PAYLOAD,
         transmission: Transmission { ack_timeout_millis: 100, max_retransmit: 2, ..Transmission::default() },
-        tick_micros: 500,
-        threads: 1,
-        handicap: Duration::ZERO,
+        ..Workload::new(target, devices, RUN)
     }
 }
 
@@ -198,7 +187,7 @@ fn libcoap_with_gnutls_serves_them() {
     let outcome = workload.run(plan, &Signals::take().unwrap(), None, true).unwrap();
     let counts = &outcome.meter.counts;
     assert_eq!((counts.acked, counts.handshakes, counts.handshakes_failed), (500, 20, 0), "{counts:?}");
-    let mut report = Report::new("coaps", 0, RUN, workload.target, workload.load(&plan));
+    let mut report = Report::new("coaps", 0, RUN, &workload.target, workload.load(&plan));
     report.observe(&outcome.observed, &outcome.meter);
     report.judge(10.0);
     assert_eq!(report.verdict.outcome, report::Outcome::Pass, "{:?}", report.verdict);

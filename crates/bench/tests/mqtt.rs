@@ -103,26 +103,11 @@ fn ack(first: u8, id: u16) -> Vec<u8> {
 
 fn workload(target: SocketAddr, connections: u32) -> Workload {
     Workload {
-        target,
-        connections,
-        version: Version::V5,
-        qos: 1,
         window: 4,
-        publishes: true,
-        run: RUN,
-        prefix: "bench-".to_owned(),
-        topic: "telemetry/{device}".to_owned(),
         payload: PAYLOAD,
+        payload_most: PAYLOAD,
         keep_alive: 0,
-        username: None,
-        password: None,
-        connect_rate: 0.0,
-        connecting: 64,
-        own_filter: None,
-        consumer: None,
-        tick_micros: 500,
-        threads: 1,
-        handicap: Duration::ZERO,
+        ..Workload::new(target, connections, RUN)
     }
 }
 
@@ -141,7 +126,7 @@ fn run(workload: &Workload, plan: Plan) -> Outcome {
 }
 
 fn report(workload: &Workload, plan: &Plan, outcome: &mut Outcome, store: Option<&Store>) -> Report {
-    let mut report = Report::new("mqtt", 0, workload.run, workload.target, workload.load(plan));
+    let mut report = Report::new("mqtt", 0, workload.run, &workload.target, workload.load(plan));
     report.observe(&outcome.observed, &outcome.meter);
     report.connect = Some(outcome.connect.clone());
     report.audit = store.map(|store| store.source().audit(RUN, "bench-", &mut outcome.ledgers).unwrap());
@@ -201,7 +186,7 @@ fn each_client_subscribes_to_a_filter_of_its_own_first() {
             _ => vec![ack(0x40, packet.publish().0)],
         })
     });
-    let workload = Workload { own_filter: Some("cmd/{device}/#".into()), ..workload(target, 5) };
+    let workload = Workload { subscribe: Some(("cmd/{device}/#".into(), 1)), ..workload(target, 5) };
     let outcome = run(&workload, plan(Drive::Window(4), 100));
     assert_eq!((outcome.connect.connections, outcome.connect.refused), (4, 1));
     assert_eq!(outcome.meter.counts.acked, 100);

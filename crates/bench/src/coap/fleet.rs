@@ -18,6 +18,8 @@ use crate::meter::Meter;
 use crate::payload::{Mark, mix};
 use crate::process;
 use crate::run::{Control, Phase, Plan};
+use crate::scenario::Sleep;
+use crate::schedule::Calendar;
 use crate::timer::{TICK_MILLIS, Wheel};
 
 /// Longest answer that is told from another: header, token, a few options and a diagnostic payload. What is longer is cut, which does no
@@ -81,7 +83,9 @@ pub(crate) struct Fleet<'a> {
     pub(super) workload: &'a Workload,
     pub(super) shard: usize,
     share: Share,
-    /// Index in the run of `devices[0]`.
+    /// When devices report, in a scenario.
+    calendar: Option<Calendar>,
+    /// Index in the population of `devices[0]`.
     pub(super) first: u32,
     pub(super) devices: Vec<Device>,
     pub(super) wheel: Wheel,
@@ -123,6 +127,10 @@ impl<'a> Fleet<'a> {
             workload,
             shard,
             share,
+            calendar: workload
+                .timetable
+                .clone()
+                .map(|table| Calendar::new(table, workload.offset + indices.start, devices)),
             first: indices.start,
             devices: vec![Device { due_at: 0, begun: 0, due: 0, mid: 0, attempts: 0, state: State::Idle }; devices],
             wheel: Wheel::new(devices),
@@ -132,7 +140,7 @@ impl<'a> Fleet<'a> {
             template: Template::new(ty, *method, path, prefix, *ep, no_response),
             paths,
             secure: workload.security.as_ref().map(|security| Secure::new(security, workload, devices)),
-            ledger: Ledger::new(indices.start, devices as u32),
+            ledger: Ledger::new(workload.base + indices.start, devices as u32),
             meter: Meter::new(plan.measured()),
             in_flight: 0,
             started: 0,
@@ -142,9 +150,10 @@ impl<'a> Fleet<'a> {
     }
 
     /// Bytes of state a device: itself, its timer, its message ID.
-    pub(crate) fn bytes_per_device(secure: bool) -> f64 {
+    pub(crate) fn bytes_per_device(secure: bool, timed: bool) -> f64 {
+        let timed = if timed { Calendar::BYTES_PER_DEVICE } else { 0 };
         let plain = size_of::<Device>() + Wheel::BYTES_PER_DEVICE + size_of::<u16>();
-        (plain + if secure { Secure::BYTES_PER_DEVICE } else { 0 }) as f64
+        (plain + timed + if secure { Secure::BYTES_PER_DEVICE } else { 0 }) as f64
     }
 
     /// Runs the devices to the end.
@@ -222,7 +231,8 @@ impl<'a> Fleet<'a> {
             }
             for number in device.begun..device.due {
                 self.meter.counts.unsent += 1;
-                self.meter.answered(self.due_at(i, number), now);
+                let due_at = self.due_at(i, number);
+                self.meter.answered(due_at, now);
             }
         }
     }
@@ -230,8 +240,13 @@ impl<'a> Fleet<'a> {
     /// Sleeps until an answer arrives or something is due.
     fn wait(&mut self, now: u64, phase: Phase, measured: &Range<u64>, give_up_at: u64) -> anyhow::Result<()> {
         let mut until = now + SECOND / 4;
-        if let (Share::Scheduled { schedule, .. }, Phase::Sending) = (self.share, phase) {
-            until = until.min(schedule.due(self.started));
+        match (self.share, &self.calendar, phase) {
+            (Share::Scheduled { schedule, .. }, _, Phase::Sending) => until = until.min(schedule.due(self.started)),
+            (Share::Timed, Some(calendar), Phase::Sending) => until = calendar.next(until),
+            _ => {}
+        }
+        if let Some(at) = self.paths.next_departure() {
+            until = until.min(at);
         }
         if self.wheel.running() > 0 {
             until = until.min(now + TICK_MILLIS * 1_000_000);
@@ -282,15 +297,19 @@ impl<'a> Fleet<'a> {
     }
 
     pub(super) fn flush(&mut self) -> anyhow::Result<()> {
-        self.meter.counts.send_errors += self.paths.flush()?;
+        let now = if self.paths.is_delayed() { self.clock.now() } else { 0 };
+        self.meter.counts.send_errors += self.paths.flush(now)?;
+        self.meter.counts.lost_by_client += self.paths.take_lost();
         Ok(())
     }
 
     // --- sending
 
     fn is_all_started(&self) -> bool {
-        let (Share::Scheduled { messages, .. } | Share::Windowed { messages, .. }) = self.share;
-        self.started >= messages
+        match self.share {
+            Share::Scheduled { messages, .. } | Share::Windowed { messages, .. } => self.started >= messages,
+            Share::Timed => false,
+        }
     }
 
     /// Begins what is due, up to a burst.
@@ -310,6 +329,24 @@ impl<'a> Fleet<'a> {
                     if self.devices[i].state == State::Idle {
                         self.meter.departed(due_at, now);
                         self.begin(i, due_at, now);
+                    }
+                }
+                n
+            }
+            Share::Timed => {
+                let mut n = 0;
+                while n < BURST {
+                    let Some((i, due_at)) = self.calendar.as_mut().and_then(|calendar| calendar.poll(now)) else {
+                        break;
+                    };
+                    self.started += 1;
+                    n += 1;
+                    self.devices[i].due += 1;
+                    if self.devices[i].state == State::Idle {
+                        self.meter.departed(due_at, now);
+                        self.begin(i, due_at, now);
+                    } else if let Some(calendar) = &mut self.calendar {
+                        calendar.defer(i, due_at);
                     }
                 }
                 n
@@ -344,8 +381,12 @@ impl<'a> Fleet<'a> {
     }
 
     /// When message `number` of device `i` is due, in open loop.
-    fn due_at(&self, i: usize, number: u32) -> u64 {
+    fn due_at(&mut self, i: usize, number: u32) -> u64 {
         match self.share {
+            Share::Timed => {
+                let deferred = self.calendar.as_mut().and_then(|calendar| calendar.deferred(i));
+                deferred.unwrap_or(self.devices[i].due_at)
+            }
             Share::Scheduled { schedule, .. } => schedule.due(u64::from(number) * self.devices.len() as u64 + i as u64),
             Share::Windowed { .. } => self.devices[i].due_at,
         }
@@ -410,10 +451,11 @@ impl<'a> Fleet<'a> {
         let request = Request {
             mid: device.mid,
             token: index << 8 | number & 0xff,
-            payload_len: self.workload.payload,
+            payload_len: self.workload.size(index, number),
+            name: self.workload.offset + index,
             mark: Mark {
                 run: self.workload.run,
-                device: index,
+                device: self.workload.base + index,
                 number,
                 due_micros: self.clock.wall_micros(device.due_at),
             },
@@ -463,11 +505,33 @@ impl<'a> Fleet<'a> {
             self.meter.counts.wrong += 1;
             return;
         }
+        if !self.workload.impairment.is_none() && self.paths.loses() {
+            self.meter.counts.lost_by_client += 1;
+            return;
+        }
+        if let Some(sleep) = self.workload.sleep
+            && self.sleeps(datagram.local, sleep, now)
+        {
+            self.meter.counts.slept += 1;
+            return;
+        }
         if self.secure.is_some() {
             self.on_records(datagram, now);
         } else {
             self.on_message(datagram.bytes, datagram.local, now);
         }
+    }
+
+    /// Whether the device at an address does not listen: it has nothing outstanding, reported a while ago, and is not paged now.
+    fn sleeps(&self, local: Option<IpAddr>, sleep: Sleep, now: u64) -> bool {
+        let Some(i) = self.paths.endpoint_at(local).filter(|&i| i < self.devices.len()) else { return false };
+        let device = &self.devices[i];
+        if device.state != State::Idle || now < device.due_at + sleep.awake.as_nanos() as u64 {
+            return false;
+        }
+        let Some(edrx) = sleep.edrx else { return true };
+        let edrx = (edrx.as_nanos() as u64).max(1);
+        (now + mix(i as u64) % edrx) % edrx >= sleep.paging.as_nanos() as u64
     }
 
     /// A CoAP message that came to an address of ours.
@@ -522,7 +586,7 @@ impl<'a> Fleet<'a> {
             self.meter.counts.wrong += 1;
             return;
         };
-        let id = MessageId { device: self.first + i as u32, number };
+        let id = self.id(i, number);
         if self.ledger.is_acked(id) {
             self.meter.counts.duplicate += 1;
         } else {
@@ -552,6 +616,10 @@ impl<'a> Fleet<'a> {
         }
     }
 
+    fn id(&self, i: usize, number: u32) -> MessageId {
+        MessageId { device: self.workload.base + self.first + i as u32, number }
+    }
+
     /// The device that a token names, if the answer came to its address.
     fn device_of(&self, token: &[u8], local: Option<IpAddr>) -> Option<usize> {
         let token = u32::from_be_bytes(token.try_into().ok()?);
@@ -574,7 +642,8 @@ impl<'a> Fleet<'a> {
         let device = &mut self.devices[i];
         device.state = State::Idle;
         let due_at = device.due_at;
-        let id = MessageId { device: self.first + i as u32, number: device.begun - 1 };
+        let number = device.begun - 1;
+        let id = MessageId { device: self.workload.base + self.first + i as u32, number };
         self.in_flight -= 1;
         self.wheel.cancel(i as u32);
         self.meter.answered(due_at, now);

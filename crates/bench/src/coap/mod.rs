@@ -44,7 +44,8 @@ use crate::meter::Meter;
 use crate::process;
 use crate::report::{Connect, Load};
 use crate::run::{Control, Drive, Observed, Plan, Signals, Until, watch};
-use crate::schedule::Schedule;
+use crate::scenario::{Impairment, Sleep};
+use crate::schedule::{DEFAULT_TICK_MICROS, Schedule, Timetable};
 use fleet::Fleet;
 use paths::{Addresses, Layout, Paths};
 
@@ -119,6 +120,18 @@ pub struct Workload {
     pub delivery: Delivery,
     /// Bytes of a payload, at least [`crate::payload::MIN_LEN`].
     pub payload: usize,
+    /// Most bytes of a payload: sizes are spread between the two.
+    pub payload_most: usize,
+    /// Index in the run of the first device, which its payloads carry.
+    pub base: u32,
+    /// Number in the name of the first device.
+    pub offset: u32,
+    /// When devices report, in a scenario: the drive of the plan does not matter then.
+    pub timetable: Option<Timetable>,
+    /// What the client does to its own datagrams.
+    pub impairment: Impairment,
+    /// When devices do not listen.
+    pub sleep: Option<Sleep>,
     /// Timers.
     pub transmission: Transmission,
     /// Distance of bursts in open loop.
@@ -149,6 +162,46 @@ pub struct Outcome {
 }
 
 impl Workload {
+    /// Devices that report to `telemetry`, each from an address of its own.
+    #[must_use]
+    pub fn new(target: SocketAddr, devices: u32, run: u64) -> Workload {
+        Workload {
+            target,
+            devices,
+            sources: devices,
+            source_net: None,
+            rebinding: None,
+            security: None,
+            run,
+            prefix: "bench-".to_owned(),
+            path: "telemetry".to_owned(),
+            ep: true,
+            method: Method::Post,
+            delivery: Delivery::Confirmable,
+            payload: 64,
+            payload_most: 64,
+            base: 0,
+            offset: 0,
+            timetable: None,
+            impairment: Impairment::default(),
+            sleep: None,
+            transmission: Transmission::default(),
+            tick_micros: DEFAULT_TICK_MICROS,
+            threads: 1,
+            handicap: Duration::ZERO,
+        }
+    }
+
+    /// Bytes of a message's payload.
+    #[inline]
+    pub(crate) fn size(&self, index: u32, number: u32) -> usize {
+        if self.payload_most <= self.payload {
+            return self.payload;
+        }
+        let draw = crate::payload::mix(u64::from(index) << 32 | u64::from(number)) as usize;
+        self.payload + draw % (self.payload_most - self.payload + 1)
+    }
+
     /// Whether devices have source addresses of their own.
     #[must_use]
     pub fn has_sources(&self) -> bool {
@@ -260,7 +313,7 @@ impl Workload {
 
     /// Makes one handshake, as the first device.
     fn probe_dtls(&self) -> anyhow::Result<()> {
-        let mut probe = self.clone();
+        let mut probe = Workload { timetable: None, impairment: Impairment::default(), sleep: None, ..self.clone() };
         (probe.devices, probe.sources, probe.threads) = (1, 1, 1);
         (probe.rebinding, probe.handicap) = (None, Duration::ZERO);
         if let Some(security) = &mut probe.security {
@@ -269,7 +322,7 @@ impl Workload {
         let control = Control::new(Plan::idle(), 1)?;
         let target = self.target;
         let sockets = Paths::open(target, false)?;
-        match probe.fleet(&Plan::idle(), sockets, 0, 1).associate(&control)? {
+        match probe.fleet(&Plan::idle(), sockets, 0, 0, 1).associate(&control)? {
             Part { set_up: 1, .. } => Ok(()),
             Part { reason: Some(reason), .. } if reason.contains("timed out") => bail!(
                 "udp {target} did not answer a DTLS handshake; is it a CoAPS server with {CIPHER}? (--no-probe starts anyway)"
@@ -277,16 +330,33 @@ impl Workload {
             Part { reason, .. } => bail!(
                 "udp {target} refused the DTLS handshake of {}: {}; does it know the keys that `tidegate-bench psks` writes, with the same \
                  --psk-seed and --device-prefix?",
-                device_name(&self.prefix, 0),
+                device_name(&self.prefix, self.offset),
                 reason.unwrap_or_default()
             ),
         }
     }
 
+    /// Bytes of generator state a device.
+    pub(crate) fn bytes_per_device(&self) -> f64 {
+        Fleet::bytes_per_device(self.security.is_some(), self.timetable.is_some())
+    }
+
+    /// The sockets of one thread.
+    pub(crate) fn sockets(&self) -> anyhow::Result<Vec<UdpSocket>> {
+        Paths::open(self.target, self.rebinding.is_some())
+    }
+
     /// The devices of one thread of several.
-    fn fleet(&self, plan: &Plan, sockets: Vec<UdpSocket>, shard: usize, threads: usize) -> Fleet<'_> {
-        let at = |shard: usize| (self.devices as usize * shard / threads) as u32;
-        let indices = at(shard)..at(shard + 1);
+    pub(crate) fn fleet(
+        &self,
+        plan: &Plan,
+        sockets: Vec<UdpSocket>,
+        shard: usize,
+        part: usize,
+        threads: usize,
+    ) -> Fleet<'_> {
+        let at = |part: usize| (self.devices as usize * part / threads) as u32;
+        let indices = at(part)..at(part + 1);
         let devices = indices.end - indices.start;
         let layout = match self.net() {
             None => Layout::One,
@@ -295,8 +365,8 @@ impl Workload {
             }
             Some(net) => Layout::Shared { net, sources: self.sources.min(devices) },
         };
-        let share = share(plan, self, shard, threads, devices);
-        Fleet::new(self, plan, Paths::new(sockets, layout), shard, indices, share)
+        let share = share(plan, self, part, threads, devices);
+        Fleet::new(self, plan, Paths::new(sockets, layout, self.impairment), shard, indices, share)
     }
 
     /// Runs the devices.
@@ -309,11 +379,10 @@ impl Workload {
         let threads = self.threads.clamp(1, self.devices as usize);
         let control = Control::new(plan, threads)?;
         let handshakes_first = self.security.as_ref().is_some_and(|security| security.handshake_first);
-        let (tell, told) = mpsc::channel::<connect::SetUp>();
+        let (tell, told) = mpsc::channel::<(usize, connect::SetUp)>();
         let before = server.and_then(|pid| process::sample(pid).ok());
         // Sockets first: what fails fails before anything is sent.
-        let open = |_| Paths::open(self.target, self.rebinding.is_some());
-        let sockets = (0..threads).map(open).collect::<anyhow::Result<Vec<_>>>()?;
+        let sockets = (0..threads).map(|_| self.sockets()).collect::<anyhow::Result<Vec<_>>>()?;
         std::thread::scope(|scope| {
             let control = &control;
             let threads: Vec<_> = sockets
@@ -322,12 +391,12 @@ impl Workload {
                 .map(|(shard, sockets)| {
                     let tell = tell.clone();
                     scope.spawn(move || {
-                        let mut fleet = self.fleet(&plan, sockets, shard, threads);
+                        let mut fleet = self.fleet(&plan, sockets, shard, shard, threads);
                         if handshakes_first {
                             let associated = fleet.associate(control);
                             let failed = associated.is_err();
                             // Nobody listens if another thread failed before.
-                            if tell.send(associated).is_err() || failed || !control.go_ahead() {
+                            if tell.send((0, associated)).is_err() || failed || !control.go_ahead() {
                                 return None;
                             }
                         }
@@ -357,7 +426,7 @@ impl Workload {
                 connect,
                 observed,
                 dropped_answers: 0,
-                bytes_per_device: Fleet::bytes_per_device(self.security.is_some()),
+                bytes_per_device: Fleet::bytes_per_device(self.security.is_some(), self.timetable.is_some()),
                 reused_message_ids: false,
             };
             for thread in threads {
@@ -383,10 +452,15 @@ pub(crate) enum Share {
     Scheduled { schedule: Schedule, messages: u64 },
     /// Keeps so many in flight, up to so many messages.
     Windowed { window: usize, messages: u64 },
+    /// Sends by the calendar.
+    Timed,
 }
 
 fn share(plan: &Plan, workload: &Workload, shard: usize, threads: usize, devices: u32) -> Share {
     let part = |whole: u64| whole * (shard as u64 + 1) / threads as u64 - whole * shard as u64 / threads as u64;
+    if workload.timetable.is_some() {
+        return Share::Timed;
+    }
     let messages = match plan.until {
         Until::Messages(messages) => part(messages),
         Until::Elapsed(_) => u64::MAX,

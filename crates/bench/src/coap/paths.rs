@@ -4,6 +4,7 @@
 //! is given another one: the addresses of a run repeat in blocks, and generation `g` of device `i` is `base + i + g × devices`,
 //! through socket `g mod` [`PORTS`], so that both address and port are new. Which device an address belongs to is arithmetic.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::str::FromStr;
@@ -12,6 +13,9 @@ use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use tidegate_net::{Options, Sender, UdpSocket};
+
+use crate::payload::mix;
+use crate::scenario::Impairment;
 
 /// The addresses that devices may send from: `base` and those that follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +114,27 @@ impl Addresses {
 pub(crate) struct Paths {
     ports: Vec<(UdpSocket, Sender)>,
     layout: Layout,
+    impaired: Option<Box<Impaired>>,
+}
+
+/// Faults that the client adds to a network without any.
+struct Impaired {
+    impairment: Impairment,
+    random: u64,
+    lost: u64,
+    /// Datagrams under way, the first to leave first: all wait equally long.
+    delayed: VecDeque<Departure>,
+    /// Where a datagram is written that is delayed or lost.
+    scratch: Vec<u8>,
+}
+
+struct Departure {
+    /// When it leaves; 0 until the time is known, at the next flush.
+    at: u64,
+    port: usize,
+    target: SocketAddr,
+    source: Option<IpAddr>,
+    bytes: Box<[u8]>,
 }
 
 /// How devices share addresses.
@@ -136,8 +161,32 @@ impl Paths {
     }
 
     /// Sends through sockets that were opened before.
-    pub(crate) fn new(sockets: Vec<UdpSocket>, layout: Layout) -> Paths {
-        Paths { ports: sockets.into_iter().map(|socket| (socket, Sender::new())).collect(), layout }
+    pub(crate) fn new(sockets: Vec<UdpSocket>, layout: Layout, impairment: Impairment) -> Paths {
+        let impaired = (!impairment.is_none()).then(|| {
+            let random = mix(sockets.first().map_or(0, |socket| u64::from(socket.local_addr().port())));
+            Box::new(Impaired { impairment, random, lost: 0, delayed: VecDeque::new(), scratch: Vec::new() })
+        });
+        Paths { ports: sockets.into_iter().map(|socket| (socket, Sender::new())).collect(), layout, impaired }
+    }
+
+    /// Whether the next datagram is one that the client loses.
+    pub(crate) fn loses(&mut self) -> bool {
+        self.impaired.as_mut().is_some_and(|impaired| impaired.loses())
+    }
+
+    /// Datagrams that it lost on their way out since it was last asked.
+    pub(crate) fn take_lost(&mut self) -> u64 {
+        self.impaired.as_mut().map_or(0, |impaired| std::mem::take(&mut impaired.lost))
+    }
+
+    /// Whether datagrams wait before they are sent.
+    pub(crate) fn is_delayed(&self) -> bool {
+        self.impaired.is_some()
+    }
+
+    /// When the next of them leaves.
+    pub(crate) fn next_departure(&self) -> Option<u64> {
+        self.impaired.as_ref()?.delayed.front().map(|departure| departure.at)
     }
 
     /// The sockets.
@@ -196,11 +245,36 @@ impl Paths {
             Layout::Own { addresses, first } => Some(addresses.of(first + i as u32, generation)),
         };
         let port = generation as usize % self.ports.len();
-        self.ports[port].1.push(target, source, write);
+        match &mut self.impaired {
+            None => self.ports[port].1.push(target, source, write),
+            Some(impaired) => {
+                impaired.scratch.clear();
+                write(&mut impaired.scratch);
+                if impaired.loses() {
+                    impaired.lost += 1;
+                } else {
+                    let bytes = impaired.scratch[..].into();
+                    impaired.delayed.push_back(Departure { at: 0, port, target, source, bytes });
+                }
+            }
+        }
     }
 
-    /// Sends what is queued; gives the number of datagrams that the kernel refused.
-    pub(crate) fn flush(&mut self) -> anyhow::Result<u64> {
+    /// Sends what is queued and need not wait any more; gives the number of datagrams that the kernel refused.
+    pub(crate) fn flush(&mut self, now: u64) -> anyhow::Result<u64> {
+        if let Some(impaired) = &mut self.impaired {
+            let at = now + impaired.impairment.delay;
+            impaired
+                .delayed
+                .iter_mut()
+                .rev()
+                .take_while(|departure| departure.at == 0)
+                .for_each(|departure| departure.at = at);
+            while let Some(departure) = impaired.delayed.pop_front_if(|departure| departure.at <= now) {
+                let Departure { port, target, source, bytes, .. } = departure;
+                self.ports[port].1.push(target, source, |out| out.extend_from_slice(&bytes));
+            }
+        }
         let mut failed = 0;
         for (socket, sender) in &mut self.ports {
             failed += sender.flush(socket).context("cannot send")?.failed as u64;
@@ -225,6 +299,13 @@ impl Paths {
                 polled(&mut ports.iter().map(|port| PollFd::new(port.0.as_fd(), interest(port))).collect::<Vec<_>>())
             }
         }
+    }
+}
+
+impl Impaired {
+    fn loses(&mut self) -> bool {
+        self.random = mix(self.random);
+        f64::from(self.random as u32) < self.impairment.loss * f64::from(u32::MAX)
     }
 }
 

@@ -184,7 +184,7 @@ impl Fleet<'_> {
 
     /// Begins a handshake.
     pub(super) fn shake(&mut self, i: usize, now: u64) {
-        let name = device_name(&self.workload.prefix, self.first + i as u32);
+        let name = device_name(&self.workload.prefix, self.workload.offset + self.first + i as u32);
         let Some(secure) = &mut self.secure else { return };
         // Names are checked when the run is set up.
         let Some(credentials) = secure.security.keys.credentials(&name) else { return };

@@ -86,6 +86,8 @@ pub(crate) struct Request {
     pub(crate) mid: u16,
     pub(crate) token: u32,
     pub(crate) payload_len: usize,
+    /// The number in the device's name.
+    pub(crate) name: u32,
     pub(crate) mark: Mark,
 }
 
@@ -163,7 +165,7 @@ impl Template {
         bytes[2..4].copy_from_slice(&request.mid.to_be_bytes());
         bytes[4..8].copy_from_slice(&request.token.to_be_bytes());
         if !self.digits_at.is_empty() {
-            let digits = digits(request.mark.device);
+            let digits = digits(request.name);
             for &at in &self.digits_at {
                 bytes[at..at + DEVICE_DIGITS].copy_from_slice(&digits);
             }
@@ -204,6 +206,7 @@ mod tests {
             mid: 0x1234,
             token: 0xa1b2_c3d4,
             payload_len: 64,
+            name: device,
             mark: Mark { run: 1, device, number: 2, due_micros: 3 },
         }
     }

@@ -6,10 +6,12 @@ use std::net::TcpStream;
 use nix::sys::epoll::EpollFlags;
 
 use super::crowd::{Crowd, Flight, IDS, Slot, State};
+use super::layer::Shaken;
 use super::wire::{
     CONNACK, FAILURE, Malformed, PINGRESP, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Packet, SERVER_DISCONNECT, SUBACK,
-    put_acknowledgement,
+    put_acknowledgement, put_subscribe,
 };
+use crate::audit::device_name;
 use crate::ledger::MessageId;
 
 /// Events that tell of a connection's end.
@@ -50,8 +52,16 @@ impl Crowd<'_> {
             }
             return;
         }
-        if flags.contains(EpollFlags::EPOLLOUT) && self.connections[i].unsent.is_some() {
-            self.send_rest(i);
+        if flags.contains(EpollFlags::EPOLLOUT) {
+            let connection = &mut self.connections[i];
+            match (&mut connection.layer, &connection.stream) {
+                (Some(layer), Some(stream)) => {
+                    // The reading side will see the end.
+                    let _ = layer.flush(stream);
+                }
+                _ if connection.unsent.is_some() => self.send_rest(i),
+                _ => {}
+            }
         }
         // A short read leaves nothing behind but the end, of which no further event would tell.
         if let Err(loss) = self.read(i, flags.intersects(ENDS), now) {
@@ -60,7 +70,31 @@ impl Crowd<'_> {
         }
     }
 
+    /// Reads what came through TLS or WebSocket.
+    fn read_layer(&mut self, i: usize, now: u64) -> Result<(), Loss> {
+        let connection = &mut self.connections[i];
+        let (Some(layer), Some(stream)) = (&mut connection.layer, &connection.stream) else { return Ok(()) };
+        let mut decoded = std::mem::take(&mut self.decoded);
+        decoded.clear();
+        let open = layer.receive(stream, &mut decoded);
+        let shaken = layer.shaken();
+        self.meter.counts.tls_handshakes += u64::from(shaken.is_some());
+        self.meter.counts.tls_resumed += u64::from(shaken == Some(Shaken::Resumed));
+        let taken = self.on_input(i, &decoded, now);
+        self.decoded = decoded;
+        taken?;
+        match open {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Loss::Closed),
+            Err(error) if error.kind() == ErrorKind::InvalidData => Err(Loss::Refused(error.to_string())),
+            Err(_) => Err(Loss::Closed),
+        }
+    }
+
     fn read(&mut self, i: usize, ends: bool, now: u64) -> Result<(), Loss> {
+        if self.connections[i].layer.is_some() {
+            return self.read_layer(i, now);
+        }
         let mut input = std::mem::take(&mut self.input);
         let result = loop {
             let connection = &mut self.connections[i];
@@ -105,20 +139,31 @@ impl Crowd<'_> {
                     return Err(Loss::Refused(format!("CONNACK {code:#04x}")));
                 }
                 self.receive_maximum = self.receive_maximum.min(receive_maximum.max(1));
-                if self.workload.own_filter.is_some() {
-                    self.subscribe(i);
-                } else {
-                    self.connections[i].state = State::Live;
-                    self.live += 1;
+                match &self.workload.subscribe {
+                    None => self.is_live(i, now),
+                    Some((filter, qos)) => {
+                        let name = device_name(&self.workload.prefix, self.workload.offset + self.first + i as u32);
+                        let filter = filter.replace("{device}", &name);
+                        put_subscribe(self.workload.version, 1, &filter, *qos, &mut self.output);
+                        self.connections[i].state = State::Subscribing;
+                    }
                 }
             }
-            (SUBACK, State::Subscribing) => {
-                let code = packet.body.last().copied().ok_or(Loss::Malformed)?;
-                if code >= FAILURE {
-                    return Err(Loss::Refused(format!("SUBACK {code:#04x}")));
+            (SUBACK, State::Subscribing) => match packet.body.last() {
+                Some(&code) if code >= FAILURE => return Err(Loss::Refused(format!("SUBACK {code:#04x}"))),
+                Some(_) => self.is_live(i, now),
+                None => return Err(Loss::Malformed),
+            },
+            // What a session kept may come before the answer to the subscription.
+            (first, State::Live | State::Subscribing) if first & 0xf0 == PUBLISH && self.delivered.is_some() => {
+                let (id, payload) = packet.publish(self.workload.version).map_err(malformed)?;
+                if id != 0 {
+                    put_acknowledgement(PUBACK, id, &mut self.output);
                 }
-                self.connections[i].state = State::Live;
-                self.live += 1;
+                let arrived = self.clock.wall_micros(now);
+                if let Some(delivered) = &mut self.delivered {
+                    delivered.take(self.workload.run, payload, arrived);
+                }
             }
             (PUBACK, State::Live) if self.workload.qos == 1 => {
                 let (id, reason) = packet.acknowledgement().map_err(malformed)?;
@@ -147,6 +192,14 @@ impl Crowd<'_> {
         Ok(())
     }
 
+    /// A connection is ready to publish.
+    fn is_live(&mut self, i: usize, now: u64) {
+        self.connections[i].state = State::Live;
+        self.live += 1;
+        self.lifecycle.opening = self.lifecycle.opening.saturating_sub(1);
+        self.is_back(i, now);
+    }
+
     /// The slot of the message in flight with a packet identifier.
     fn in_flight_slot(&self, i: usize, id: u16) -> Option<usize> {
         let number = self.number_of(i, id)?;
@@ -164,7 +217,7 @@ impl Crowd<'_> {
     fn on_acknowledgement(&mut self, i: usize, id: u16, reason: u8, kind: &str, now: u64) {
         let Some(slot) = self.in_flight_slot(i, id).filter(|&slot| self.slots[slot].state == Flight::Published) else {
             let number = self.number_of(i, id);
-            let id = number.map(|number| MessageId { device: self.first + i as u32, number });
+            let id = number.map(|number| self.id(i, number));
             if id.is_some_and(|id| self.ledger.is_acked(id)) {
                 self.meter.counts.duplicate += 1;
             } else {
@@ -174,13 +227,17 @@ impl Crowd<'_> {
         };
         let Slot { due_at, number, .. } = self.slots[slot];
         self.meter.answered(due_at, now);
+        let connection = &self.connections[i];
+        if connection.begun == connection.due && connection.in_flight == 1 {
+            self.drowse(i, now);
+        }
         if reason >= FAILURE {
             self.meter.counts.refuse(format!("{kind} {reason:#04x}"));
             self.free(i, slot);
             return;
         }
         self.meter.counts.acked += 1;
-        self.ledger.ack(MessageId { device: self.first + i as u32, number });
+        self.ledger.ack(self.id(i, number));
         if self.workload.qos == 2 {
             self.slots[slot].state = Flight::Released;
             put_acknowledgement(PUBREL, id, &mut self.output);
@@ -204,16 +261,28 @@ impl Crowd<'_> {
             Loss::Refused(reason) => self.meter.counts.refuse(reason.clone()),
         }
         self.meter.counts.disconnects += 1;
-        let connection = &mut self.connections[i];
-        connection.stream = None;
-        connection.tail = None;
-        connection.unsent = None;
-        connection.state = State::Over;
         if was_live {
             self.live -= 1;
         } else {
             self.refused += 1;
+            self.lifecycle.opening = self.lifecycle.opening.saturating_sub(1);
         }
+        self.forget(i, now);
+        self.come_back(i, now);
+    }
+
+    fn id(&self, i: usize, number: u32) -> MessageId {
+        MessageId { device: self.workload.base + self.first + i as u32, number }
+    }
+
+    /// Nothing is left of a connection, nor of what was in flight on it.
+    pub(super) fn forget(&mut self, i: usize, now: u64) {
+        let connection = &mut self.connections[i];
+        connection.stream = None;
+        connection.layer = None;
+        connection.tail = None;
+        connection.unsent = None;
+        connection.state = State::Over;
         if self.slots.is_empty() {
             return;
         }

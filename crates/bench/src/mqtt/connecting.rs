@@ -11,10 +11,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::consumer::Consumer;
 use super::crowd::{CONSUMER, Crowd, EVENTS, State};
-use super::wire::{Connect, put_subscribe};
+use super::layer::Layer;
+use super::wire::Connect;
 use crate::audit::device_name;
 use crate::clock::SECOND;
 use crate::connect::{Part, SetUp};
+use crate::payload::mix;
 use crate::run::Control;
 
 impl Crowd<'_> {
@@ -79,7 +81,7 @@ impl Crowd<'_> {
     }
 
     /// Begins a connection.
-    fn open(&mut self, i: usize) -> anyhow::Result<()> {
+    pub(super) fn open(&mut self, i: usize) -> anyhow::Result<()> {
         let target = self.workload.target;
         let socket =
             Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP)).map_err(|error| match error
@@ -109,7 +111,11 @@ impl Crowd<'_> {
         // Edge-triggered for both directions: nothing has to be changed ever after.
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         self.epoll.add(&stream, EpollEvent::new(flags, i as u64)).context("cannot watch a connection")?;
+        let seed = mix(self.workload.run ^ u64::from(self.first) + i as u64);
+        let layer = Layer::new(&self.workload.layers, seed).context("cannot begin TLS")?;
+        self.lifecycle.opening += 1;
         let connection = &mut self.connections[i];
+        connection.layer = layer;
         connection.since = self.clock.now();
         connection.stream = Some(stream);
         connection.state = State::Connecting;
@@ -117,25 +123,18 @@ impl Crowd<'_> {
     }
 
     pub(super) fn greet(&mut self, i: usize) {
-        let name = device_name(&self.workload.prefix, self.first + i as u32);
+        let name = device_name(&self.workload.prefix, self.workload.offset + self.first + i as u32);
         let named = |text: &Option<String>| text.as_ref().map(|text| text.replace("{device}", &name));
         let (username, password) = (named(&self.workload.username), named(&self.workload.password));
         let connect = Connect {
             version: self.workload.version,
             client_id: &name,
             keep_alive: self.workload.keep_alive,
+            clean: self.workload.clean,
             username: username.as_deref(),
             password: password.as_deref(),
         };
         connect.write(&mut self.output);
         self.connections[i].state = State::Greeting;
-    }
-
-    /// Subscribes a client to its own filter.
-    pub(super) fn subscribe(&mut self, i: usize) {
-        let Some(filter) = &self.workload.own_filter else { return };
-        let filter = filter.replace("{device}", &device_name(&self.workload.prefix, self.first + i as u32));
-        put_subscribe(self.workload.version, 1, &filter, self.workload.qos.min(1), &mut self.output);
-        self.connections[i].state = State::Subscribing;
     }
 }

@@ -12,9 +12,10 @@ use super::wire::{
 };
 use super::{Version, Workload};
 use crate::clock::Clock;
-use crate::ledger::{Ledger, MessageId};
+use crate::ledger::{Dump, Ledger, MessageId};
 use crate::meter::histogram;
 use crate::payload::Mark;
+use crate::report::Quantiles;
 
 /// Bytes that are read at a time: some two hundred messages of 256 B, and as much as a loopback socket holds.
 const READ_BYTES: usize = 64 << 10;
@@ -39,11 +40,85 @@ pub struct Received {
 }
 
 impl Received {
+    /// Nothing, of a run with so many devices.
+    pub(crate) fn new(devices: u32) -> Received {
+        Received {
+            messages: 0,
+            different: 0,
+            twice: 0,
+            corrupted: 0,
+            latency: histogram(),
+            ledger: Ledger::new(0, devices),
+        }
+    }
+
+    /// Takes a message in that arrived at `now`, in microseconds since 1970.
+    pub(crate) fn take(&mut self, run: u64, payload: &[u8], now: u64) {
+        self.messages += 1;
+        match Mark::read(payload) {
+            Ok(Some(mark)) if mark.run == run && self.ledger.covers(mark.device) => {
+                let fresh = self.ledger.store(MessageId { device: mark.device, number: mark.number });
+                *if fresh { &mut self.different } else { &mut self.twice } += 1;
+                self.latency.saturating_record(now.saturating_sub(mark.due_micros).max(1));
+            }
+            Ok(_) => {}
+            Err(_) => self.corrupted += 1,
+        }
+    }
+
+    /// All of it, to be sent to another process.
+    #[must_use]
+    pub fn dump(&self) -> ReceivedDump {
+        ReceivedDump {
+            messages: self.messages,
+            different: self.different,
+            twice: self.twice,
+            corrupted: self.corrupted,
+            latency: Quantiles::from(&self.latency),
+            stored: self.ledger.dump_stored(),
+        }
+    }
+
+    /// What another process received; `None` if it is damaged.
+    #[must_use]
+    pub fn from_dump(dump: &ReceivedDump) -> Option<Received> {
+        Some(Received {
+            messages: dump.messages,
+            different: dump.different,
+            twice: dump.twice,
+            corrupted: dump.corrupted,
+            latency: dump.latency.decode()?,
+            ledger: Ledger::from_stored_dump(&dump.stored)?,
+        })
+    }
+
+    /// Adds what another thread received.
+    pub(crate) fn add(&mut self, other: &Received) {
+        self.messages += other.messages;
+        self.different += other.different;
+        self.twice += other.twice;
+        self.corrupted += other.corrupted;
+        // Both have the same bounds.
+        let _ = self.latency.add(&other.latency);
+        self.ledger.add_stored(&other.ledger);
+    }
+
     /// Messages of the run that were acknowledged to their publisher and not received.
     #[must_use]
     pub fn missing(&self, publishers: &[Ledger]) -> u64 {
         publishers.iter().flat_map(Ledger::acked).filter(|&id| !self.ledger.is_stored(id)).count() as u64
     }
+}
+
+/// [`Received`], to be sent to another process.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub struct ReceivedDump {
+    messages: u64,
+    different: u64,
+    twice: u64,
+    corrupted: u64,
+    latency: Quantiles,
+    stored: Dump,
 }
 
 /// The subscriber's connection. It takes no part in the run but by reading.
@@ -52,7 +127,6 @@ pub(crate) struct Consumer {
     pub(crate) stream: TcpStream,
     version: Version,
     run: u64,
-    connections: u32,
     input: Vec<u8>,
     output: Vec<u8>,
     pub(crate) received: Received,
@@ -69,17 +143,9 @@ impl Consumer {
             stream,
             version: workload.version,
             run: workload.run,
-            connections: workload.connections,
             input: Vec::with_capacity(READ_BYTES),
             output: Vec::new(),
-            received: Received {
-                messages: 0,
-                different: 0,
-                twice: 0,
-                corrupted: 0,
-                latency: histogram(),
-                ledger: Ledger::new(0, workload.connections),
-            },
+            received: Received::new(workload.connections),
         };
         let client_id = format!("{}consumer-{:08x}", workload.prefix, workload.run as u32);
         let named = |text: &Option<String>| text.as_ref().map(|text| text.replace("{device}", &client_id));
@@ -88,6 +154,7 @@ impl Consumer {
             version: workload.version,
             client_id: &client_id,
             keep_alive: 0,
+            clean: true,
             username: username.as_deref(),
             password: password.as_deref(),
         };
@@ -174,19 +241,10 @@ impl Consumer {
                 continue;
             }
             let (id, payload) = packet.publish(self.version)?;
-            self.received.messages += 1;
             if id != 0 {
                 put_acknowledgement(PUBACK, id, &mut self.output);
             }
-            match Mark::read(payload) {
-                Ok(Some(mark)) if mark.run == self.run && mark.device < self.connections => {
-                    let fresh = self.received.ledger.store(MessageId { device: mark.device, number: mark.number });
-                    *if fresh { &mut self.received.different } else { &mut self.received.twice } += 1;
-                    self.received.latency.saturating_record(now.saturating_sub(mark.due_micros).max(1));
-                }
-                Ok(_) => {}
-                Err(_) => self.received.corrupted += 1,
-            }
+            self.received.take(self.run, payload, now);
         }
         let consumed = self.input.len() - rest.len();
         self.input.drain(..consumed);

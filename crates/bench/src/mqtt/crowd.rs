@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::Context;
+use hdrhistogram::Histogram;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -15,13 +16,16 @@ use nix::sys::time::TimeSpec;
 use socket2::SockRef;
 
 use super::consumer::{Consumer, Received};
+use super::layer::Layer;
+use super::lifecycle::Lifecycle;
 use super::wire::{DISCONNECT, PINGREQ, Template};
 use super::{Share, Workload};
 use crate::clock::{Clock, SECOND};
 use crate::ledger::Ledger;
 use crate::meter::Meter;
-use crate::payload::Mark;
+use crate::payload::{Mark, mix};
 use crate::run::{Control, Phase, Plan};
+use crate::schedule::Calendar;
 
 /// Bytes that are read at a time: acknowledgements are 4 bytes, so this is far more than a window of them.
 const READ_BYTES: usize = 16 << 10;
@@ -49,6 +53,8 @@ pub(super) const IDS: u32 = 65_535;
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) stream: Option<TcpStream>,
+    /// TLS and WebSocket, where they are spoken.
+    pub(super) layer: Option<Box<Layer>>,
     pub(super) state: State,
     /// Messages in flight: `<= window`.
     pub(super) in_flight: u16,
@@ -64,7 +70,7 @@ pub(super) struct Connection {
     pub(super) unsent: Option<Box<[u8]>>,
 }
 
-const _: () = assert!(size_of::<Connection>() <= 56, "the module doc says so");
+const _: () = assert!(size_of::<Connection>() <= 64, "the module doc says so");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
@@ -76,10 +82,14 @@ pub(super) enum State {
     Greeting,
     /// SUBSCRIBE is sent.
     Subscribing,
-    /// CONNACK is here, and SUBACK if the client subscribes to anything.
+    /// CONNACK is here, and SUBACK if there is a subscription.
     Live,
     /// Closed, by whichever side.
     Over,
+    /// Closed until there is something to send.
+    Asleep,
+    /// Closed, and to be opened again.
+    Waiting,
 }
 
 /// A message in flight.
@@ -105,6 +115,10 @@ pub(crate) struct Part {
     pub(crate) ledger: Ledger,
     pub(crate) received: Option<Received>,
     pub(crate) receive_maximum: u16,
+    /// What devices received that subscribed for themselves.
+    pub(crate) delivered: Option<Received>,
+    /// From when a connection was wanted again to its CONNACK.
+    pub(crate) reconnects: Histogram<u64>,
 }
 
 /// The connections of one thread.
@@ -118,8 +132,14 @@ pub(crate) struct Crowd<'a> {
     /// `slots[i * window + number % window]` is message `number` of connection `i`, if in flight.
     pub(super) slots: Vec<Slot>,
     pub(super) epoll: Epoll,
-    pub(super) template: Template,
+    /// One for each size of payloads.
+    templates: Vec<Template>,
     pub(super) consumer: Option<Consumer>,
+    pub(super) delivered: Option<Received>,
+    calendar: Option<Calendar>,
+    pub(super) lifecycle: Lifecycle,
+    /// What came through a layer.
+    pub(super) decoded: Vec<u8>,
     pub(super) ledger: Ledger,
     pub(super) meter: Meter,
     pub(super) clock: Clock,
@@ -145,10 +165,13 @@ impl<'a> Crowd<'a> {
         indices: Range<u32>,
         share: Share,
     ) -> anyhow::Result<Crowd<'a>> {
-        let Workload { version, topic, prefix, qos, payload, .. } = workload;
+        let Workload { version, topic, prefix, qos, .. } = workload;
+        let named = workload.to.as_ref().map_or(prefix, |to| &to.prefix);
+        let template = |size: usize| Template::new(*version, topic, named, *qos, size);
         let slots = if workload.publishes && *qos > 0 { indices.len() * usize::from(workload.window) } else { 0 };
         let fresh = || Connection {
             stream: None,
+            layer: None,
             state: State::Fresh,
             in_flight: 0,
             begun: 0,
@@ -165,9 +188,16 @@ impl<'a> Crowd<'a> {
             connections: std::iter::repeat_with(fresh).take(indices.len()).collect(),
             slots: vec![Slot { due_at: 0, number: 0, state: Flight::None }; slots],
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll instance")?,
-            template: Template::new(*version, topic, prefix, *qos, *payload),
+            templates: workload.sizes().map(template).collect(),
             consumer: None,
-            ledger: Ledger::new(indices.start, indices.len() as u32),
+            delivered: workload.subscribe.as_ref().map(|_| Received::new(workload.devices_in_run)),
+            calendar: workload
+                .timetable
+                .clone()
+                .map(|table| Calendar::new(table, workload.offset + indices.start, indices.len())),
+            lifecycle: Lifecycle::new(),
+            decoded: Vec::new(),
+            ledger: Ledger::new(workload.base + indices.start, indices.len() as u32),
             meter: Meter::new(plan.measured()),
             clock: Clock::start(),
             in_flight: 0,
@@ -190,6 +220,7 @@ impl<'a> Crowd<'a> {
     /// Runs the clients to the end.
     pub(crate) fn run(mut self, control: &Control) -> anyhow::Result<Part> {
         self.clock = control.ready();
+        self.lifecycle.running = true;
         let result = self.drive(control);
         let now = self.clock.now();
         control.publish(self.shard, &mut self.meter, self.in_flight, now);
@@ -201,6 +232,8 @@ impl<'a> Crowd<'a> {
             meter: self.meter,
             ledger: self.ledger,
             received: self.consumer.map(|consumer| consumer.received),
+            delivered: self.delivered,
+            reconnects: self.lifecycle.latency,
             receive_maximum: self.receive_maximum,
         })
     }
@@ -234,12 +267,13 @@ impl<'a> Crowd<'a> {
                 let i = event.data() as usize;
                 self.on_event(i, event.events(), now);
                 // What is due is sent, even if the run has ended since.
-                if phase == Phase::Sending || matches!(self.share, Share::Scheduled { .. }) {
+                if phase == Phase::Sending || matches!(self.share, Share::Scheduled { .. } | Share::Timed) {
                     self.refill(i);
                 }
                 self.send(i);
             }
             self.ping(now);
+            self.live_on(now)?;
             let mut started = 0;
             if phase == Phase::Sending {
                 now = self.clock.now();
@@ -255,12 +289,18 @@ impl<'a> Crowd<'a> {
                 if !std::mem::replace(&mut said, true) {
                     // Not before the sums are out: the measured part ends when all threads are here.
                     control.enter(self.shard, Phase::Draining);
+                    if self.delivered.is_some() {
+                        // Those that sleep fetch what the server has kept for them.
+                        (0..self.connections.len()).for_each(|i| self.wake(i, now));
+                    }
                 }
-                let received = self.consumer.as_ref().map_or(0, |consumer| consumer.received.messages);
+                let received = self.consumer.as_ref().map(|consumer| &consumer.received).or(self.delivered.as_ref());
+                let received = received.map_or(0, |received| received.messages);
                 if received != news || self.in_flight > 0 {
                     (news, news_at) = (received, now);
                 }
-                let is_quiet = self.consumer.is_none() || now >= news_at + QUIET;
+                let is_quiet = self.consumer.is_none() && self.delivered.is_none()
+                    || now >= news_at + QUIET && !self.lifecycle.is_busy();
                 if self.is_settled() && is_quiet || now >= give_up_at || control.is_abandoned() {
                     break;
                 }
@@ -283,7 +323,8 @@ impl<'a> Crowd<'a> {
         for i in 0..self.connections.len() {
             for number in self.connections[i].begun..self.connections[i].due {
                 self.meter.counts.unsent += 1;
-                self.meter.answered(self.due_at(i, number, now), now);
+                let due_at = self.due_at(i, number, now);
+                self.meter.answered(due_at, now);
             }
         }
     }
@@ -292,10 +333,16 @@ impl<'a> Crowd<'a> {
     fn wait(&self, now: u64, phase: Phase, measured: &Range<u64>, give_up_at: u64) -> anyhow::Result<()> {
         let mut until = now + SECOND / 4;
         if phase == Phase::Sending {
-            if let Share::Scheduled { schedule, .. } = self.share {
-                until = until.min(schedule.due(self.started));
+            match (self.share, &self.calendar) {
+                (Share::Scheduled { schedule, .. }, _) => until = until.min(schedule.due(self.started)),
+                (Share::Timed, Some(calendar)) => until = calendar.next(until),
+                _ => {}
             }
             until = until.min(measured.end);
+        }
+        until = until.min(self.lifecycle.next().unwrap_or(until));
+        if let Some(storm) = self.workload.breaks.iter().find(|storm| storm.at > now) {
+            until = until.min(storm.at);
         }
         if self.workload.keep_alive > 0 {
             until = until.min(self.ping_at());
@@ -312,6 +359,12 @@ impl<'a> Crowd<'a> {
     fn part(&mut self) {
         for connection in &mut self.connections {
             let Some(stream) = &connection.stream else { continue };
+            if let Some(layer) = &mut connection.layer {
+                if layer.send(stream, &DISCONNECT).is_err() {
+                    connection.stream = None;
+                }
+                continue;
+            }
             // Unsent bytes are in the way: the connection just ends.
             if connection.unsent.is_some() || (&mut &*stream).write(&DISCONNECT).is_err() {
                 connection.stream = None;
@@ -340,21 +393,29 @@ impl<'a> Crowd<'a> {
 
     fn is_all_started(&self) -> bool {
         match self.share {
-            Share::Idle => false,
+            Share::Idle | Share::Timed => false,
             Share::Scheduled { messages, .. } | Share::Windowed { messages } => self.started >= messages,
         }
     }
 
     /// Whether nothing is left to wait for: no answer, no message that is due, nothing that the kernel did not take.
     fn is_settled(&self) -> bool {
-        let settled = |connection: &Connection| {
-            connection.state != State::Live || connection.unsent.is_none() && connection.begun == connection.due
+        let settled = |connection: &Connection| match connection.state {
+            State::Live => {
+                let sent = connection.layer.as_ref().is_none_or(|layer| layer.is_sent());
+                sent && connection.unsent.is_none() && connection.begun == connection.due
+            }
+            State::Over | State::Asleep => true,
+            _ => connection.begun == connection.due || !self.workload.reconnects,
         };
         self.in_flight == 0 && self.connections.iter().all(settled)
     }
 
     /// Begins what is due, up to a burst.
     fn start(&mut self, now: u64) -> usize {
+        if let Share::Timed = self.share {
+            return self.start_timed(now);
+        }
         let Share::Scheduled { schedule, messages } = self.share else { return 0 };
         let mut n = 0;
         while n < BURST && self.started < messages {
@@ -372,6 +433,32 @@ impl<'a> Crowd<'a> {
                 self.begin(i, due_at);
                 self.send(i);
             }
+        }
+        n
+    }
+
+    /// The same by the calendar.
+    fn start_timed(&mut self, now: u64) -> usize {
+        let mut n = 0;
+        while n < BURST {
+            let Some((i, due_at)) = self.calendar.as_mut().and_then(|calendar| calendar.poll(now)) else { break };
+            self.started += 1;
+            n += 1;
+            let number = self.connections[i].due;
+            self.connections[i].due += 1;
+            if self.connections[i].begun == number && self.may_begin(i) {
+                self.meter.departed(due_at, now);
+                self.begin(i, due_at);
+                self.send(i);
+                if self.workload.qos == 0 {
+                    self.drowse(i, now);
+                }
+                continue;
+            }
+            if let Some(calendar) = &mut self.calendar {
+                calendar.defer(i, due_at);
+            }
+            self.wake(i, now);
         }
         n
     }
@@ -395,7 +482,7 @@ impl<'a> Crowd<'a> {
                     self.begin(i, self.clock.now());
                 }
             }
-            Share::Scheduled { .. } => {
+            Share::Scheduled { .. } | Share::Timed => {
                 while self.connections[i].begun < self.connections[i].due && self.may_begin(i) {
                     let due_at = self.due_at(i, self.connections[i].begun, 0);
                     self.begin(i, due_at);
@@ -421,8 +508,9 @@ impl<'a> Crowd<'a> {
     }
 
     /// When message `number` of connection `i` is due, in open loop.
-    fn due_at(&self, i: usize, number: u32, otherwise: u64) -> u64 {
+    fn due_at(&mut self, i: usize, number: u32, otherwise: u64) -> u64 {
         match self.share {
+            Share::Timed => self.calendar.as_mut().and_then(|calendar| calendar.deferred(i)).unwrap_or(otherwise),
             Share::Scheduled { schedule, .. } => {
                 schedule.due(u64::from(number) * self.connections.len() as u64 + i as u64)
             }
@@ -437,12 +525,21 @@ impl<'a> Crowd<'a> {
         self.meter.counts.messages += 1;
         let mark = Mark {
             run: self.workload.run,
-            device: self.first + i as u32,
+            device: self.workload.base + self.first + i as u32,
             number,
             due_micros: self.clock.wall_micros(due_at),
         };
         let id = (number % IDS + 1) as u16;
-        self.template.write(id, &mark, &mut self.output);
+        let index = self.workload.offset + self.first + i as u32;
+        let name = self.workload.to.as_ref().map_or(index, |to| {
+            (u64::from(number) * u64::from(to.senders) + u64::from(index)).checked_rem(to.count.into()).unwrap_or(0)
+                as u32
+        });
+        let size = match self.templates.len() {
+            1 => 0,
+            sizes => mix(u64::from(mark.device) << 32 | u64::from(number)) as usize % sizes,
+        };
+        self.templates[size].write(id, name, &mark, &mut self.output);
         if self.workload.qos == 0 {
             self.meter.counts.unconfirmed += 1;
             return;
@@ -463,6 +560,12 @@ impl<'a> Crowd<'a> {
             self.output.clear();
             return;
         };
+        if let Some(layer) = &mut connection.layer {
+            // The reading side will see the end.
+            let _ = layer.send(stream, &self.output);
+            self.output.clear();
+            return;
+        }
         let mut sent = 0;
         if let Some(unsent) = connection.unsent.take() {
             connection.unsent = Some([&unsent, &self.output[..]].concat().into());

@@ -3,7 +3,7 @@
 //! # Constraints
 //!
 //! - Thousands of connections a thread, driven by one epoll instance, without a task or a buffer each: an idle connection costs the
-//!   generator a descriptor and 56 bytes.
+//!   generator a descriptor and 64 bytes.
 //! - As many system calls as the server must make and no more: one read and one write for all the acknowledgements that
 //!   arrived on a connection together.
 //!
@@ -20,6 +20,8 @@ mod answers;
 mod connecting;
 mod consumer;
 mod crowd;
+mod layer;
+mod lifecycle;
 pub(crate) mod wire;
 
 use std::io::ErrorKind;
@@ -30,6 +32,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+pub(crate) use layer::host_of;
+pub use layer::{Layers, TlsClient};
+pub use lifecycle::Break;
 pub use wire::Version;
 
 use crate::connect;
@@ -38,8 +43,9 @@ use crate::meter::Meter;
 use crate::process;
 use crate::report::{Connect, Load};
 use crate::run::{Control, Drive, Observed, Plan, Signals, Until, watch};
-use crate::schedule::Schedule;
-pub use consumer::Received;
+use crate::scenario::Sleep;
+use crate::schedule::{DEFAULT_TICK_MICROS, Schedule, Timetable};
+pub use consumer::{Received, ReceivedDump};
 use crowd::Crowd;
 
 /// Descriptors of the process besides connections: standard streams, epoll, event and signal descriptors, files in /proc.
@@ -83,6 +89,30 @@ pub struct Workload {
     pub topic: String,
     /// Bytes of a payload, at least [`crate::payload::MIN_LEN`].
     pub payload: usize,
+    /// Most bytes of a payload: sizes are spread between the two.
+    pub payload_most: usize,
+    /// TLS and WebSocket.
+    pub layers: Layers,
+    /// A clean start, rather than a session that the server keeps.
+    pub clean: bool,
+    /// A filter that each client subscribes to before it counts as connected, in which `{device}` stands for its name, and the QoS (0 or 1).
+    pub subscribe: Option<(String, u8)>,
+    /// Index in the run of the first client, which its payloads carry.
+    pub base: u32,
+    /// Number in the name of the first client.
+    pub offset: u32,
+    /// Devices of the run, of which a subscriber may receive.
+    pub devices_in_run: u32,
+    /// Whose name `{device}` in the topic stands for, if not the client's.
+    pub to: Option<To>,
+    /// When clients publish, in a scenario: the drive of the plan does not matter then.
+    pub timetable: Option<Timetable>,
+    /// Clients disconnect when they have nothing to send.
+    pub sleep: Option<Sleep>,
+    /// When connections break, in the order of time.
+    pub breaks: Vec<Break>,
+    /// Clients that were disconnected come back.
+    pub reconnects: bool,
     /// Keep-alive in seconds; 0 for none. Clients ping at three quarters of it.
     pub keep_alive: u16,
     /// User name; `{device}` stands for the client's name.
@@ -94,8 +124,6 @@ pub struct Workload {
     /// Connections that may be under way at a time, all threads together. More than the server's listen queue holds (mosquitto's: 100)
     /// would measure the kernel's repeated SYNs.
     pub connecting: usize,
-    /// A filter that each client subscribes to before it counts as connected; `{device}` stands for its name.
-    pub own_filter: Option<String>,
     /// A consumer that subscribes to this filter, with this QoS (0 or 1).
     pub consumer: Option<(String, u8)>,
     /// Distance of bursts in open loop.
@@ -105,6 +133,20 @@ pub struct Workload {
     /// A delay before each loop of the generator: makes it too slow, to see that a run says so.
     pub handicap: Duration,
 }
+
+/// The devices that messages are for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct To {
+    /// How they are called.
+    pub prefix: String,
+    /// How many there are.
+    pub count: u32,
+    /// How many clients send to them, each to another one with each message.
+    pub senders: u32,
+}
+
+/// Sizes of payloads between the least and the most, as many as are worth a template each.
+const SIZES: usize = 16;
 
 /// Largest window: packet identifiers in flight must be far fewer than there are, or an acknowledgement could stand for either of two
 /// messages.
@@ -138,9 +180,56 @@ pub(crate) enum Share {
     Scheduled { schedule: Schedule, messages: u64 },
     /// Keeps the window of each connection full, up to so many messages.
     Windowed { messages: u64 },
+    /// Publishes by the calendar.
+    Timed,
 }
 
 impl Workload {
+    /// Clients that publish to `telemetry/{device}` at QoS 1.
+    #[must_use]
+    pub fn new(target: SocketAddr, connections: u32, run: u64) -> Workload {
+        Workload {
+            target,
+            connections,
+            version: Version::V5,
+            qos: 1,
+            window: 1,
+            publishes: true,
+            run,
+            prefix: "bench-".to_owned(),
+            topic: "telemetry/{device}".to_owned(),
+            payload: 256,
+            payload_most: 256,
+            layers: Layers::default(),
+            clean: true,
+            subscribe: None,
+            base: 0,
+            offset: 0,
+            devices_in_run: connections,
+            to: None,
+            timetable: None,
+            sleep: None,
+            breaks: Vec::new(),
+            reconnects: false,
+            keep_alive: 300,
+            username: None,
+            password: None,
+            connect_rate: 0.0,
+            connecting: 64,
+            consumer: None,
+            tick_micros: DEFAULT_TICK_MICROS,
+            threads: 1,
+            handicap: Duration::ZERO,
+        }
+    }
+
+    /// The sizes of payloads.
+    pub(crate) fn sizes(&self) -> impl Iterator<Item = usize> {
+        let (least, most) = (self.payload, self.payload_most.max(self.payload));
+        let steps = (most - least + 1).min(SIZES);
+        (0..steps).map(move |step| least + (most - least) * step / (steps - 1).max(1))
+    }
+
     /// What the report says of it.
     #[must_use]
     pub fn load(&self, plan: &Plan) -> Load {
@@ -172,7 +261,7 @@ impl Workload {
     }
 
     /// Raises the limit of open files as far as it goes, and sees whether it suffices.
-    fn check_files(&self) -> anyhow::Result<()> {
+    pub(crate) fn check_files(&self) -> anyhow::Result<()> {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
         let wanted = u64::from(self.connections) + OTHER_FILES;
         if wanted > hard {
@@ -194,6 +283,34 @@ impl Workload {
         Ok(())
     }
 
+    /// Sees whether there is a server.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn probe(&self) -> anyhow::Result<()> {
+        match TcpStream::connect_timeout(&self.target, PROBE_WAIT) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                bail!("nothing listens on tcp {}; start the server, or give its address with --target", self.target)
+            }
+            Err(error) => Err(error).with_context(|| format!("{} cannot be reached", self.target)),
+        }
+    }
+
+    /// Bytes of generator state a connection.
+    pub(crate) fn bytes_per_connection(&self) -> f64 {
+        Crowd::bytes_per_connection(if self.publishes { self.window } else { 0 })
+    }
+
+    /// The clients of one thread of several.
+    pub(crate) fn crowd(&self, plan: &Plan, shard: usize, part: usize, threads: usize) -> anyhow::Result<Crowd<'_>> {
+        let at = |part: usize| (self.connections as usize * part / threads) as u32;
+        let indices = at(part)..at(part + 1);
+        let share = share(plan, self, part, threads, indices.end - indices.start);
+        Crowd::new(self, plan, shard, indices, share)
+    }
+
     /// Connects the clients and runs them.
     ///
     /// # Errors
@@ -201,15 +318,10 @@ impl Workload {
     /// The server is not there, does not accept so many, or a limit of the system is reached.
     pub fn run(&self, plan: Plan, signals: &Signals, server: Option<u32>, quiet: bool) -> anyhow::Result<Outcome> {
         self.check_files()?;
-        if let Err(error) = TcpStream::connect_timeout(&self.target, PROBE_WAIT) {
-            if error.kind() == ErrorKind::ConnectionRefused {
-                bail!("nothing listens on tcp {}; start the server, or give its address with --target", self.target);
-            }
-            return Err(error).with_context(|| format!("{} cannot be reached", self.target));
-        }
+        self.probe()?;
         let threads = self.threads.clamp(1, self.connections as usize);
         let control = Control::new(plan, threads)?;
-        let (tell, told) = mpsc::channel::<connect::SetUp>();
+        let (tell, told) = mpsc::channel::<(usize, connect::SetUp)>();
         let before = server.and_then(|pid| process::sample(pid).ok());
         std::thread::scope(|scope| {
             let control = &control;
@@ -217,20 +329,17 @@ impl Workload {
                 .map(|shard| {
                     let tell = tell.clone();
                     scope.spawn(move || {
-                        let at = |shard: usize| (self.connections as usize * shard / threads) as u32;
-                        let indices = at(shard)..at(shard + 1);
-                        let share = share(&plan, self, shard, threads, indices.end - indices.start);
-                        let mut crowd = match Crowd::new(self, &plan, shard, indices, share) {
+                        let mut crowd = match self.crowd(&plan, shard, shard, threads) {
                             Ok(crowd) => crowd,
                             Err(error) => {
-                                let _ = tell.send(Err(error));
+                                let _ = tell.send((0, Err(error)));
                                 return None;
                             }
                         };
                         let connected = crowd.connect(control);
                         let failed = connected.is_err();
                         // Nobody listens if another thread failed before.
-                        if tell.send(connected).is_err() || failed {
+                        if tell.send((0, connected)).is_err() || failed {
                             return None;
                         }
                         drop(tell);
@@ -291,6 +400,9 @@ impl Workload {
 }
 
 fn share(plan: &Plan, workload: &Workload, shard: usize, threads: usize, connections: u32) -> Share {
+    if workload.timetable.is_some() {
+        return Share::Timed;
+    }
     if !workload.publishes {
         return Share::Idle;
     }

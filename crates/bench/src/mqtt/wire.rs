@@ -32,6 +32,10 @@ pub(crate) const DISCONNECT: [u8; 2] = [0xe0, 0];
 pub(crate) const SERVER_DISCONNECT: u8 = 0xe0;
 
 const CLEAN_START: u8 = 0b10;
+/// Session Expiry Interval (MQTT 5.0 §3.1.2.11.2).
+const SESSION_EXPIRY: u8 = 0x11;
+/// How long a session is to be kept: a day.
+const KEPT_SECONDS: u32 = 86_400;
 const USERNAME: u8 = 0b1000_0000;
 const PASSWORD: u8 = 0b0100_0000;
 
@@ -169,6 +173,8 @@ pub(crate) struct Connect<'a> {
     pub(crate) version: Version,
     pub(crate) client_id: &'a str,
     pub(crate) keep_alive: u16,
+    /// A clean start, rather than a session that outlives the connection.
+    pub(crate) clean: bool,
     pub(crate) username: Option<&'a str>,
     pub(crate) password: Option<&'a str>,
 }
@@ -178,13 +184,18 @@ impl Connect<'_> {
         let mut body = Vec::with_capacity(64);
         put_text(&mut body, b"MQTT");
         body.push(if self.version == Version::V5 { 5 } else { 4 });
-        let mut flags = CLEAN_START;
+        let mut flags = if self.clean { CLEAN_START } else { 0 };
         flags |= if self.username.is_some() { USERNAME } else { 0 };
         flags |= if self.password.is_some() { PASSWORD } else { 0 };
         body.push(flags);
         body.extend_from_slice(&self.keep_alive.to_be_bytes());
-        if self.version == Version::V5 {
-            body.push(0);
+        match (self.version, self.clean) {
+            (Version::V3, _) => {}
+            (Version::V5, true) => body.push(0),
+            (Version::V5, false) => {
+                body.extend_from_slice(&[5, SESSION_EXPIRY]);
+                body.extend_from_slice(&KEPT_SECONDS.to_be_bytes());
+            }
         }
         put_text(&mut body, self.client_id.as_bytes());
         for text in [self.username, self.password].into_iter().flatten() {
@@ -259,7 +270,7 @@ impl Template {
 
     /// Appends a whole publish.
     #[inline]
-    pub(crate) fn write(&self, id: u16, mark: &Mark, out: &mut Vec<u8>) {
+    pub(crate) fn write(&self, id: u16, name: u32, mark: &Mark, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&self.bytes);
         let bytes = &mut out[start..];
@@ -267,7 +278,7 @@ impl Template {
             bytes[at..at + 2].copy_from_slice(&id.to_be_bytes());
         }
         if !self.digits_at.is_empty() {
-            let digits = digits(mark.device);
+            let digits = digits(name);
             for &at in &self.digits_at {
                 bytes[at..at + DEVICE_DIGITS].copy_from_slice(&digits);
             }
@@ -283,8 +294,14 @@ mod tests {
 
     #[test]
     fn a_connect_is_laid_out_as_the_specification_says() {
-        let connect =
-            Connect { version: Version::V3, client_id: "c1", keep_alive: 300, username: None, password: None };
+        let connect = Connect {
+            version: Version::V3,
+            client_id: "c1",
+            keep_alive: 300,
+            clean: true,
+            username: None,
+            password: None,
+        };
         let mut out = Vec::new();
         connect.write(&mut out);
         assert_eq!(out, [0x10, 14, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 1, 44, 0, 2, b'c', b'1']);
@@ -303,8 +320,8 @@ mod tests {
                 let template = Template::new(version, "t/{device}/x", "bench-", qos, size);
                 let mark = Mark { run: 9, device: 1_234, number: 5, due_micros: 6 };
                 let mut out = Vec::new();
-                template.write(0x0102, &mark, &mut out);
-                template.write(0x0103, &mark, &mut out);
+                template.write(0x0102, 1_234, &mark, &mut out);
+                template.write(0x0103, 1_234, &mark, &mut out);
                 let mut input = &out[..];
                 let packet = Packet::take(&mut input).unwrap().unwrap();
                 assert_eq!(input.len() * 2, out.len());

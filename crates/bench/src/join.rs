@@ -1,0 +1,416 @@
+//! `tidegate-bench run`: a scenario in this process, or in several that join one run.
+//!
+//! The first process (`--processes N --listen ADDRESS`) has the scenario, generates its own part of the devices, and waits for N − 1
+//! others (`--join ADDRESS`), on this host or elsewhere. Each is given a part of every population; all start together once everybody has
+//! set up, and at the end the first adds their counts and histograms, and audits what was acknowledged to any of them.
+//!
+//! Messages are lines of JSON over TCP.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use crate::audit::{Population as Audited, Source};
+use crate::ceilings::Ceilings;
+use crate::cli::{publish, run_id};
+use crate::ledger::{Dump, Ledger};
+use crate::mqtt::{Received, ReceivedDump};
+use crate::report::{Quantiles, Report};
+use crate::run::Signals;
+use crate::scenario::{self, Options, Outcome, Scenario};
+use crate::{process, slo};
+
+/// Version of the messages: processes of one run must have the same.
+const VERSION: u32 = 1;
+
+/// Longest wait for another process to set up, or to tell what it measured after the run.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The command `run`.
+#[derive(Debug, Args)]
+pub struct RunCommand {
+    /// The scenario: a file in TOML, as those in benches/scenarios.
+    #[arg(required_unless_present = "join")]
+    scenario: Option<PathBuf>,
+    /// Where servers listen, as PROTOCOL=HOST:PORT with coap, coaps, mqtt, mqtts, ws, wss; overrides the file.
+    #[arg(long, short = 't', value_name = "PROTOCOL=ADDRESS")]
+    target: Vec<String>,
+    /// Multiply the numbers of devices.
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// Measure so long instead of what the file says, as 30s or 15m.
+    #[arg(long)]
+    duration: Option<String>,
+    /// Only see whether the scenario is right.
+    #[arg(long)]
+    check: bool,
+    /// Process whose processor time and memory are measured.
+    #[arg(long)]
+    server_pid: Option<u32>,
+    /// Read back what the server stored in this data directory, and account for every acknowledged message.
+    #[arg(long, value_name = "DATA_DIR")]
+    audit: Option<PathBuf>,
+    /// The program `tidegate` for --audit; the default is the one beside this program.
+    #[arg(long, requires = "audit", value_name = "PATH")]
+    tidegate: Option<PathBuf>,
+    /// Measure the machine's ceilings first, so that results print with their ratio.
+    #[arg(long)]
+    ceilings: bool,
+    /// Directory on the disk that --ceilings measures.
+    #[arg(long, requires = "ceilings", value_name = "DIR")]
+    disk: Option<PathBuf>,
+    /// Write the report here, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the report here as one HTML file with plots.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Share the devices among so many processes; the others are started with --join.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    processes: u32,
+    /// Where they join.
+    #[arg(long, default_value = "127.0.0.1:7878")]
+    listen: String,
+    /// Take part in the run of the process that listens there.
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["scenario", "processes", "audit", "json", "html"])]
+    join: Option<String>,
+    /// The run is void if the generator sent 1 % of its messages later than this, in milliseconds.
+    #[arg(long, default_value_t = 10.0)]
+    max_late_millis: f64,
+    /// No progress.
+    #[arg(long, short = 'q')]
+    quiet: bool,
+    /// Milliseconds to sleep in each loop of the generator, to see that a run says when it is too slow.
+    #[arg(long, default_value_t = 0, hide = true)]
+    handicap_millis: u64,
+}
+
+/// What the first process tells another.
+#[derive(Debug, Serialize, Deserialize)]
+enum Order {
+    Task {
+        version: u32,
+        name: String,
+        text: String,
+        targets: Vec<String>,
+        scale: f64,
+        millis: u64,
+        run: u64,
+        part: u32,
+        parts: u32,
+    },
+    Go,
+}
+
+/// What it is told.
+#[derive(Debug, Serialize, Deserialize)]
+enum Word {
+    Ready,
+    Failed(String),
+    Done(Box<Part>),
+}
+
+/// What another process measured.
+#[derive(Debug, Serialize, Deserialize)]
+struct Part {
+    report: Report,
+    ledgers: Vec<(usize, Dump)>,
+    received: Vec<Option<ReceivedDump>>,
+}
+
+/// Another process.
+struct Peer {
+    name: String,
+    reader: BufReader<TcpStream>,
+}
+
+impl Peer {
+    fn new(stream: TcpStream) -> anyhow::Result<Peer> {
+        let name = stream.peer_addr().map_or_else(|_| "another process".to_owned(), |address| address.to_string());
+        stream.set_nodelay(true)?;
+        Ok(Peer { name, reader: BufReader::new(stream) })
+    }
+
+    fn say(&mut self, value: &impl Serialize) -> anyhow::Result<()> {
+        let mut line = serde_json::to_vec(value).context("cannot encode a message")?;
+        line.push(b'\n');
+        self.reader.get_mut().write_all(&line).with_context(|| format!("lost {}", self.name))
+    }
+
+    fn hear<T: for<'de> Deserialize<'de>>(&mut self, patience: Option<Duration>) -> anyhow::Result<T> {
+        self.reader.get_ref().set_read_timeout(patience)?;
+        let mut line = Vec::new();
+        let read = self.reader.read_until(b'\n', &mut line).with_context(|| format!("lost {}", self.name))?;
+        if read == 0 {
+            bail!("{} left", self.name);
+        }
+        serde_json::from_slice(&line).with_context(|| format!("{} does not speak as this program does", self.name))
+    }
+}
+
+impl RunCommand {
+    /// Runs the scenario, or the part of it that another process gives.
+    ///
+    /// # Errors
+    ///
+    /// The scenario is wrong, a server is not there, or a limit of the system is reached.
+    pub fn run(&self) -> anyhow::Result<ExitCode> {
+        if let Some(address) = &self.join {
+            return self.take_part(address);
+        }
+        let path = self.scenario.as_deref().context("a scenario is missing")?;
+        let mut scenario = Scenario::read(path).map_err(|mistakes| anyhow::anyhow!("{mistakes}"))?;
+        let name = path.display().to_string();
+        self.adjust(&mut scenario)?;
+        if self.check {
+            println!("{name}: right");
+            return Ok(ExitCode::SUCCESS);
+        }
+        if let Some(pid) = self.server_pid
+            && process::sample(pid).is_err()
+        {
+            bail!("--server-pid {pid}: there is no such process");
+        }
+        for file in [&self.json, &self.html].into_iter().flatten() {
+            std::fs::write(file, "").with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        let source = self.audit.clone().map(|dir| Source::new(dir, self.tidegate.clone())).transpose()?;
+        let signals = Signals::take()?;
+        let run = run_id();
+        let ceilings = (self.ceilings || scenario.slo.ceiling_ratio.is_some())
+            .then(|| Ceilings::measure(&signals, self.disk.as_deref()))
+            .transpose()?;
+        let mut peers = self.gather(&scenario, &name, run)?;
+        let options = Options {
+            run,
+            part: (0, self.processes),
+            server: self.server_pid,
+            quiet: self.quiet,
+            handicap: Duration::from_millis(self.handicap_millis),
+        };
+        let mut outcome = scenario::run(&scenario, &options, &signals, || {
+            for peer in &mut peers {
+                match peer.hear(Some(PATIENCE))? {
+                    Word::Ready => {}
+                    Word::Failed(why) => bail!("{}: {why}", peer.name),
+                    Word::Done(_) => bail!("{} is done before it began", peer.name),
+                }
+            }
+            peers.iter_mut().try_for_each(|peer| peer.say(&Order::Go))
+        })?;
+        for peer in &mut peers {
+            match peer.hear(Some(PATIENCE)) {
+                Ok(Word::Done(part)) => add(&mut outcome, *part)?,
+                Ok(Word::Failed(why)) => outcome.report.verdict.void(format!("{}: {why}", peer.name)),
+                Ok(Word::Ready) => outcome.report.verdict.void(format!("{} did not run", peer.name)),
+                // What the others measured is reported all the same.
+                Err(error) => outcome.report.verdict.void(format!("{error:#}")),
+            }
+        }
+        self.judge(&scenario, outcome, ceilings, source.as_ref(), run)
+    }
+
+    /// Applies the flags that change a scenario.
+    fn adjust(&self, scenario: &mut Scenario) -> anyhow::Result<()> {
+        for target in &self.target {
+            scenario.targets.set(target).map_err(|error| anyhow::anyhow!("--target {error}"))?;
+        }
+        if !(self.scale > 0.0 && self.scale <= 1_000.0) {
+            bail!("--scale {} must be above 0 and at most 1000", self.scale);
+        }
+        scenario.scale(self.scale);
+        if let Some(duration) = &self.duration {
+            scenario.duration = scenario::duration(duration)
+                .filter(|duration| !duration.is_zero())
+                .with_context(|| format!("--duration {duration:?} must be a time as 30s or 15m"))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the other processes and gives each its part.
+    fn gather(&self, scenario: &Scenario, name: &str, run: u64) -> anyhow::Result<Vec<Peer>> {
+        if self.processes == 1 {
+            return Ok(Vec::new());
+        }
+        let listener = TcpListener::bind(&self.listen).with_context(|| format!("--listen {}", self.listen))?;
+        if !self.quiet {
+            eprintln!("waiting for {} more: tidegate-bench run --join {}", self.processes - 1, listener.local_addr()?);
+        }
+        let mut peers = Vec::new();
+        for part in 1..self.processes {
+            let mut peer = Peer::new(listener.accept().context("cannot accept another process")?.0)?;
+            peer.say(&Order::Task {
+                version: VERSION,
+                name: name.to_owned(),
+                text: scenario.text.clone(),
+                targets: self.target.clone(),
+                scale: self.scale,
+                millis: scenario.duration.as_millis() as u64,
+                run,
+                part,
+                parts: self.processes,
+            })?;
+            peers.push(peer);
+        }
+        Ok(peers)
+    }
+
+    /// The other side.
+    fn take_part(&self, address: &str) -> anyhow::Result<ExitCode> {
+        let stream = TcpStream::connect(address).with_context(|| format!("--join {address}: nobody listens there"))?;
+        let mut first = Peer::new(stream)?;
+        let Order::Task { version, name, text, targets, scale, millis, run, part, parts } =
+            first.hear(Some(PATIENCE))?
+        else {
+            bail!("{address} gave no task");
+        };
+        if version != VERSION {
+            bail!("{address} is another version of this program");
+        }
+        let mut scenario = Scenario::parse(&name, &text).map_err(|mistakes| anyhow::anyhow!("{mistakes}"))?;
+        for target in &targets {
+            scenario.targets.set(target).map_err(|error| anyhow::anyhow!("{error}"))?;
+        }
+        scenario.scale(scale);
+        scenario.duration = Duration::from_millis(millis);
+        let signals = Signals::take()?;
+        let options = Options {
+            run,
+            part: (part, parts),
+            server: None,
+            quiet: self.quiet,
+            handicap: Duration::from_millis(self.handicap_millis),
+        };
+        let result = scenario::run(&scenario, &options, &signals, || {
+            first.say(&Word::Ready)?;
+            match first.hear(Some(PATIENCE))? {
+                Order::Go => Ok(()),
+                Order::Task { .. } => bail!("{address} gave another task"),
+            }
+        });
+        match result {
+            Ok(outcome) => {
+                let part = Part {
+                    report: outcome.report,
+                    ledgers: outcome.ledgers.iter().map(|(group, ledger)| (*group, ledger.dump_acked())).collect(),
+                    received: outcome.received.iter().map(|received| received.as_ref().map(Received::dump)).collect(),
+                };
+                first.say(&Word::Done(Box::new(part)))?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(error) => {
+                // It may be the first process that is gone.
+                let _ = first.say(&Word::Failed(format!("{error:#}")));
+                Err(error)
+            }
+        }
+    }
+
+    fn judge(
+        &self,
+        scenario: &Scenario,
+        mut outcome: Outcome,
+        ceilings: Option<Ceilings>,
+        source: Option<&Source>,
+        run: u64,
+    ) -> anyhow::Result<ExitCode> {
+        outcome.settle_deliveries(scenario);
+        let Outcome { mut report, ledgers, .. } = outcome;
+        let mut ledgers: Vec<Ledger> = ledgers.into_iter().map(|(_, ledger)| ledger).collect();
+        report.reported_devices = report.populations.iter().map(|population| population.reported_devices).sum();
+        report.ceilings = ceilings;
+        let names: Vec<_> = scenario
+            .populations
+            .iter()
+            .zip(scenario.bases())
+            .map(|(population, base)| Audited { prefix: population.prefix.clone(), base, devices: population.count })
+            .collect();
+        match source.map(|source| source.audit_all(run, &names, &mut ledgers)) {
+            None => {}
+            Some(Ok(audit)) => report.audit = Some(audit),
+            // What was measured is reported all the same.
+            Some(Err(error)) => report.verdict.fail(format!("the audit could not be done: {error:#}")),
+        }
+        report.slo = slo::judge(&scenario.slo, &report);
+        report.judge(self.max_late_millis);
+        publish(&report, self.json.as_deref(), self.html.as_deref())
+    }
+}
+
+/// Adds what another process measured.
+fn add(outcome: &mut Outcome, part: Part) -> anyhow::Result<()> {
+    let Part { report: other, ledgers, received } = part;
+    let report = &mut outcome.report;
+    report.counts.add(&other.counts);
+    report.latency = report.latency.merge(&other.latency);
+    report.lateness = match (&report.lateness, &other.lateness) {
+        (Some(one), Some(two)) => Some(one.merge(two)),
+        (one, two) => one.clone().or_else(|| two.clone()),
+    };
+    report.measured.messages += other.measured.messages;
+    report.measured.acked += other.measured.acked;
+    report.measured.acks_per_second += other.measured.acks_per_second;
+    report.measured.interrupted |= other.measured.interrupted;
+    if let Some(server) = &mut report.server {
+        server.spread_over(report.measured.acked);
+    }
+    report.generator.cpu_seconds += other.generator.cpu_seconds;
+    report.generator.busy = report.generator.busy.max(other.generator.busy);
+    report.generator.dropped_answers += other.generator.dropped_answers;
+    report.load.threads += other.load.threads;
+    if let (Some(one), Some(two)) = (&mut report.connect, &other.connect) {
+        one.add(two);
+    }
+    for (one, two) in report.populations.iter_mut().zip(&other.populations) {
+        one.devices += two.devices;
+        one.counts.add(&two.counts);
+        one.reported_devices += two.reported_devices;
+        one.latency = one.latency.merge(&two.latency);
+        one.lateness = one.lateness.merge(&two.lateness);
+        one.dropped_answers += two.dropped_answers;
+        if let (Some(one), Some(two)) = (&mut one.connect, &two.connect) {
+            one.add(two);
+        }
+        one.reconnect = match (&one.reconnect, &two.reconnect) {
+            (Some(one), Some(two)) => Some(one.merge(two)),
+            (one, two) => one.clone().or_else(|| two.clone()),
+        };
+    }
+    for (one, two) in report.timeline.iter_mut().zip(&other.timeline) {
+        one.add(two);
+    }
+    for (group, dump) in ledgers {
+        outcome.ledgers.push((group, Ledger::from_dump(&dump).context("a ledger of another process is damaged")?));
+    }
+    for (one, two) in outcome.received.iter_mut().zip(received) {
+        let Some(two) = two else { continue };
+        let two = Received::from_dump(&two).context("what another process received is damaged")?;
+        match one {
+            Some(one) => one.add(&two),
+            None => *one = Some(two),
+        }
+    }
+    Ok(())
+}
+
+impl Quantiles {
+    /// Of both together.
+    #[must_use]
+    pub fn merge(&self, other: &Quantiles) -> Quantiles {
+        match (self.decode(), other.decode()) {
+            (Some(mut one), Some(two)) => {
+                // Ours have the same bounds.
+                let _ = one.add(&two);
+                Quantiles::from(&one)
+            }
+            (Some(_), None) => self.clone(),
+            (None, _) => other.clone(),
+        }
+    }
+}

@@ -1,0 +1,546 @@
+//! Running a scenario: all populations at once, each in generator threads of its own, under one clock.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use super::{Delivery, Population, Protocol, Scenario};
+use crate::cli::resolve;
+use crate::connect::{self, Part};
+use crate::ledger::Ledger;
+use crate::meter::{Counts, Meter, histogram};
+use crate::mqtt::{self, Break, Layers, Received, TlsClient, To, host_of};
+use crate::report::{Connect, Consumer, Load, Quantiles, Report};
+use crate::run::{Control, Drive, Plan, Signals, Until, watch};
+use crate::schedule::Timetable;
+use crate::{coap, process};
+
+/// What a run needs to know besides its scenario.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The run's identifier.
+    pub run: u64,
+    /// Which part of the devices is this process's, of how many.
+    pub part: (u32, u32),
+    /// The server's process.
+    pub server: Option<u32>,
+    /// No progress.
+    pub quiet: bool,
+    /// A delay before each loop of the generator.
+    pub handicap: Duration,
+}
+
+/// One population of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PopulationReport {
+    /// What it is called.
+    pub name: String,
+    /// What it speaks: `coap`, `coaps`, `mqtt`, `mqtts`, `ws`, `wss`.
+    pub protocol: String,
+    /// How many devices it has.
+    pub devices: u32,
+    /// `CON`, `QoS 1` … .
+    pub delivery: String,
+    /// Seconds between two messages of a device; none for devices that send nothing.
+    pub period_seconds: Option<f64>,
+    /// Setting its connections or associations up.
+    pub connect: Option<Connect>,
+    /// Counts of the whole run.
+    pub counts: Counts,
+    /// Devices of which at least one message was acknowledged.
+    pub reported_devices: u32,
+    /// From when a message was due to its answer, in the measured part.
+    pub latency: Quantiles,
+    /// How late the generator itself sent.
+    pub lateness: Quantiles,
+    /// From when a connection was wanted again to its CONNACK: after storms, sleep and losses.
+    pub reconnect: Option<Quantiles>,
+    /// What its devices received that subscribed.
+    pub delivered: Option<Consumer>,
+    /// Answers that the kernel dropped because the generator did not read them in time.
+    pub dropped_answers: u64,
+    /// Bytes the generator keeps a device.
+    pub bytes_per_device: f64,
+}
+
+/// What came of a run, before anything is judged.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The report; audit, SLO and verdict are not in it yet.
+    pub report: Report,
+    /// Acknowledged messages, with the index of their population.
+    pub ledgers: Vec<(usize, Ledger)>,
+    /// What populations received that subscribed.
+    pub received: Vec<Option<Received>>,
+}
+
+/// What a population's threads do.
+enum Work {
+    Coap(Box<coap::Workload>),
+    Mqtt(Box<mqtt::Workload>),
+}
+
+/// What a thread leaves behind.
+struct Remains {
+    meter: Meter,
+    ledger: Ledger,
+    received: Option<Received>,
+    reconnects: Option<Histogram<u64>>,
+    dropped_answers: u64,
+}
+
+/// Runs a scenario. `ready` is called when everything is set up, and may wait for other processes.
+///
+/// # Errors
+///
+/// A server is not there or refuses everybody, or a limit of the system is reached.
+pub fn run(
+    scenario: &Scenario,
+    options: &Options,
+    signals: &Signals,
+    ready: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<Outcome> {
+    let plan = Plan {
+        drive: Drive::Window(1),
+        ramp: scenario.ramp,
+        warm_up: scenario.warm_up,
+        until: Until::Elapsed(scenario.duration),
+        drain: scenario.drain,
+    };
+    let works = scenario
+        .populations
+        .iter()
+        .zip(scenario.bases())
+        .map(|(population, base)| work(scenario, population, base, options).with_context(|| population.name.clone()))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    check(&works)?;
+    let mut groups: Vec<(String, Range<usize>)> = Vec::new();
+    for (population, work) in scenario.populations.iter().zip(&works) {
+        let start = groups.last().map_or(0, |(_, shards)| shards.end);
+        groups.push((population.name.clone(), start..start + work.threads()));
+    }
+    let threads = groups.last().map_or(0, |(_, shards)| shards.end);
+    let control = Control::grouped(plan, threads, groups.clone())?;
+    let started_micros = crate::clock::Clock::start().wall_micros(0);
+    let before = options.server.and_then(|pid| process::sample(pid).ok());
+    // Sockets first: what fails fails before anything is sent.
+    let mut sockets = Vec::new();
+    for work in &works {
+        for _ in 0..work.threads() {
+            sockets.push(match work {
+                Work::Coap(workload) => Some(workload.sockets()?),
+                Work::Mqtt(_) => None,
+            });
+        }
+    }
+    let wanted = works.iter().map(Work::set_ups).sum();
+    let (tell, told) = mpsc::channel::<(usize, connect::SetUp)>();
+    std::thread::scope(|scope| {
+        let control = &control;
+        let mut handles = Vec::new();
+        let mut sockets = sockets.into_iter();
+        for (group, work) in works.iter().enumerate() {
+            for part in 0..work.threads() {
+                let (shard, tell) = (groups[group].1.start + part, tell.clone());
+                let sockets = sockets.next().flatten();
+                let plan = &plan;
+                handles.push((
+                    group,
+                    scope.spawn(move || match work {
+                        Work::Coap(workload) => {
+                            let mut fleet =
+                                workload.fleet(plan, sockets.unwrap_or_default(), shard, part, work.threads());
+                            let first = workload.security.as_ref().is_some_and(|security| security.handshake_first);
+                            let set_up = if first { fleet.associate(control) } else { Ok(Part::begin(u64::MAX)) };
+                            let failed = set_up.is_err();
+                            // Nobody listens if another thread failed before.
+                            if tell.send((group, set_up)).is_err() || failed {
+                                return None;
+                            }
+                            drop(tell);
+                            control.go_ahead().then(|| fleet.run(control)).map(|part| {
+                                part.map(|part| Remains {
+                                    meter: part.meter,
+                                    ledger: part.ledger,
+                                    received: None,
+                                    reconnects: None,
+                                    dropped_answers: part.dropped_answers,
+                                })
+                            })
+                        }
+                        Work::Mqtt(workload) => {
+                            let mut crowd = match workload.crowd(plan, shard, part, work.threads()) {
+                                Ok(crowd) => crowd,
+                                Err(error) => {
+                                    let _ = tell.send((group, Err(error)));
+                                    return None;
+                                }
+                            };
+                            let set_up = crowd.connect(control);
+                            let failed = set_up.is_err();
+                            if tell.send((group, set_up)).is_err() || failed {
+                                return None;
+                            }
+                            drop(tell);
+                            control.go_ahead().then(|| crowd.run(control)).map(|part| {
+                                part.map(|part| Remains {
+                                    meter: part.meter,
+                                    ledger: part.ledger,
+                                    received: part.delivered,
+                                    reconnects: Some(part.reconnects),
+                                    dropped_answers: 0,
+                                })
+                            })
+                        }
+                    }),
+                ));
+            }
+        }
+        drop(tell);
+        let set_up =
+            connect::await_groups(&told, threads, works.len(), wanted, control, options.quiet).and_then(|stages| {
+                for (stage, population) in stages.iter().zip(&scenario.populations) {
+                    if let (0, Some(reason)) = (stage.set_up, &stage.reason) {
+                        bail!("{}: the server refused everybody: {reason}; see its credentials", population.name);
+                    }
+                }
+                Ok(stages)
+            });
+        let stages = set_up.and_then(|stages| {
+            ready()?;
+            Ok(stages)
+        });
+        let stages = stages.inspect_err(|_| control.call_off())?;
+        let after = options.server.and_then(|pid| process::sample(pid).ok());
+        if wanted > 0 {
+            std::thread::sleep(connect::SETTLE);
+        }
+        let settled = options.server.and_then(|pid| process::sample(pid).ok());
+        control.let_go();
+        let observed = watch(control, signals, options.server, options.quiet);
+
+        let mut remains: Vec<Vec<Remains>> = works.iter().map(|_| Vec::new()).collect();
+        for (group, handle) in handles {
+            let Some(part) = handle.join().expect("a generator thread panicked") else { continue };
+            remains[group].push(part?);
+        }
+        let load = Load {
+            devices: scenario.populations.iter().map(|population| population.count).sum(),
+            rate: Some(offered(scenario)),
+            window: None,
+            delivery: "scenario".to_owned(),
+            payload: scenario.populations.first().map_or(0, |population| population.payload.0),
+            threads,
+            ..Load::of(&plan)
+        };
+        let mut report = Report::new(&scenario.name, started_micros, options.run, &targets(scenario), load);
+        scenario.description.clone_into(&mut report.description);
+        let mut total = Meter::new(plan.measured());
+        let mut outcome = Outcome { report, ledgers: Vec::new(), received: Vec::new() };
+        let mut all = Part::begin(u64::MAX);
+        for ((population, (work, stage)), remains) in
+            scenario.populations.iter().zip(works.iter().zip(stages)).zip(remains)
+        {
+            let connect = (work.set_ups() > 0).then(|| stage.report(None, None, None));
+            all.add(stage);
+            let group = outcome.received.len();
+            let report = population_report(population, work, connect, remains, &mut total, group, &mut outcome);
+            outcome.report.populations.push(report);
+        }
+        outcome.report.observe(&observed, &total);
+        if wanted > 0 {
+            outcome.report.connect = Some(all.report(before, after, settled));
+        }
+        outcome.report.server_idle_rss = before.map(|sample| sample.rss);
+        outcome.report.generator.dropped_answers =
+            outcome.report.populations.iter().map(|population| population.dropped_answers).sum();
+        outcome.report.generator.bytes_per_device = weighted_bytes(&outcome.report.populations);
+        Ok(outcome)
+    })
+}
+
+fn population_report(
+    population: &Population,
+    work: &Work,
+    connect: Option<Connect>,
+    remains: Vec<Remains>,
+    total: &mut Meter,
+    group: usize,
+    outcome: &mut Outcome,
+) -> PopulationReport {
+    let mut meter = Meter::new(0..u64::MAX);
+    let mut received: Option<Received> = None;
+    let mut reconnects = histogram();
+    let mut dropped_answers = 0;
+    let mut reported_devices = 0;
+    for part in remains {
+        for meter in [&mut meter, &mut *total] {
+            meter.counts.add(&part.meter.counts);
+            // All have the same bounds.
+            let _ = meter.latency.add(&part.meter.latency);
+            let _ = meter.lateness.add(&part.meter.lateness);
+        }
+        if let Some(other) = part.received {
+            match &mut received {
+                Some(received) => received.add(&other),
+                None => received = Some(other),
+            }
+        }
+        if let Some(other) = &part.reconnects {
+            let _ = reconnects.add(other);
+        }
+        dropped_answers += part.dropped_answers;
+        reported_devices += part.ledger.devices_acked();
+        outcome.ledgers.push((group, part.ledger));
+    }
+    outcome.received.push(received);
+    PopulationReport {
+        name: population.name.clone(),
+        protocol: population.protocol.name().to_owned(),
+        devices: work.devices(),
+        delivery: match population.delivery {
+            Delivery::Con => "CON".to_owned(),
+            Delivery::Non => "NON".to_owned(),
+            Delivery::NoResponse => "NON with No-Response".to_owned(),
+            Delivery::Qos(qos) => format!("QoS {qos}"),
+        },
+        period_seconds: population.period.map(|period| period.as_secs_f64()),
+        connect,
+        counts: meter.counts.clone(),
+        reported_devices,
+        latency: Quantiles::from(&meter.latency),
+        lateness: Quantiles::from(&meter.lateness),
+        reconnect: (!reconnects.is_empty()).then(|| Quantiles::from(&reconnects)),
+        delivered: None,
+        dropped_answers,
+        bytes_per_device: work.bytes_per_device(),
+    }
+}
+
+impl Outcome {
+    /// Settles what subscribers should have received. It needs the ledgers of all processes.
+    pub fn settle_deliveries(&mut self, scenario: &Scenario) {
+        for (at, population) in scenario.populations.iter().enumerate() {
+            let (Some((filter, _)), Some(received)) = (&population.subscribe, &self.received[at]) else { continue };
+            let is_direct = filter.contains("{device}");
+            let sends_here = |sender: &Population| match is_direct {
+                true => sender.to.as_ref() == Some(&population.name),
+                false => sender.to.is_none() && sender.topic == *filter,
+            };
+            let senders = self.ledgers.iter().filter(|(group, _)| sends_here(&scenario.populations[*group]));
+            let (expected, missing) = if is_direct {
+                let (mut acked, mut missing) = (0, 0);
+                for (_, ledger) in senders {
+                    acked += ledger.balance().acked;
+                    missing += received.missing(std::slice::from_ref(ledger));
+                }
+                (acked, missing)
+            } else {
+                // Each of the devices should have each of the messages.
+                let sent: u64 = senders.map(|(_, ledger)| ledger.balance().acked).sum();
+                let expected = sent * u64::from(population.count);
+                (expected, expected.saturating_sub(received.messages))
+            };
+            self.report.populations[at].delivered = Some(Consumer {
+                filter: filter.clone(),
+                messages: received.messages,
+                twice: if is_direct { received.twice } else { 0 },
+                expected,
+                acked_and_missing: missing,
+                corrupted: received.corrupted,
+                latency: Quantiles::from(&received.latency),
+            });
+        }
+    }
+}
+
+fn weighted_bytes(populations: &[PopulationReport]) -> f64 {
+    let devices: f64 = populations.iter().map(|population| f64::from(population.devices)).sum();
+    populations.iter().map(|population| population.bytes_per_device * f64::from(population.devices)).sum::<f64>()
+        / devices.max(1.0)
+}
+
+/// Messages a second that the devices mean to send.
+fn offered(scenario: &Scenario) -> f64 {
+    let rate = |population: &Population| {
+        population.period.map_or(0.0, |period| f64::from(population.count) / period.as_secs_f64())
+    };
+    scenario.populations.iter().map(rate).sum()
+}
+
+/// The servers, for people.
+fn targets(scenario: &Scenario) -> String {
+    let mut seen: Vec<Protocol> = Vec::new();
+    for population in &scenario.populations {
+        if !seen.contains(&population.protocol) {
+            seen.push(population.protocol);
+        }
+    }
+    let shown = |protocol: &Protocol| format!("{}://{}", protocol.name(), scenario.targets.of(*protocol));
+    seen.iter().map(shown).collect::<Vec<_>>().join(" ")
+}
+
+impl Work {
+    fn devices(&self) -> u32 {
+        match self {
+            Work::Coap(workload) => workload.devices,
+            Work::Mqtt(workload) => workload.connections,
+        }
+    }
+
+    fn threads(&self) -> usize {
+        let threads = match self {
+            Work::Coap(workload) => workload.threads,
+            Work::Mqtt(workload) => workload.threads,
+        };
+        threads.clamp(1, self.devices() as usize)
+    }
+
+    /// Connections or associations that are set up before the run.
+    fn set_ups(&self) -> u32 {
+        match self {
+            Work::Coap(workload) => {
+                let first = workload.security.as_ref().is_some_and(|security| security.handshake_first);
+                if first { workload.devices } else { 0 }
+            }
+            Work::Mqtt(workload) => workload.connections,
+        }
+    }
+
+    fn bytes_per_device(&self) -> f64 {
+        match self {
+            Work::Coap(workload) => workload.bytes_per_device(),
+            Work::Mqtt(workload) => workload.bytes_per_connection(),
+        }
+    }
+}
+
+/// Sees whether everything is possible, before anything is done.
+fn check(works: &[Work]) -> anyhow::Result<()> {
+    let mut connections = 0;
+    for work in works {
+        match work {
+            Work::Coap(workload) => {
+                workload.check()?;
+                workload.probe()?;
+            }
+            Work::Mqtt(workload) => {
+                connections += workload.connections;
+                workload.probe()?;
+            }
+        }
+    }
+    let all = works.iter().find_map(|work| match work {
+        Work::Mqtt(workload) => Some(mqtt::Workload { connections, ..(**workload).clone() }),
+        Work::Coap(_) => None,
+    });
+    all.map_or(Ok(()), |all| all.check_files())
+}
+
+/// What a process does of a population.
+fn work(scenario: &Scenario, population: &Population, base: u32, options: &Options) -> anyhow::Result<Work> {
+    let (part, parts) = options.part;
+    let at = |part: u32| (u64::from(population.count) * u64::from(part) / u64::from(parts)) as u32;
+    let (offset, devices) = (at(part), at(part + 1) - at(part));
+    if devices == 0 {
+        bail!("there are fewer devices than processes; use fewer processes or a larger count");
+    }
+    let target_text = scenario.targets.of(population.protocol);
+    let target = resolve(&target_text)?;
+    let mut end = 0;
+    let stages = scenario.stages.iter().map(|stage| {
+        end += stage.lasts.as_nanos() as u64;
+        (end, stage.load)
+    });
+    let timetable = population.period.map(|period| Timetable {
+        period: period.as_nanos() as u64,
+        jitter: population.jitter,
+        aligned: population.align.map(|align| align.as_nanos() as u64),
+        ramp: scenario.ramp.as_nanos() as u64,
+        stages: stages.collect(),
+        devices: population.count,
+        seed: crate::payload::mix(options.run ^ u64::from(base)),
+    });
+    if population.protocol.is_coap() {
+        let secure = population.protocol == Protocol::Coaps;
+        return Ok(Work::Coap(Box::new(coap::Workload {
+            rebinding: population.rebind,
+            security: secure.then(|| population.security.clone()),
+            ep: !secure,
+            prefix: population.prefix.clone(),
+            path: population.topic.clone(),
+            delivery: match population.delivery {
+                Delivery::Non => coap::Delivery::NonConfirmable,
+                Delivery::NoResponse => coap::Delivery::NoResponse,
+                _ => coap::Delivery::Confirmable,
+            },
+            payload: population.payload.0,
+            payload_most: population.payload.1,
+            base: base + offset,
+            offset,
+            timetable,
+            impairment: population.impairment,
+            sleep: population.sleep,
+            threads: population.threads,
+            handicap: options.handicap,
+            ..coap::Workload::new(target, devices, options.run)
+        })));
+    }
+    let breaks = scenario.storms.iter().filter(|storm| storm.population == population.name).map(|storm| Break {
+        at: storm.at.as_nanos() as u64,
+        share: storm.share,
+        abrupt: storm.abrupt,
+    });
+    let mut breaks: Vec<_> = breaks.collect();
+    breaks.sort_by_key(|storm| storm.at);
+    let to = population.to.as_ref().and_then(|to| {
+        let receivers = scenario.populations.iter().find(|population| population.name == *to)?;
+        Some(To { prefix: receivers.prefix.clone(), count: receivers.count, senders: population.count })
+    });
+    Ok(Work::Mqtt(Box::new(mqtt::Workload {
+        version: if population.version == 3 { mqtt::Version::V3 } else { mqtt::Version::V5 },
+        qos: if let Delivery::Qos(qos) = population.delivery { qos } else { 1 },
+        window: population.window,
+        publishes: population.period.is_some(),
+        prefix: population.prefix.clone(),
+        topic: population.topic.clone(),
+        payload: population.payload.0,
+        payload_most: population.payload.1,
+        layers: layers(scenario, population, &target_text, target)?,
+        clean: population.clean,
+        subscribe: population.subscribe.clone(),
+        base: base + offset,
+        offset,
+        devices_in_run: scenario.populations.iter().map(|population| population.count).sum(),
+        to,
+        timetable,
+        sleep: population.sleep,
+        breaks,
+        reconnects: true,
+        keep_alive: population.keep_alive,
+        username: population.username.clone(),
+        password: population.password.clone(),
+        connect_rate: population.connect_rate / f64::from(parts),
+        connecting: population.connecting,
+        threads: population.threads,
+        handicap: options.handicap,
+        ..mqtt::Workload::new(target, devices, options.run)
+    })))
+}
+
+fn layers(scenario: &Scenario, population: &Population, text: &str, target: SocketAddr) -> anyhow::Result<Layers> {
+    let host = host_of(text, target);
+    let tls = matches!(population.protocol, Protocol::Mqtts | Protocol::Wss);
+    let websocket = matches!(population.protocol, Protocol::Ws | Protocol::Wss);
+    let ca = scenario.targets.ca.as_deref().map(Path::new);
+    Ok(Layers {
+        tls: tls.then(|| TlsClient::new(ca, &host, population.resume)).transpose()?,
+        websocket: websocket.then(|| (host, scenario.targets.ws_path.clone())),
+    })
+}
