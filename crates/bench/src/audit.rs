@@ -87,6 +87,10 @@ pub struct Population {
 }
 
 impl Population {
+    fn covers(&self, index: u32) -> bool {
+        index.checked_sub(self.base).is_some_and(|number| number < self.devices)
+    }
+
     /// The index in the run of a device of this name.
     fn index(&self, name: &str) -> Option<u32> {
         let digits = name.strip_prefix(&*self.prefix)?;
@@ -135,6 +139,11 @@ impl Auditor<'_> {
             }
         };
         let Mark { device: index, number, .. } = mark;
+        if !self.populations.iter().any(|population| population.covers(index)) {
+            // What some populations send is not to be looked for.
+            self.audit.foreign += 1;
+            return Ok(());
+        }
         let named = self.populations.iter().any(|population| population.index(&device) == Some(index));
         let ledger = self.ledgers.iter_mut().find(|ledger| ledger.covers(index));
         let (Some(ledger), true) = (ledger, named) else {

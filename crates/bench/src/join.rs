@@ -322,13 +322,16 @@ impl RunCommand {
     ) -> anyhow::Result<ExitCode> {
         outcome.settle_deliveries(scenario);
         let Outcome { mut report, ledgers, .. } = outcome;
-        let mut ledgers: Vec<Ledger> = ledgers.into_iter().map(|(_, ledger)| ledger).collect();
+        let stored = |group: usize| scenario.populations[group].stored;
+        let mut ledgers: Vec<Ledger> =
+            ledgers.into_iter().filter(|(group, _)| stored(*group)).map(|(_, ledger)| ledger).collect();
         report.reported_devices = report.populations.iter().map(|population| population.reported_devices).sum();
         report.ceilings = ceilings;
         let names: Vec<_> = scenario
             .populations
             .iter()
             .zip(scenario.bases())
+            .filter(|(population, _)| population.stored)
             .map(|(population, base)| Audited { prefix: population.prefix.clone(), base, devices: population.count })
             .collect();
         match source.map(|source| source.audit_all(run, &names, &mut ledgers)) {

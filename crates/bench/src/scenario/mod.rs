@@ -202,6 +202,8 @@ pub struct Population {
     pub topic: String,
     /// The same topic for all of another population's devices in turn: `{device}` in the topic stands for one of them.
     pub to: Option<String>,
+    /// Whether the server keeps what they send, so that an audit looks for it.
+    pub stored: bool,
     /// Least and most bytes of a payload.
     pub payload: (usize, usize),
     /// How messages are sent.

@@ -192,6 +192,7 @@ fn population(section: &Section<'_>) -> Population {
         count: section.whole("count", 1..=u64::from(MAX_DEVICES), 1_000) as u32,
         prefix: prefix(section, &name),
         topic: section.text("topic", if coap { "telemetry" } else { "telemetry/{device}" }),
+        stored: section.flag("stored", !section.has("to")),
         to: section.optional_text("to"),
         payload: (least as usize, most as usize),
         delivery: delivery(section, coap),
