@@ -80,6 +80,9 @@ fn every_shipped_scenario_is_right_and_is_described() {
     let files: Vec<PathBuf> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     let scenarios: Vec<_> = files.iter().filter(|file| file.extension().is_some_and(|e| e == "toml")).collect();
     assert!(scenarios.len() >= 9, "{scenarios:?}");
+    for peer in fs::read_dir(dir.with_file_name("peers")).unwrap() {
+        Scenario::read(&peer.unwrap().path()).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    }
     let readme = fs::read_to_string(dir.join("README.md")).unwrap();
     for file in scenarios {
         let scenario = Scenario::read(file).unwrap_or_else(|mistakes| panic!("{mistakes}"));

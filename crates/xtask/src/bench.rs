@@ -30,7 +30,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::place;
-use server::{Kind, Protocol, Running};
+pub(crate) use server::{Kind, Protocol, Running};
 use table::{Spread, Table};
 
 /// Files besides connections that a server or the generator opens.
@@ -98,13 +98,13 @@ enum What {
 }
 
 /// What the rounds need to know.
-struct Rig {
+pub(crate) struct Rig {
     /// Where the programs are.
-    release: PathBuf,
+    pub(crate) release: PathBuf,
     /// Where reports go.
-    out: PathBuf,
+    pub(crate) out: PathBuf,
     /// Where data directories are made.
-    disk: PathBuf,
+    pub(crate) disk: PathBuf,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -151,7 +151,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(if table.all_reached() && benches { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn build() -> Result<()> {
+pub(crate) fn build() -> Result<()> {
     let status = place::cargo()
         .args(["build", "--release", "-p", "tidegate", "-p", "tidegate-bench"])
         .status()

@@ -5,6 +5,7 @@
 
 mod bench;
 mod million;
+mod peers;
 mod place;
 mod setup;
 mod test;
@@ -29,6 +30,8 @@ enum Task {
     Test(test::Args),
     /// Measure the numbers that Tidegate promises, beside peers and ceilings in the same run.
     Bench(bench::Args),
+    /// Run the same scenarios against mosquitto, libcoap's server, rmqtt and Tidegate, and write the table and plots.
+    Peers(peers::Args),
     /// Hold a million live connections in one process, in a virtual machine if this one does not allow it.
     Million(million::Args),
 }
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Peers(args) => peers::run(&args),
         Task::Million(args) => million::run(&args),
     };
     done.unwrap_or_else(|error| {

@@ -47,6 +47,11 @@ pub(crate) fn run() -> Result<()> {
     prometheus()
 }
 
+/// Installs the servers that Tidegate is measured beside.
+pub(crate) fn peers() -> Result<()> {
+    packages(&[("mosquitto", "mosquitto"), ("coap-server-notls", "libcoap3-bin")])
+}
+
 /// Installs the Debian packages of those programs that are not there.
 pub(crate) fn packages(programs: &[(&str, &str)]) -> Result<()> {
     let mut missing: Vec<&str> =

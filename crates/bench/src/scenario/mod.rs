@@ -208,6 +208,8 @@ pub struct Population {
     pub payload: (usize, usize),
     /// How messages are sent.
     pub delivery: Delivery,
+    /// PUT instead of POST.
+    pub put: bool,
     /// Time between two messages of a device; none for devices that send nothing.
     pub period: Option<Duration>,
     /// Each wait is longer or shorter by up to this share.

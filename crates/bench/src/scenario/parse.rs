@@ -183,7 +183,7 @@ fn population(section: &Section<'_>) -> Population {
         protocol != Protocol::Coap && protocol != Protocol::Mqtt && protocol != Protocol::Ws,
         "DTLS and TLS",
     );
-    only(&["rebind", "loss", "delay"], coap, "coap and coaps");
+    only(&["method", "rebind", "loss", "delay"], coap, "coap and coaps");
     only(&["psk_seed", "psk", "cid", "handshake_first", "handshake_each"], protocol == Protocol::Coaps, "coaps");
     let most = if coap { MAX_COAP_PAYLOAD } else { MAX_MQTT_PAYLOAD };
     let (least, most) = section.range("payload", MIN_LEN as u64..=most, if coap { 64 } else { 256 });
@@ -196,6 +196,7 @@ fn population(section: &Section<'_>) -> Population {
         to: section.optional_text("to"),
         payload: (least as usize, most as usize),
         delivery: delivery(section, coap),
+        put: section.choice("method", &[("post", false), ("put", true)]).unwrap_or(false),
         period: section.optional_duration("period"),
         jitter: section.number("jitter", 0.0..=0.99, 0.0),
         align: section.optional_duration("align"),

@@ -475,6 +475,7 @@ fn work(scenario: &Scenario, population: &Population, base: u32, options: &Optio
             ep: !secure,
             prefix: population.prefix.clone(),
             path: population.topic.clone(),
+            method: if population.put { coap::Method::Put } else { coap::Method::Post },
             delivery: match population.delivery {
                 Delivery::Non => coap::Delivery::NonConfirmable,
                 Delivery::NoResponse => coap::Delivery::NoResponse,

@@ -24,45 +24,48 @@ const STOP: Duration = Duration::from_secs(30);
 const USER_HZ: f64 = 100.0;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// `tidegate-bench echo`
     Echo,
     /// `coap-server` of Debian's libcoap3-bin
     Libcoap,
     /// Debian's mosquitto
     Mosquitto,
+    /// A broker of rmqtt's library, which `cargo xtask peers` builds
+    Rmqtt,
     Tidegate,
 }
 
 impl Kind {
-    pub(super) fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Kind::Echo => "bare echo",
             Kind::Libcoap => "libcoap",
             Kind::Mosquitto => "mosquitto",
+            Kind::Rmqtt => "rmqtt",
             Kind::Tidegate => "Tidegate",
         }
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Protocol {
+pub(crate) enum Protocol {
     Coap,
     Mqtt,
     Mqtts,
 }
 
 /// A server that listens.
-pub(super) struct Running {
+pub(crate) struct Running {
     child: Child,
-    pub(super) address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// Of the gateway; removed when it stops.
-    pub(super) data_dir: Option<PathBuf>,
+    pub(crate) data_dir: Option<PathBuf>,
 }
 
 impl Running {
     /// Starts a server with fresh state on a free port.
-    pub(super) fn start(kind: Kind, protocol: Protocol, rig: &Rig, extra: &[&str]) -> Result<Running> {
+    pub(crate) fn start(kind: Kind, protocol: Protocol, rig: &Rig, extra: &[&str]) -> Result<Running> {
         match kind {
             Kind::Echo => {
                 let mut command = Command::new(rig.release.join("tidegate-bench"));
@@ -91,6 +94,12 @@ impl Running {
                 let mut command = Command::new(program);
                 command.args(["-A", "127.0.0.1", "-p", &address.port().to_string(), "-v", "0"]);
                 Running::polled(command, address, answers_ping)
+            }
+            Kind::Rmqtt => {
+                let address = free_port(true)?;
+                let mut command = Command::new(crate::peers::rmqtt_program(&place::target()?));
+                command.arg(address.to_string());
+                Running::polled(command, address, |address| TcpStream::connect(address).is_ok())
             }
             Kind::Mosquitto => {
                 if !place::has("mosquitto") {
@@ -163,12 +172,12 @@ impl Running {
         Ok(running)
     }
 
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Resident memory, in bytes.
-    pub(super) fn rss(&self) -> Result<u64> {
+    pub(crate) fn rss(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).context("the server is gone")?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
         let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().context("no number in VmRSS")?;
@@ -186,7 +195,7 @@ impl Running {
     }
 
     /// Ends it, as an operator would, and removes its data.
-    pub(super) fn stop(mut self) -> Result<()> {
+    pub(crate) fn stop(mut self) -> Result<()> {
         let pid = Pid::from_raw(self.pid().try_into().context("a process id is small")?);
         kill(pid, Signal::SIGTERM).context("the server ended by itself")?;
         let started = Instant::now();

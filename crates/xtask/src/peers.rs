@@ -1,0 +1,185 @@
+//! `cargo xtask peers`: the same scenarios against Tidegate and its peers, one server after another in one run.
+//!
+//! | peer | from | plays |
+//! |---|---|---|
+//! | mosquitto | Debian | MQTT scenarios |
+//! | libcoap's `coap-server` (plain and GnuTLS) | Debian, `libcoap3-bin` | CoAP and CoAPS scenarios |
+//! | rmqtt | crates.io, built once into the target directory | MQTT scenarios |
+//!
+//! The scenarios are the files in `benches/peers`; they ask of a server no more than every one of them has. Peers acknowledge before they store,
+//! Tidegate after; only Tidegate is audited, since only it keeps what it was sent. The table and a page with all plots are written to
+//! `target/bench/peers/`.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::bench::{Kind, Protocol, Rig, Running, build};
+use crate::{place, setup};
+
+/// Version of rmqtt's server on crates.io.
+const RMQTT: &str = "0.24.0";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Use the binaries that are there.
+    #[arg(long)]
+    no_build: bool,
+    /// Leave rmqtt out, which takes minutes to build.
+    #[arg(long)]
+    without_rmqtt: bool,
+    /// Multiply the numbers of devices.
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// Measure so long, as 30s.
+    #[arg(long, default_value = "20s")]
+    duration: String,
+    /// Data directories are made under this directory; the default is `target/bench`.
+    #[arg(long)]
+    disk: Option<PathBuf>,
+}
+
+/// One scenario, and who plays it.
+struct Match {
+    scenario: &'static str,
+    protocol: Protocol,
+    servers: &'static [Kind],
+}
+
+const MATCHES: [Match; 4] = [
+    Match { scenario: "coap-report", protocol: Protocol::Coap, servers: &[Kind::Libcoap, Kind::Tidegate] },
+    Match {
+        scenario: "mqtt-report",
+        protocol: Protocol::Mqtt,
+        servers: &[Kind::Mosquitto, Kind::Rmqtt, Kind::Tidegate],
+    },
+    Match {
+        scenario: "mqtt-commands",
+        protocol: Protocol::Mqtt,
+        servers: &[Kind::Mosquitto, Kind::Rmqtt, Kind::Tidegate],
+    },
+    Match {
+        scenario: "mqtt-storm",
+        protocol: Protocol::Mqtt,
+        servers: &[Kind::Mosquitto, Kind::Rmqtt, Kind::Tidegate],
+    },
+];
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    setup::peers()?;
+    let target = place::target()?;
+    let out = target.join("bench/peers");
+    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    let disk = args.disk.clone().unwrap_or_else(|| out.clone());
+    let rig = Rig { release: target.join("release"), out: out.clone(), disk };
+    if !args.no_build {
+        build()?;
+    }
+    if !args.without_rmqtt {
+        rmqtt(&target)?;
+    }
+    let mut table = String::from(
+        "| scenario | server | acks/s | p50 | p99 | p99.9 | server CPU s per million | RSS, peak | failed |\n|---|---|---|---|---|---|---|---|---|\n",
+    );
+    let mut all_well = true;
+    for Match { scenario, protocol, servers } in &MATCHES {
+        for &kind in servers.iter().filter(|kind| **kind != Kind::Rmqtt || !args.without_rmqtt) {
+            let report = play(&rig, args, scenario, *protocol, kind)?;
+            let failed = report.pointer("/verdict/outcome").and_then(Value::as_str) == Some("fail");
+            // What a peer fails at is a result; what we fail at is a fault.
+            all_well &= !(failed && kind == Kind::Tidegate);
+            let _ = writeln!(table, "{}", row(scenario, kind, &report));
+        }
+    }
+    println!("\n{table}");
+    let file = out.join("peers.md");
+    fs::write(&file, &table).with_context(|| format!("cannot write {}", file.display()))?;
+    println!("{} and a page for each run beside it", file.display());
+    Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs one scenario against one server, fresh for it.
+fn play(rig: &Rig, args: &Args, scenario: &str, protocol: Protocol, kind: Kind) -> Result<Value> {
+    let file = place::root().join(format!("benches/peers/{scenario}.toml"));
+    let server = Running::start(kind, protocol, rig, &[])?;
+    let name = format!("{scenario}-{}", kind.label().to_lowercase().replace(' ', "-"));
+    let (json, html) = (rig.out.join(format!("{name}.json")), rig.out.join(format!("{name}.html")));
+    let mut command = Command::new(rig.release.join("tidegate-bench"));
+    command.arg("run").arg(&file).args(["--quiet", "--max-late-millis", "50", "--duration", &args.duration]);
+    command.args(["--scale", &args.scale.to_string(), "--server-pid", &server.pid().to_string()]);
+    let scheme = if protocol == Protocol::Coap { "coap" } else { "mqtt" };
+    command.arg("-t").arg(format!("{scheme}={}", server.address));
+    command.arg("--json").arg(&json).arg("--html").arg(&html);
+    if let Some(dir) = &server.data_dir {
+        command.arg("--audit").arg(dir).arg("--tidegate").arg(rig.release.join("tidegate"));
+    }
+    let output = command.stdin(Stdio::null()).output().context("cannot start tidegate-bench")?;
+    println!("\n{} {scenario}\n{}", kind.label(), String::from_utf8_lossy(&output.stdout).trim_end());
+    // 1 is a verdict, which is in the report; anything else is no run.
+    if !matches!(output.status.code(), Some(0 | 1)) {
+        bail!("{scenario} against {}: {}", kind.label(), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    server.stop()?;
+    let report = fs::read(&json).with_context(|| format!("cannot read {}", json.display()))?;
+    serde_json::from_slice(&report).context("tidegate-bench wrote no JSON")
+}
+
+fn row(scenario: &str, kind: Kind, report: &Value) -> String {
+    let number = |path: &str| report.pointer(path).and_then(Value::as_f64);
+    let millis = |path: &str| number(path).map_or_else(|| "–".to_owned(), |micros| format!("{:.1} ms", micros / 1e3));
+    let counts = ["timed_out", "unanswered", "lost", "unsent"];
+    let failed: f64 = counts.iter().filter_map(|name| number(&format!("/counts/{name}"))).sum();
+    let refused: f64 = report
+        .pointer("/counts/refused")
+        .and_then(Value::as_object)
+        .map_or(0.0, |refused| refused.values().filter_map(Value::as_f64).sum());
+    format!(
+        "| {scenario} | {} | {:.0} | {} | {} | {} | {} | {} | {:.0} |",
+        kind.label(),
+        number("/measured/acks_per_second").unwrap_or(f64::NAN),
+        millis("/latency/p50"),
+        millis("/latency/p99"),
+        millis("/latency/p99_9"),
+        number("/server/per_message/cpu_seconds_per_million").map_or_else(|| "–".to_owned(), |cpu| format!("{cpu:.2}")),
+        number("/server/rss_peak").map_or_else(|| "–".to_owned(), |rss| format!("{:.1} MB", rss / 1e6)),
+        failed + refused
+    )
+}
+
+/// Builds a small broker on the library `rmqtt` once, into the target directory.
+fn rmqtt(target: &Path) -> Result<()> {
+    let program = rmqtt_program(target);
+    if program.is_file() {
+        return Ok(());
+    }
+    let source = target.join("peers/rmqtt");
+    fs::create_dir_all(source.join("src")).with_context(|| format!("cannot make {}", source.display()))?;
+    fs::write(
+        source.join("Cargo.toml"),
+        format!(
+            "[package]\nname = \"rmqtt-peer\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\n[workspace]\n\n[dependencies]\n\
+             rmqtt = \"={RMQTT}\"\ntokio = {{ version = \"1\", features = [\"full\"] }}\n\n[profile.release]\ncodegen-units = 4\n"
+        ),
+    )?;
+    fs::write(source.join("src/main.rs"), include_str!("peers/rmqtt.rs.txt"))?;
+    eprintln!("xtask: building rmqtt {RMQTT}, once");
+    let status = place::cargo()
+        .current_dir(&source)
+        .args(["build", "--release", "--quiet"])
+        .env("CARGO_TARGET_DIR", target.join("peers/target"))
+        .status()
+        .context("cannot start cargo build")?;
+    if !status.success() {
+        bail!("rmqtt does not build; --without-rmqtt leaves it out");
+    }
+    Ok(())
+}
+
+/// Where that broker is.
+pub(crate) fn rmqtt_program(target: &Path) -> PathBuf {
+    target.join("peers/target/release/rmqtt-peer")
+}
