@@ -27,6 +27,10 @@ pub(super) fn scenario(name: &str, text: &str) -> Result<Scenario, Mistakes> {
     for error in &errors {
         file.mistake(error.span().map(|span| span.start), "", error.message().to_owned(), "TOML 1.0");
     }
+    if !errors.is_empty() {
+        // What could not be read may have been right.
+        return Err(Mistakes(file.mistakes.into_inner()));
+    }
     let parsed = root(&file, &Section::new(&file, "", None, Some(table.get_ref())));
     let mut mistakes = file.mistakes.into_inner();
     if mistakes.is_empty() {
