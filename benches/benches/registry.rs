@@ -1,0 +1,122 @@
+//! The device registry: `cargo bench -p tidegate-benches --bench registry [-- DEVICES [CACHE_MIB]]`.
+//!
+//! Imports DEVICES (1 million) devices with a pre-shared key and a token each, in parts of 100,000; opens the database again as after a
+//! crash, which reads all of it; then looks random identities up, known and unknown, and verifies logins, right and wrong, on one
+//! thread. CACHE_MIB (64) is the memory for pages; what is not in it comes from the system's page cache. Files are in the target directory's
+//! file system, and removed afterwards.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use prometheus::Registry as Metrics;
+use tidegate_state::registry::{Checked, ImportLine, Login, NewDevice, Origin, Psk, Registry, Secret};
+use tidegate_state::{Changes, Config, Store, Table};
+
+const PART: u64 = 100_000;
+const LOOKUPS: u64 = 1_000_000;
+
+/// A number that follows another at random (SplitMix64), so that neighbours in time are not neighbours in the tree.
+fn mix(n: u64) -> u64 {
+    let z = n.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ z >> 31
+}
+
+fn name(n: u64) -> String {
+    format!("{:015}", mix(n) % 1_000_000_000_000_000)
+}
+
+fn line(n: u64) -> ImportLine {
+    let id = name(n);
+    let device = NewDevice { id: id.clone(), tenant: "acme".into(), ..NewDevice::default() };
+    let login = Login {
+        username: String::new(),
+        password: Secret::new(format!("token-{n}").as_bytes()),
+        origin: Origin::Generated,
+    };
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&mix(n ^ 7).to_le_bytes());
+    let psk = Psk { identity: format!("psk-{id}").into_bytes(), key: Secret::new(&key) };
+    ImportLine { line: n, device, login: Some(login), psk: Some(psk) }
+}
+
+fn each(what: &str, count: u64, mut lookup: impl FnMut(u64) -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    for n in 0..count {
+        lookup(mix(n))?;
+    }
+    println!("{what:<52} {:>8.2} µs each", start.elapsed().as_secs_f64() * 1e6 / count as f64);
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let mut numbers = std::env::args().skip(1).filter_map(|arg| arg.parse::<u64>().ok());
+    let devices = numbers.next().unwrap_or(1_000_000);
+    let cache = numbers.next().unwrap_or(64);
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).context("a directory")?;
+    let config = Config {
+        path: dir.path().join("state.redb"),
+        cache_bytes: usize::try_from(cache << 20)?,
+        pending_bytes: 1 << 30,
+        low_water_bytes: 0,
+    };
+
+    let store = Store::open(config.clone(), &Metrics::new())?;
+    let registry = Registry::open(&store)?;
+    let start = Instant::now();
+    for first in (0..devices).step_by(usize::try_from(PART)?) {
+        let lines: Vec<ImportLine> = (first..devices.min(first + PART)).map(line).collect();
+        let imported = registry.import(&lines)?;
+        ensure!(imported.refused.is_empty(), "{:?}", imported.refused.first());
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let bytes = std::fs::metadata(&config.path)?.len();
+    println!("{devices} devices imported in {seconds:.1} s; {} bytes of file each", bytes / devices);
+
+    // Left as a crash leaves it: a copy of the file while it is open was not closed.
+    let torn = dir.path().join("torn.redb");
+    std::fs::copy(&config.path, &torn)?;
+    drop(registry);
+    ensure!(store.stop(Duration::from_secs(600)).clean, "it closes");
+    let start = Instant::now();
+    let store = Store::open(Config { path: torn, ..config }, &Metrics::new())?;
+    println!("opened after a crash in {:.1} s", start.elapsed().as_secs_f64());
+    let registry = Registry::open(&store)?;
+
+    for round in ["first", "again"] {
+        each(&format!("identity that is known ({round})"), LOOKUPS, |n| {
+            let id = format!("psk-{}", name(n % devices));
+            ensure!(registry.identity(id.as_bytes())?.is_some(), "{id}");
+            Ok(())
+        })?;
+    }
+    each("identity that is not", LOOKUPS, |n| {
+        let id = format!("psk+{}", name(n % devices));
+        ensure!(registry.identity(id.as_bytes())?.is_none(), "{id}");
+        Ok(())
+    })?;
+    each("login with a token that is right", LOOKUPS, |n| {
+        let n = n % devices;
+        let checked = registry.check_login(&name(n), format!("token-{n}").as_bytes())?;
+        ensure!(matches!(checked, Checked::Accepted(_)), "{n}");
+        Ok(())
+    })?;
+    let wrong = [b'x'; 43];
+    each("login with a token that is wrong", LOOKUPS, |n| {
+        ensure!(matches!(registry.check_login(&name(n % devices), &wrong)?, Checked::Refused));
+        Ok(())
+    })?;
+    let (writer, durable) = (store.writer(), store.durable());
+    let mut changes = Changes::new();
+    each("identity that is known, a commit before each 100", LOOKUPS / 10, |n| {
+        if n % 100 == 0 {
+            changes.put(Table::Wills, b"will", &n.to_le_bytes());
+            ensure!(durable.wait(writer.submit(&mut changes)?, Duration::from_secs(60)));
+        }
+        let id = format!("psk-{}", name(n % devices));
+        ensure!(registry.identity(id.as_bytes())?.is_some(), "{id}");
+        Ok(())
+    })?;
+    Ok(())
+}
