@@ -258,3 +258,13 @@ pub fn announce(name: &str, address: std::net::SocketAddr) {
     // Nobody may be reading; that is no reason not to serve.
     let _ = writeln!(std::io::stdout().lock(), "{name} listening on {address}");
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_command_is_put_together_right() {
+        super::Cli::command().debug_assert();
+    }
+}

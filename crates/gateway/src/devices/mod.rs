@@ -134,6 +134,11 @@ impl Secrets {
                 if wants_login {
                     secrets.login(credentials)?;
                 }
+                if credentials.password_stdin && psk.psk_stdin {
+                    bail!(
+                        "--password-stdin and --psk-stdin: standard input holds one secret; give the other one with a command of its own"
+                    );
+                }
                 if psk.are_given() {
                     secrets.psk(psk)?;
                 }
