@@ -265,6 +265,6 @@ mod tests {
 
     #[test]
     fn every_command_is_put_together_right() {
-        super::Cli::command().debug_assert();
+        <super::Cli as CommandFactory>::command().debug_assert();
     }
 }
