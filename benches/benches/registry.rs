@@ -92,7 +92,7 @@ fn main() -> Result<()> {
         })?;
     }
     each("identity that is not", LOOKUPS, |n| {
-        let id = format!("psk+{}", name(n % devices));
+        let id = format!("psk-{}x", name(n % devices));
         ensure!(registry.identity(id.as_bytes())?.is_none(), "{id}");
         Ok(())
     })?;

@@ -160,7 +160,8 @@ impl<'a> Edit<'a> {
     /// Ends the change at hand: it counts from here on, or leaves nothing.
     fn settle(&mut self, keep: bool) {
         if keep {
-            self.pending.append(&mut self.staged);
+            // Not `append`, which builds the larger map anew.
+            self.pending.extend(std::mem::take(&mut self.staged));
         } else {
             // Numbers that were taken are not given back: nothing has them.
             self.staged.clear();
