@@ -194,7 +194,7 @@ fn a_client_that_never_reads_loses_qos_0_first_and_its_connection_at_last() {
         match version {
             Version::V4 => assert!(matches!(goodbye, Some(Packet::Publish { .. }))),
             Version::V5 => {
-                assert_eq!(goodbye, Some(&Packet::Disconnect { code: 0x97 }), "after {} packets", said.len())
+                assert_eq!(goodbye, Some(&Packet::Disconnect { code: 0x97 }), "after {} packets", said.len());
             }
         }
         assert_eq!(closed(&gateway, "slow"), disconnects());

@@ -194,7 +194,7 @@ fn a_device_that_slept_is_told_when_it_wakes_behind_another_port() {
     let mut publisher = Endpoint::new(gateway.coap);
     publisher.post("cmd/d", "p", b"while asleep");
     // Its old address answers nothing.
-    let asleep = until("nobody acknowledges", || {
+    until("nobody acknowledges", || {
         (gateway.metrics().get("tidegate_coap_notifications_given_up_total", &[]) == 1.0).then_some(())
     });
     publisher.post("cmd/d", "p", b"the last");
@@ -206,11 +206,11 @@ fn a_device_that_slept_is_told_when_it_wakes_behind_another_port() {
         let message = after.receive();
         after.acknowledge(&message);
         if message.token == b"tok" {
-            told = Some(message)
+            told = Some(message);
         } else {
-            answered = Some(message)
+            answered = Some(message);
         }
-        (answered.is_some() && told.is_some()).then_some(asleep)
+        (answered.is_some() && told.is_some()).then_some(())
     });
     assert_eq!(told.expect("told").text(), "the last");
     // It is observed from there on.

@@ -310,9 +310,10 @@ fn dripping(target: SocketAddr) -> SocketAddr {
             server.set_nodelay(true).expect("it is a socket");
             let (mut from, mut to) = (client.try_clone().expect("a handle"), server.try_clone().expect("a handle"));
             thread::spawn(move || {
-                for byte in Read::by_ref(&mut from).take(DRIPS as u64).bytes().map_while(Result::ok) {
-                    if to.write_all(&[byte]).is_err() {
-                        return;
+                for _ in 0..DRIPS {
+                    let mut byte = [0];
+                    if from.read_exact(&mut byte).is_err() || to.write_all(&byte).is_err() {
+                        break;
                     }
                 }
                 let _ = std::io::copy(&mut from, &mut to);

@@ -253,7 +253,7 @@ fn latency_plot(series: Vec<Series>) -> String {
         title: "Latency by percentile",
         series,
         y: Scale::Logarithmic,
-        x_ticks: Some(vec![0.301_03, 1.0, 2.0, 3.0, 4.0, 5.0]),
+        x_ticks: Some(vec![std::f64::consts::LOG10_2, 1.0, 2.0, 3.0, 4.0, 5.0]),
         x_label: quantile_label,
         y_label: |y| micros(y as u64),
         shaded: None,

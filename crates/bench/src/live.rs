@@ -37,9 +37,7 @@ impl Live {
         lines.push(line(control, second, now, watched));
         if control.groups.len() > 1 {
             let populations = self.populations(control, second);
-            if table {
-                lines.extend(populations);
-            } else if second.at as u64 % 10 == 0 {
+            if table || (second.at as u64).is_multiple_of(10) {
                 lines.extend(populations);
             }
         }

@@ -327,6 +327,10 @@ impl Tls {
     /// Appends a closure alert (RFC 8446 §6.1).
     pub(crate) fn finish(&mut self, wire: &mut Vec<u8>) {
         if !std::mem::replace(&mut self.closed, true) && self.is_open() {
+            #[expect(
+                clippy::redundant_closure_for_method_calls,
+                reason = "the method is not general enough in its lifetime"
+            )]
             self.write(wire, RECORD_OVERHEAD, |traffic, room| traffic.queue_close_notify(room));
         }
     }

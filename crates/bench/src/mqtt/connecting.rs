@@ -111,7 +111,7 @@ impl Crowd<'_> {
         // Edge-triggered for both directions: nothing has to be changed ever after.
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         self.epoll.add(&stream, EpollEvent::new(flags, i as u64)).context("cannot watch a connection")?;
-        let seed = mix(self.workload.run ^ u64::from(self.first) + i as u64);
+        let seed = mix(self.workload.run ^ (u64::from(self.first) + i as u64));
         let layer = Layer::new(&self.workload.layers, seed).context("cannot begin TLS")?;
         self.lifecycle.opening += 1;
         let connection = &mut self.connections[i];

@@ -55,7 +55,7 @@ impl Database {
                     }
                 }
                 Change::Sent { order, packet_id, .. } => {
-                    assert!(self.flights.insert(order, (packet_id, false)).is_none())
+                    assert!(self.flights.insert(order, (packet_id, false)).is_none());
                 }
                 Change::Received { order } => self.flights.get_mut(&order).unwrap().1 = true,
                 Change::Gone { order } => {
