@@ -271,8 +271,10 @@ impl Metrics {
         use prometheus::core::Collector;
 
         let families = self.mqtt_undelivered.collect();
-        let values =
-            families.iter().flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().get_value());
+        let values = families
+            .iter()
+            .flat_map(prometheus::proto::MetricFamily::get_metric)
+            .map(|metric| metric.get_counter().get_value());
         values.sum::<f64>() as u64
     }
 }

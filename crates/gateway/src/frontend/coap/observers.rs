@@ -154,6 +154,7 @@ impl Observers {
     }
 
     /// Registers the request with `token`. The caller has pinned `topic` and lets it go afterwards.
+    #[expect(clippy::too_many_arguments, reason = "each is another thing, and there is one caller")]
     pub(super) fn register(
         &mut self,
         topics: &Topics,

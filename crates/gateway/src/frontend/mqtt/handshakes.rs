@@ -149,8 +149,7 @@ impl Reactor {
     pub(super) fn shake_hands(&mut self, epoll: &Epoll, now: Now) {
         let start = Instant::now();
         let mut events = [EpollEvent::empty()];
-        loop {
-            let Ok(1) = self.handshakes.epoll.wait(&mut events, EpollTimeout::ZERO) else { break };
+        while let Ok(1) = self.handshakes.epoll.wait(&mut events, EpollTimeout::ZERO) {
             let Some(id) = SessionId::from_bits(events[0].data()) else { break };
             let flags = events[0].events();
             if flags.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR)

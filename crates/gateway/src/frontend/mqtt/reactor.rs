@@ -50,6 +50,9 @@ const MAX_UNCONNECTED: usize = 16 << 20;
 const SPARE_BUFFERS: usize = 1024;
 const SPARE_BYTES: usize = 4096;
 
+/// An account whose password was right, and its generation when that was found.
+pub(super) type Proven = (Box<Account>, u64);
+
 pub(super) struct Reactor {
     pub(super) index: usize,
     pub(super) shared: Arc<Shared>,
@@ -116,7 +119,7 @@ pub(super) struct Reactor {
     /// Bounds what addresses that fail to log in are told.
     pub(super) limiter: Limiter,
     /// The login whose CONNECT is being read again: who it is, if its password was right.
-    pub(super) login: Option<(SessionId, Option<(Box<Account>, u64)>)>,
+    pub(super) login: Option<(SessionId, Option<Proven>)>,
     /// Clients that do not go by the name of their device.
     pub(super) aliases: HashMap<DeviceId, Vec<SessionId>>,
     /// A CONNECT with a password was read since this was last cleared: what it was read from is to be wiped.
