@@ -1,7 +1,7 @@
 //! Two reports side by side, and which differences are more than noise.
 //!
 //! A run is one sample, but its seconds are many: the noise of a rate or of a latency over time is estimated from how its seconds scatter
-//! (the standard error of their mean, both runs together). A difference of less than [`SIGMAS`] of that is called noise. What has no
+//! (the standard error of their mean, both runs together). A difference of less than `SIGMAS` of that is called noise. What has no
 //! seconds, such as counts of errors, is just shown.
 
 use std::fmt::Write as _;

@@ -88,7 +88,7 @@ impl TopicRef {
         &self.0.name
     }
 
-    /// What was last published to it since it is observed, or what it was [given](Topics::give).
+    /// What was last published to it since it is observed, or what it was [given](TopicRef::give).
     pub(crate) fn value(&self) -> Option<Value> {
         lock(&self.0.state).value.clone()
     }

@@ -5,7 +5,7 @@
 //! - A signature costs as much as the acknowledgements of a hundred readings. So what handshakes may use of a pass is bounded
 //!   ([`BUDGET`]), however many are ready; connections that are open are served in between.
 //! - Strangers who say nothing cost a place each. Places are bounded (`limits.handshakes`, shared by the workers); one who comes when all are taken
-//!   gets that of whoever has been silent for longest, if that was long enough ([`PATIENCE`]).
+//!   gets that of whoever has been silent for longest, if that was long enough ([`PATIENCE_MS`]).
 //!
 //! # Operation
 //!

@@ -22,10 +22,10 @@
 //!
 //! # QoS 2 across a crash
 //!
-//! A QoS 2 publish of such a session goes to the log under a key ([`key`]): its incarnation, and a number that rises with each.
+//! A QoS 2 publish of such a session goes to the log under a key ([`Kept::next_key`]): its incarnation, and a number that rises with each.
 //! Once the log has it, and every queue that it is for, `H` and `M` are written, and once those are durable the PUBREC leaves. A publish
 //! that is in the log with a number above `M` was not known to be stored when the gateway died: at the next start it is routed again and
-//! its identifier is held ([`super::restore`]), so that the client's retransmission is answered and not stored twice.
+//! its identifier is held ([`super::restore()`]), so that the client's retransmission is answered and not stored twice.
 
 use std::hash::{BuildHasher, RandomState};
 
