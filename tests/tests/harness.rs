@@ -139,7 +139,7 @@ fn every_protocol_runs_in_one_scenario_and_nothing_acknowledged_is_missing() {
         Command::new(&bench).args(["psks", "-n", "20", "--device-prefix", "coaps-", "--out"]).arg(&keys).status();
     assert!(psks.expect("tidegate-bench starts").success());
     let mut import = tidegate();
-    let import = import.args(["devices", "import"]).arg(&keys).arg("--data-dir").arg(dir.path().join("data"));
+    let import = import.args(["devices", "--data-dir"]).arg(dir.path().join("data")).arg("import").arg(&keys);
     let imported = import.output().expect("tidegate starts");
     assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
 

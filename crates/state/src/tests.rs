@@ -200,7 +200,8 @@ fn a_failed_sync_is_the_end() {
     assert_eq!(store.durable().get(), stored);
     let failure = store.durable().failure().expect("it says so");
     assert!(failure.to_string().contains("the disk is gone"), "{failure}");
-    assert!(heard.load(Ordering::SeqCst) >= 2, "of the commit and of the failure");
+    // Of the commit and of the failure.
+    wait_for(|| heard.load(Ordering::SeqCst) >= 2);
     // The disk being back changes nothing.
     faults.fail.store(false, Ordering::SeqCst);
     assert_eq!(writer.submit(&mut put(Table::Wills, b"c", b"3")), Err(Refused::Failed));

@@ -40,7 +40,8 @@ const MAX_RETAINED_BYTES: usize = 512 << 20;
 /// Deliveries in a worker's inbox beyond which the others wait for it: some milliseconds of its work.
 const INBOX_DELIVERIES: usize = 65_536;
 
-/// Names an MQTT session: its worker (8 bits), a generation (24 bits) and its slot there (32 bits). Never zero.
+/// Names an MQTT session: its worker (8 bits), a generation (24 bits) and its slot there (32 bits; the last number is left out, so
+/// that the top bit stays free). Never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SessionId(NonZeroU64);
 
@@ -563,7 +564,7 @@ mod tests {
     #[test]
     fn a_subscriber_is_its_session_and_whether_it_is_kept() {
         for kept in [false, true] {
-            let id = SessionId::new(255, u32::MAX, u32::MAX as usize);
+            let id = SessionId::new(255, u32::MAX, u32::MAX as usize - 1);
             assert_eq!(Subscriber::from_bits(id.subscriber(kept).0), (Some(id), kept));
         }
     }
