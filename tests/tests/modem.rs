@@ -104,9 +104,10 @@ fn what_is_sent_to_a_group_is_not_served() {
     sender.send_to(&post, group).expect("it is sent");
     // What would be reset if it came to one host alone (RFC 7252 §8.1).
     sender.send_to(&[0x40, 0, 0, 1, 0xFF], group).expect("it is sent");
+    // Each worker's socket gets a copy of either.
     tidegate_tests::until("both are counted", || {
         let labels = ["protocol=\"coap\"", "reason=\"multicast\""];
-        (gateway.metrics().get("tidegate_malformed_total", &labels) == 2.0).then_some(())
+        (gateway.metrics().get("tidegate_malformed_total", &labels) >= 2.0).then_some(())
     });
     let own = (loopback, gateway.coap.port()).into();
     assert_eq!(Endpoint::new(own).post("t", "d", b"to it alone").code, CHANGED);

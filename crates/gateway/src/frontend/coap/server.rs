@@ -280,7 +280,7 @@ impl Server {
         let mut count = 0;
         for datagram in receiver.datagrams() {
             count += 1;
-            if datagram.truncated || datagram.local.is_some_and(|local| local.is_multicast()) {
+            if datagram.truncated || datagram.group {
                 associations.metrics().dropped(DropReason::Truncated);
                 continue;
             }
