@@ -31,7 +31,7 @@ pub enum Fault {
     /// A header that breaks its format.
     #[error("a malformed PROXY protocol header")]
     Malformed,
-    /// A header longer than [`MAX_V1`] or [`MAX_V2`].
+    /// A header longer than `MAX_V1` or `MAX_V2`.
     #[error("a PROXY protocol header that is too long")]
     TooLong,
     /// The header's own checksum is wrong.
