@@ -50,7 +50,7 @@ pub struct Login {
     pub origin: Origin,
 }
 
-/// Where a password comes from, which decides how it is hashed: see [`mod@super::secret`].
+/// Where a password comes from, which decides how it is hashed: see `secret.rs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// A machine generated it.

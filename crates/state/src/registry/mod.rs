@@ -10,8 +10,8 @@
 //!
 //! # Operation
 //!
-//! Entries and their bytes are described in [`mod@entry`], hashes in [`mod@secret`]. Changes are made one after the other: each reads what is
-//! there, submits what differs, and returns when that is durable ([`mod@change`]). A large import is many changes of some thousand
+//! Entries and their bytes are described in `entry.rs`, hashes in `secret.rs`. Changes are made one after the other: each reads what is
+//! there, submits what differs, and returns when that is durable (`change.rs`). A large import is many changes of some thousand
 //! lines each.
 
 use std::sync::{Arc, Mutex};

@@ -215,7 +215,7 @@ pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
 /// Letters of a generated token: 32 bytes in base64 without padding.
 pub(crate) const TOKEN_LEN: usize = 43;
 
-/// A token of 256 random bits, as [`TOKEN_LEN`] letters, digits, `-` and `_`.
+/// A token of 256 random bits, as `TOKEN_LEN` letters, digits, `-` and `_`.
 pub fn generate_token() -> io::Result<Zeroizing<String>> {
     Ok(Zeroizing::new(URL_SAFE_NO_PAD.encode(Zeroizing::new(random::<32>()?).as_slice())))
 }
