@@ -2,9 +2,9 @@
 //!
 //! # Constraints
 //!
-//! A million devices live here at once, so an entry is a 16-byte name, a 4-byte time and whatever state the protocols
-//! keep (`P`), held in line in a sharded hash table ([`dashmap`]). Nothing is allocated for a device whose name has at most
-//! 15 bytes, no device has a timer, and no message walks more than one shard.
+//! A million devices live here at once, so an entry is a 16-byte name and whatever state the protocols keep (`P`, with the time when the device
+//! was last heard of), held in line in a sharded hash table ([`dashmap`]). Nothing is allocated for a device whose name has at most 15 bytes, no
+//! device has a timer, and no message walks more than one shard.
 //!
 //! The number of devices is bounded ([`Config::max_devices`]): a device that is not in the table is turned away when it is
 //! full, and those that are in it notice nothing.
@@ -46,6 +46,9 @@ pub struct Config {
 pub trait State: Default {
     /// What [`tidy`](Self::tidy) needs to know.
     type Policy;
+
+    /// Where the table keeps when the device was last heard of: within the state, as four bytes beside it would take eight.
+    fn last_seen(&mut self) -> &mut Seconds;
 
     /// Which of [`Counts`] this device adds to; below [`KINDS`].
     fn kind(&self) -> usize;
@@ -90,14 +93,9 @@ impl std::fmt::Display for TableFull {
 
 impl std::error::Error for TableFull {}
 
-struct Entry<P> {
-    last_seen: Seconds,
-    state: P,
-}
-
 /// See the [module documentation](self).
 pub struct Table<P> {
-    map: DashMap<DeviceId, Entry<P>, RandomState>,
+    map: DashMap<DeviceId, P, RandomState>,
     /// Entries in `map`, give or take those being inserted at this moment.
     len: AtomicUsize,
     config: Config,
@@ -126,9 +124,9 @@ impl<P: State> Table<P> {
         f: impl FnOnce(&DeviceId, &mut P) -> R,
     ) -> Result<Option<R>, TableFull> {
         if let Some(mut entry) = self.map.get_mut(device) {
-            let (id, entry) = entry.pair_mut();
-            entry.last_seen = entry.last_seen.max(now);
-            return Ok(Some(f(id, &mut entry.state)));
+            let (id, state) = entry.pair_mut();
+            saw(state, now);
+            return Ok(Some(f(id, state)));
         }
         let Ok(device) = DeviceId::new(device) else { return Ok(None) };
         self.with_id(device, now, f).map(Some)
@@ -144,9 +142,9 @@ impl<P: State> Table<P> {
         match self.map.entry(device) {
             MapEntry::Occupied(entry) => {
                 let mut entry = entry.into_ref();
-                let (id, entry) = entry.pair_mut();
-                entry.last_seen = entry.last_seen.max(now);
-                Ok(f(id, &mut entry.state))
+                let (id, state) = entry.pair_mut();
+                saw(state, now);
+                Ok(f(id, state))
             }
             MapEntry::Vacant(vacant) => {
                 if self.len.fetch_add(1, Ordering::Relaxed) >= self.config.max_devices {
@@ -154,8 +152,9 @@ impl<P: State> Table<P> {
                     return Err(TableFull);
                 }
                 let mut state = P::default();
+                *state.last_seen() = now;
                 let result = f(vacant.key(), &mut state);
-                vacant.insert(Entry { last_seen: now, state });
+                vacant.insert(state);
                 Ok(result)
             }
         }
@@ -163,21 +162,22 @@ impl<P: State> Table<P> {
 
     /// Runs `f` on the state of `device` if it is in the table; the device does not count as seen.
     pub fn peek<R>(&self, device: &str, f: impl FnOnce(&mut P) -> R) -> Option<R> {
-        self.map.get_mut(device).map(|mut entry| f(&mut entry.state))
+        self.map.get_mut(device).map(|mut state| f(&mut state))
     }
 
     /// Drops silent devices and counts the rest; see the [module documentation](self).
     pub fn sweep(&self, now: Seconds, policy: &P::Policy) -> Counts {
         let mut counts = Counts::default();
         let active_after = now.saturating_sub(self.config.idle / 8);
-        self.map.retain(|_, entry| {
-            let keep = entry.state.tidy(now, policy);
-            if keep == Keep::WhileSeen && now.saturating_sub(entry.last_seen) >= self.config.idle {
+        self.map.retain(|_, state| {
+            let keep = state.tidy(now, policy);
+            let last_seen = *state.last_seen();
+            if keep == Keep::WhileSeen && now.saturating_sub(last_seen) >= self.config.idle {
                 counts.dropped += 1;
                 return false;
             }
-            let by_kind = if entry.last_seen >= active_after { &mut counts.active } else { &mut counts.idle };
-            by_kind[entry.state.kind()] += 1;
+            let by_kind = if last_seen >= active_after { &mut counts.active } else { &mut counts.idle };
+            by_kind[state.kind()] += 1;
             true
         });
         self.len.fetch_sub(counts.dropped, Ordering::Relaxed);
@@ -200,8 +200,13 @@ impl<P: State> Table<P> {
     #[must_use]
     pub fn table_bytes(&self) -> usize {
         // hashbrown keeps one control byte a bucket and fills at most 7 of 8 buckets.
-        self.map.capacity() * 8 / 7 * (size_of::<(DeviceId, Entry<P>)>() + 1)
+        self.map.capacity() * 8 / 7 * (size_of::<(DeviceId, P)>() + 1)
     }
+}
+
+fn saw<P: State>(state: &mut P, now: Seconds) {
+    let last_seen = state.last_seen();
+    *last_seen = now.max(*last_seen);
 }
 
 #[cfg(test)]

@@ -9,10 +9,15 @@ struct Probe {
     messages: u32,
     pinned: bool,
     tidied: Seconds,
+    last_seen: Seconds,
 }
 
 impl State for Probe {
     type Policy = ();
+
+    fn last_seen(&mut self) -> &mut Seconds {
+        &mut self.last_seen
+    }
 
     fn kind(&self) -> usize {
         usize::from(self.pinned)

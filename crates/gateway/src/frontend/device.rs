@@ -19,6 +19,7 @@ pub(crate) struct Device {
     pub(crate) mqtt: Option<SessionId>,
     /// Its DTLS association, if it has one.
     pub(crate) association: Association,
+    last_seen: Seconds,
     /// Whose it is, if it has an association.
     pub(crate) tenant: Tenant,
     /// Message IDs of what is sent to it; starts when first needed.
@@ -96,6 +97,10 @@ pub(crate) const KIND_NAMES: [&str; tidegate_session::KINDS] = ["none", "coap", 
 
 impl State for Device {
     type Policy = Policy;
+
+    fn last_seen(&mut self) -> &mut Seconds {
+        &mut self.last_seen
+    }
 
     fn kind(&self) -> usize {
         usize::from(self.spoke_coap) + 2 * usize::from(self.mqtt.is_some())
