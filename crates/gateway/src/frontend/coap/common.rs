@@ -2,7 +2,6 @@
 //! another.
 
 use std::hash::BuildHasher;
-use std::io::Read;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -68,9 +67,12 @@ impl Common {
             max_szx: coap.block_bytes,
         };
         let inbox = |wake| Inbox { filled: AtomicBool::new(false), arrivals: Mutex::default(), wake };
+        // A key that nobody knows, for the values that prove where a request came from.
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).expect("the system gives randomness");
         Common {
             uploads: Mutex::new(Uploads::new(limits)),
-            challenger: Challenger::new(&key()),
+            challenger: Challenger::new(&key),
             values: OnceLock::new(),
             files: OnceLock::new(),
             inboxes: wakes.map(inbox).collect(),
@@ -156,17 +158,4 @@ impl Common {
         let expired = uploads.expire(tidegate_coap::Seconds(now.seconds()));
         (expired, uploads.len(), uploads.held())
     }
-}
-
-/// A key that nobody knows, for the values that prove where a request came from.
-fn key() -> [u8; 32] {
-    let mut key = [0; 32];
-    let read = std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut key));
-    if read.is_err() {
-        // The standard library's keys come from the system's generator too, by a call instead of a file.
-        for chunk in key.chunks_mut(8) {
-            chunk.copy_from_slice(&std::hash::RandomState::new().hash_one(0u64).to_be_bytes());
-        }
-    }
-    key
 }
