@@ -61,12 +61,12 @@ impl Server {
         message: &Message<'_>,
         now: Now,
     ) -> Option<Peer<'a>> {
-        let shared = self.shared.clone();
+        let Server { shared, access, .. } = self;
         let registry = &shared.state.registry;
         let found = match message.from {
             Endpoint::Plain { peer, .. } => shared.access.plain_coap(&shared.config, registry, peer.ip(), name),
             // Its association proves who it is; what else there is to know matters to rules alone.
-            Endpoint::Secure(_) if self.access.get().0.is_open() => Ok(None),
+            Endpoint::Secure(_) if access.get().0.is_open() => Ok(None),
             Endpoint::Secure(_) => Access::registered_coap(registry, name).map(Some),
         };
         match found {

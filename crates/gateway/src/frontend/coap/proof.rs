@@ -17,11 +17,10 @@ impl Server {
     /// Asks a device at a new address for proof, unless the request brings it. True if nothing else is to be done.
     pub(super) fn must_prove_address(&mut self, request: &Request<'_>, message: &Message<'_>, now: Now) -> bool {
         let Endpoint::Secure(id) = message.from else { return false };
-        let shared = self.shared.clone();
-        if !shared.config.coaps.echo_on_address_change {
+        if !self.shared.config.coaps.echo_on_address_change {
             return false;
         }
-        let Some(associations) = &shared.associations else { return false };
+        let Some(associations) = self.shared.associations.clone() else { return false };
         let Some(path) = associations.unproven(id) else { return false };
         let peer = format!("{id:?} {}", path.peer);
         let now = Seconds(now.seconds());
@@ -32,7 +31,7 @@ impl Server {
         }
         let value = challenger.make(peer.as_bytes(), now);
         let response = Response { echo: &value, ..Response::new(Code::UNAUTHORIZED) };
-        message.from.front(&shared.metrics).refused("address_unproven");
+        self.front(message.from).refused("address_unproven");
         self.answer(&request.reply_to(), message, &response);
         true
     }

@@ -16,6 +16,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -131,7 +132,7 @@ pub(super) struct Server {
     pub(super) shared: Arc<Shared>,
     /// Rules about who may publish and read.
     pub(super) access: View,
-    rules: Rules,
+    rules: Rc<Rules>,
     /// Joined path of the request at hand.
     topic: String,
     batch: Batch,
@@ -178,7 +179,7 @@ impl Server {
         Server {
             index,
             access: View::new(shared.access.rules.clone()),
-            rules,
+            rules: Rc::new(rules),
             topic: String::new(),
             batch: Batch::new(),
             counts: Default::default(),
@@ -296,9 +297,9 @@ impl Server {
 
     /// Takes one message; its reading, if it is one, goes into the batch.
     pub(super) fn message(&mut self, message: &Message<'_>, now: Now, pressure: Pressure) {
-        // Moved out for the time that the request borrows from them.
+        // Not the server's own for the time that the request borrows from them.
         let mut topic = std::mem::take(&mut self.topic);
-        let rules = std::mem::take(&mut self.rules);
+        let rules = self.rules.clone();
         let outcome = if message.truncated {
             rules.classify_cut(message.bytes)
         } else {
@@ -322,7 +323,6 @@ impl Server {
             Outcome::Refused { mid } => self.was_reset(message.from, mid),
             Outcome::Ignored(reason) => self.front(message.from).malformed(reason.name()),
         }
-        self.rules = rules;
         self.topic = topic;
     }
 
