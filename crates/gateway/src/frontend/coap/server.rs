@@ -101,6 +101,16 @@ impl Answer {
     }
 }
 
+/// A request that brings something for a topic, and how things stood when it came.
+#[derive(Clone, Copy)]
+struct Post<'a> {
+    request: &'a Request<'a>,
+    topic: &'a str,
+    message: &'a Message<'a>,
+    now: Now,
+    pressure: Pressure,
+}
+
 /// What a request has stored, and how that is answered.
 struct Store<'a> {
     payload: &'a [u8],
@@ -344,18 +354,19 @@ impl Server {
             return;
         }
         match request.target {
-            Target::Topic(topic) => match (request.method, request.block1) {
-                (Method::Post | Method::Put, None) => {
-                    let what = Store { payload: request.payload, code: Code::CHANGED, retain: false, block1: None };
-                    self.store(request, topic, message, now, pressure, &what);
+            Target::Topic(topic) => {
+                let post = Post { request, topic, message, now, pressure };
+                match (request.method, request.block1) {
+                    (Method::Post | Method::Put, None) => {
+                        let what = Store { payload: request.payload, code: Code::CHANGED, retain: false, block1: None };
+                        self.post(post, &what);
+                    }
+                    (Method::Post | Method::Put, Some(block)) => self.upload(post, block),
+                    (Method::Delete, _) => self.delete(post),
+                    // The rules let no other method through.
+                    _ => self.get(request, topic, message, now),
                 }
-                (Method::Post | Method::Put, Some(block)) => {
-                    self.upload(request, topic, block, message, now, pressure);
-                }
-                (Method::Delete, _) => self.delete(request, topic, message, now, pressure),
-                // The rules let no other method through.
-                _ => self.get(request, topic, message, now),
-            },
+            }
             Target::File(path) => self.download(request, path, message, now),
             Target::WellKnownCore => self.list(request, message, now),
             Target::Reserved(..) => {
@@ -393,21 +404,19 @@ impl Server {
         self.authorize(&sender, asks, topic, &to, message).then_some((ep, sender))
     }
 
-    /// Records and publishes what a request says; it is answered once durable.
-    fn store(
-        &mut self,
-        request: &Request<'_>,
-        topic: &str,
-        message: &Message<'_>,
-        now: Now,
-        pressure: Pressure,
-        what: &Store<'_>,
-    ) {
-        let to = request.reply_to();
+    /// Takes what a request brings, if its sender may bring it.
+    fn post(&mut self, post: Post<'_>, what: &Store<'_>) {
+        let Post { request, topic, message, now, .. } = post;
         let Some((ep, sender)) = self.admit(request, Asks::Publish, topic, message, now) else { return };
-        if self.shared.config.coap.echo != EchoMode::Off && self.is_challenged(request, message, EchoMode::All, now) {
-            return;
+        if !self.is_challenged(request, message, EchoMode::All, now) {
+            self.store(post, ep, &sender, what);
         }
+    }
+
+    /// Records and publishes what a request says, whose sender was admitted; it is answered once durable.
+    fn store(&mut self, post: Post<'_>, ep: &str, sender: &Peer<'_>, what: &Store<'_>) {
+        let Post { request, topic, message, now, pressure } = post;
+        let to = request.reply_to();
         let scope = message.scope();
         let received = Seconds(now.seconds());
         let recorded = self.shared.config.ingest.filters.records(topic);

@@ -2,30 +2,21 @@
 
 use tidegate_coap::block::{Progress, operation};
 use tidegate_coap::dedup::Lookup;
-use tidegate_coap::{Block, Code, Request, Seconds};
+use tidegate_coap::{Block, Code, Seconds};
 use tidegate_record::DeviceId;
 use tidegate_writer::{Pressure, Refused};
 
-use super::{MAX_WAITING, Server, Store};
+use super::{MAX_WAITING, Post, Server, Store};
 use crate::config::EchoMode;
-use crate::frontend::Now;
 use crate::frontend::acks::Ticket;
 use crate::frontend::coap::access::Asks;
-use crate::frontend::coap::transport::Message;
 
 impl Server {
     /// Takes a block of a reading; with the last one, the whole is stored.
-    pub(super) fn upload(
-        &mut self,
-        request: &Request<'_>,
-        topic: &str,
-        block: Block,
-        message: &Message<'_>,
-        now: Now,
-        pressure: Pressure,
-    ) {
+    pub(super) fn upload(&mut self, post: Post<'_>, block: Block) {
+        let Post { request, topic, message, now, pressure } = post;
         let to = request.reply_to();
-        let Some((ep, _)) = self.admit(request, Asks::Publish, topic, message, now) else { return };
+        let Some((ep, sender)) = self.admit(request, Asks::Publish, topic, message, now) else { return };
         let Ok(device) = DeviceId::new(ep) else { return };
         let received = Seconds(now.seconds());
         if !block.more {
@@ -54,7 +45,7 @@ impl Server {
             Progress::Complete(body, block1) => {
                 metrics.upload("complete");
                 let what = Store { payload: body, code: Code::CHANGED, retain: false, block1: Some(*block1) };
-                return self.store(request, topic, message, now, pressure, &what);
+                return self.store(post, ep, &sender, &what);
             }
             Progress::Continue(_) => {}
             Progress::Incomplete => metrics.upload("incomplete"),
@@ -68,15 +59,8 @@ impl Server {
     /// Clears what is retained for a topic, as an MQTT client does by a retained message without payload (MQTT 5.0 §3.3.1.3): it is
     /// recorded, told to subscribers and observers, and answered 2.02 once durable, whether there was something or not
     /// (RFC 7252 §5.8.4).
-    pub(super) fn delete(
-        &mut self,
-        request: &Request<'_>,
-        topic: &str,
-        message: &Message<'_>,
-        now: Now,
-        pressure: Pressure,
-    ) {
+    pub(super) fn delete(&mut self, post: Post<'_>) {
         let what = Store { payload: &[], code: Code::DELETED, retain: true, block1: None };
-        self.store(request, topic, message, now, pressure, &what);
+        self.post(post, &what);
     }
 }
