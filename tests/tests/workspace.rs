@@ -11,16 +11,17 @@ use tidegate_tests::repo;
 use toml_edit::{DocumentMut, Item};
 
 /// What each crate may import of the others. Protocol crates know no other protocol and no I/O; nothing imports the gateway.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
+    ("tidegate-durable", &[]),
     ("tidegate-record", &[]),
     ("tidegate-net", &[]),
     ("tidegate-coap", &["tidegate-record"]),
     ("tidegate-dtls", &["tidegate-record"]),
     ("tidegate-mqtt", &["tidegate-record"]),
     ("tidegate-session", &["tidegate-record"]),
-    ("tidegate-state", &["tidegate-record"]),
+    ("tidegate-state", &["tidegate-durable", "tidegate-record"]),
     ("tidegate-transport", &[]),
-    ("tidegate-writer", &["tidegate-record"]),
+    ("tidegate-writer", &["tidegate-durable", "tidegate-record"]),
     ("tidegate-sinks", &["tidegate-record", "tidegate-writer"]),
     (
         "tidegate",

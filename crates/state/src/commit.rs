@@ -3,14 +3,14 @@
 //! It commits when idle and takes what arrived meanwhile as the next transaction, so a single change waits for one sync and a flood is
 //! batched as far as the disk is slow.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use redb::{Durability, WriteTransaction};
+use tidegate_durable::{guard, lock};
 
 use crate::changes::{self, Change};
-use crate::shared::{Shared, lock};
+use crate::shared::Shared;
 use crate::table::Table;
 
 /// Memory that the buffer of changes keeps between commits. More is kept only while it is used.
@@ -25,13 +25,7 @@ struct Taken {
 
 /// Runs until the store is stopped or fails.
 pub(crate) fn run(shared: &Arc<Shared>) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| serve(shared))) {
-        let cause = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-        let cause = cause.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        // A hook may have been what panicked; it is not called again.
-        let _ = catch_unwind(AssertUnwindSafe(|| shared.fail("panic in the state thread", cause)));
-    }
-    let _ = catch_unwind(AssertUnwindSafe(|| shared.end()));
+    guard(|| serve(shared), |cause| shared.fail("panic in the state thread", cause), || shared.progress.ended(|| ()));
 }
 
 fn serve(shared: &Shared) {
@@ -55,7 +49,7 @@ fn serve(shared: &Shared) {
             queue.disk_low = low.then(Instant::now);
             metrics.pending_bytes.set(queue.pending as i64);
         }
-        shared.set_durable(taken.last);
+        shared.progress.reached(taken.last);
         buffer.clear();
         if buffer.capacity() > KEEP_BYTES {
             buffer.shrink_to(KEEP_BYTES);

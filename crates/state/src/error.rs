@@ -42,16 +42,6 @@ impl Refused {
     }
 }
 
-/// Why nothing is stored any more. It is final: the process must exit.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{during}: {cause}")]
-pub struct Failure {
-    /// What the database was doing.
-    pub during: &'static str,
-    /// What the system said.
-    pub cause: String,
-}
-
 /// Why the database could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

@@ -32,10 +32,11 @@ mod store;
 mod table;
 
 pub use changes::Changes;
-pub use error::{Failure, OpenError, ReadError, Refused};
+pub use error::{OpenError, ReadError, Refused};
 pub use reader::Reader;
 pub use store::{Config, Durable, Stopped, Store, Ticket, Writer};
 pub use table::Table;
+pub use tidegate_durable::Failure;
 
 #[cfg(test)]
 mod tests;

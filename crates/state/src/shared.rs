@@ -1,17 +1,15 @@
 //! What the front ends and the state thread have in common.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use redb::Database;
+use tidegate_durable::{Failure, Progress, lock};
 
-use crate::error::{Failure, Refused};
+use crate::error::Refused;
 use crate::metrics::Metrics;
 use crate::reader::Snapshot;
-
-pub(crate) type Hook = Arc<dyn Fn() + Send + Sync>;
 
 /// How long a look at the free disk space holds once there was too little.
 const DISK_LOOK: Duration = Duration::from_secs(1);
@@ -28,11 +26,8 @@ pub(crate) struct Shared {
     pub(crate) work: Condvar,
     /// What reads see since the last commit; taken away by the next.
     pub(crate) snapshot: RwLock<Option<Arc<Snapshot>>>,
-    durable: AtomicU64,
-    failure: OnceLock<Failure>,
-    hooks: Mutex<Vec<Hook>>,
-    moved: (Mutex<()>, Condvar),
-    ended: AtomicBool,
+    /// The ticket up to which all is stored.
+    pub(crate) progress: Progress,
 }
 
 /// Changes accepted and not yet taken by the state thread.
@@ -56,13 +51,8 @@ pub(crate) struct Queue {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("path", &self.path).field("durable", &self.durable()).finish_non_exhaustive()
+        f.debug_struct("Shared").field("path", &self.path).field("progress", &self.progress).finish_non_exhaustive()
     }
-}
-
-/// A lock whose holder panicked is taken all the same: the panic has failed the store, or changed nothing.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
@@ -82,24 +72,8 @@ impl Shared {
             queue: Mutex::default(),
             work: Condvar::new(),
             snapshot: RwLock::default(),
-            durable: AtomicU64::new(0),
-            failure: OnceLock::new(),
-            hooks: Mutex::default(),
-            moved: Default::default(),
-            ended: AtomicBool::new(false),
+            progress: Progress::new(0),
         }
-    }
-
-    pub(crate) fn durable(&self) -> u64 {
-        self.durable.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn failure(&self) -> Option<Failure> {
-        self.failure.get().cloned()
-    }
-
-    pub(crate) fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
     }
 
     /// Why `bytes` more would not be accepted.
@@ -132,57 +106,14 @@ impl Shared {
             .is_ok_and(|stat| stat.blocks_available() * stat.fragment_size() < self.low_water_bytes)
     }
 
-    /// Makes known that all up to `ticket` is stored. Only the state thread does, and never after a failure.
-    pub(crate) fn set_durable(&self, ticket: u64) {
-        self.durable.store(ticket, Ordering::Release);
-        self.call_hooks();
-    }
-
-    /// The end of all storing. The first failure is the one that counts.
+    /// The end of all storing.
     pub(crate) fn fail(&self, during: &'static str, cause: String) {
         let failure = Failure { during, cause };
         tracing::error!(%failure, "the database has failed: nothing more is stored");
-        let _ = self.failure.set(failure);
-        self.metrics.failed.set(1);
-        lock(&self.queue).failed = true;
-        self.work.notify_all();
-        self.call_hooks();
-    }
-
-    /// The state thread is gone.
-    pub(crate) fn end(&self) {
-        self.ended.store(true, Ordering::Release);
-        self.call_hooks();
-    }
-
-    pub(crate) fn add_hook(&self, hook: Hook) {
-        lock(&self.hooks).push(hook);
-    }
-
-    fn call_hooks(&self) {
-        // Before the hooks: one that panics must not leave anybody waiting.
-        drop(lock(&self.moved.0));
-        self.moved.1.notify_all();
-        // Called without the lock, so that a hook may add one.
-        let hooks = lock(&self.hooks).clone();
-        for hook in hooks {
-            hook();
-        }
-    }
-
-    /// Waits until `done`, the store ends or fails, or `timeout` passes; returns what `done` says then.
-    pub(crate) fn wait_until(&self, timeout: Duration, done: impl Fn() -> bool) -> bool {
-        let deadline = Instant::now() + timeout;
-        let mut guard = lock(&self.moved.0);
-        loop {
-            if done() {
-                return true;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.failure.get().is_some() || self.has_ended() {
-                return done();
-            }
-            guard = self.moved.1.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+        self.progress.failed(failure, || {
+            self.metrics.failed.set(1);
+            lock(&self.queue).failed = true;
+            self.work.notify_all();
+        });
     }
 }

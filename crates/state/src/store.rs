@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use prometheus::Registry;
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, StorageError};
+use tidegate_durable::{Failure, lock};
 
 use crate::Changes;
 use crate::commit;
-use crate::error::{Failure, OpenError, Refused};
+use crate::error::{OpenError, Refused};
 use crate::metrics::Metrics;
 use crate::reader::Reader;
-use crate::shared::{Shared, lock};
+use crate::shared::Shared;
 use crate::table::Table;
 
 /// The format that is written, below [`FORMAT_KEY`].
@@ -127,14 +128,14 @@ impl Store {
         let Some(thread) = self.thread.take() else { return Stopped { clean: true } };
         lock(&shared.queue).stopping = Some(Instant::now() + timeout);
         shared.work.notify_all();
-        if !shared.wait_until(timeout, || shared.has_ended()) {
+        if !shared.progress.wait_until(timeout, || shared.progress.has_ended()) {
             return Stopped { clean: false };
         }
         let joined = thread.join().is_ok();
         *shared.snapshot.write().unwrap_or_else(PoisonError::into_inner) = None;
         let database = shared.database.write().unwrap_or_else(PoisonError::into_inner).take();
         let closed = database.is_none_or(|database| database.close().is_ok());
-        Stopped { clean: joined && closed && shared.failure().is_none() }
+        Stopped { clean: joined && closed && shared.progress.failure().is_none() }
     }
 }
 
@@ -185,25 +186,25 @@ impl Durable {
     /// Every submission up to this one survives a crash.
     #[must_use]
     pub fn get(&self) -> Ticket {
-        Ticket(self.shared.durable())
+        Ticket(self.shared.progress.durable())
     }
 
     /// Why nothing will ever become durable again, if so.
     #[must_use]
     pub fn failure(&self) -> Option<Failure> {
-        self.shared.failure()
+        self.shared.progress.failure().cloned()
     }
 
     /// Calls `hook` on the state thread after [`get`](Self::get) moved, [`failure`](Self::failure) was set, or the store ended. It must be
     /// short; if it panics the store fails.
     pub fn on_move(&self, hook: impl Fn() + Send + Sync + 'static) {
-        self.shared.add_hook(Arc::new(hook));
+        self.shared.progress.on_move(hook);
     }
 
     /// Waits until `ticket` is durable; `false` if the store failed or ended before, or `timeout` passed.
     #[must_use]
     pub fn wait(&self, ticket: Ticket, timeout: Duration) -> bool {
-        self.shared.wait_until(timeout, || self.get() >= ticket)
+        self.shared.progress.wait(ticket.0, timeout)
     }
 }
 

@@ -11,15 +11,15 @@
 //! since nothing of the records is written by then: they wait, and new ones are refused, until there is one.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use tidegate_durable::{guard, lock};
 use tidegate_record::peek_len;
 
 use crate::format::{FRAME_HEADER_LEN, finish_frame};
 use crate::segment::{self, Active, Sealed};
-use crate::shared::{Shared, lock};
+use crate::shared::Shared;
 
 /// Commits of the largest size that a buffer has memory for at all times. More is kept only while it is used, so that a flood does not
 /// fault its pages in again and again, and goes back with the first buffer that used less than [`USED`] of it.
@@ -50,13 +50,11 @@ struct Committer {
 pub(crate) fn run(shared: Arc<Shared>, active: Option<Active>) {
     let next = shared.durable().0 + 1;
     let mut committer = Committer { shared: shared.clone(), active, next };
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| committer.run())) {
-        let cause = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-        let cause = cause.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        // A hook may have been what panicked; it is not called again.
-        let _ = catch_unwind(AssertUnwindSafe(|| shared.fail("panic in the log thread", cause)));
-    }
-    let _ = catch_unwind(AssertUnwindSafe(|| shared.end()));
+    guard(
+        || committer.run(),
+        |cause| shared.fail("panic in the log thread", cause),
+        || shared.progress.ended(|| shared.kick_keeper()),
+    );
 }
 
 impl Committer {

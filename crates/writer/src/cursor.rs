@@ -26,10 +26,11 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tidegate_durable::lock;
 use tidegate_record::Seq;
 
 use crate::error::CursorError;
-use crate::shared::{Shared, lock};
+use crate::shared::Shared;
 
 /// Directory of the cursors in the data directory.
 pub(crate) const CURSOR_DIR: &str = "cursors";

@@ -63,16 +63,6 @@ pub enum Pressure {
     Refuse(Refused),
 }
 
-/// Why the log stores nothing any more. It is final: the process must exit, and the next one recovers from disk.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{during}: {cause}")]
-pub struct Failure {
-    /// What the log was doing.
-    pub during: &'static str,
-    /// What the system said.
-    pub cause: String,
-}
-
 /// Why the log could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

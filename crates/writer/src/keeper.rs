@@ -12,15 +12,16 @@
 
 use std::fs;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use tidegate_durable::{guard, lock};
+
 use crate::commit::is_out_of_space;
 use crate::error::Refused;
 use crate::segment::{self, SPARE_EXTENSION, Sealed, Spare};
-use crate::shared::{Shared, lock};
+use crate::shared::Shared;
 use crate::storage::Space;
 
 /// Time between looks at the disk. At 200 MB/s others would fill 50 MB in it, a tenth of the default low-water mark.
@@ -43,8 +44,8 @@ pub(crate) struct Keeper {
 /// Runs until the log thread has ended.
 pub(crate) fn run(shared: Arc<Shared>) {
     let mut keeper = Keeper::new(shared.clone());
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        while !shared.has_ended() {
+    let rounds = || {
+        while !shared.progress.has_ended() {
             keeper.look();
             let kicked = lock(&shared.kicked);
             let mut kicked = if *kicked {
@@ -54,10 +55,8 @@ pub(crate) fn run(shared: Arc<Shared>) {
             };
             *kicked = false;
         }
-    }));
-    if outcome.is_err() {
-        let _ = catch_unwind(AssertUnwindSafe(|| shared.fail("panic in the log's keeper", String::new())));
-    }
+    };
+    guard(rounds, |cause| shared.fail("panic in the log's keeper", cause), || ());
 }
 
 impl Keeper {

@@ -55,10 +55,11 @@ pub mod storage;
 pub use batch::Batch;
 pub use config::{LogConfig, MAX_RECORD_BYTES, MIN_SEGMENT_BYTES};
 pub use cursor::Cursor;
-pub use error::{CursorError, Failure, OpenError, Pressure, ReadError, Refused, SinkError};
+pub use error::{CursorError, OpenError, Pressure, ReadError, Refused, SinkError};
 pub use log::{Appender, Durable, Log, Quarantined, Recovered, Stopped};
 pub use reader::{Entry, Reader};
 pub use sink::{Sink, SinkHandle, SinkStopped};
+pub use tidegate_durable::Failure;
 
 #[cfg(test)]
 mod tests;

@@ -8,19 +8,20 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
+use tidegate_durable::{Failure, lock};
 use tidegate_record::{Record, Seq};
 
 use crate::batch::Batch;
 use crate::config::LogConfig;
 use crate::cursor::{self, CURSOR_DIR, Cursor};
-use crate::error::{CursorError, Failure, OpenError, Pressure, ReadError, Refused};
+use crate::error::{CursorError, OpenError, Pressure, ReadError, Refused};
 use crate::format::FRAME_HEADER_LEN;
 use crate::keeper::{self, Keeper};
 use crate::metrics::Metrics;
 use crate::reader::{Reader, first_since};
 use crate::recovery::{Recovery, recover};
 use crate::segment::{self, LOG_DIR, QUARANTINE_DIR, Spare};
-use crate::shared::{Files, Holder, Shared, lock};
+use crate::shared::{Files, Holder, Shared};
 use crate::{commit, shared};
 
 /// Locked by the process that writes.
@@ -215,14 +216,15 @@ impl Log {
         shared.work.notify_all();
         // A log that waits for a segment gives up at the deadline by itself; one that waits for the disk cannot be waited for.
         let until = Instant::now() + deadline;
-        while !shared.has_ended() && Instant::now() < until {
+        while !shared.progress.has_ended() && Instant::now() < until {
             if shared.has_failed() {
                 // Its thread ends at once, unless the disk holds it.
                 thread::sleep(Duration::from_millis(1));
             }
-            shared.wait_until(until.saturating_duration_since(Instant::now()), || shared.has_ended());
+            let left = until.saturating_duration_since(Instant::now());
+            shared.progress.wait_until(left, || shared.progress.has_ended());
         }
-        if shared.has_ended() {
+        if shared.progress.has_ended() {
             for thread in self.threads.drain(..) {
                 let _ = thread.join();
             }
@@ -419,19 +421,19 @@ impl Durable {
     /// Why nothing will ever become durable again, if so.
     #[must_use]
     pub fn failure(&self) -> Option<Failure> {
-        self.shared.failure()
+        self.shared.progress.failure().cloned()
     }
 
     /// Calls `hook` on the log's thread after [`get`](Self::get) moved, [`failure`](Self::failure) was set, or the log ended. It must be
     /// short; if it panics the log fails.
     pub fn on_move(&self, hook: impl Fn() + Send + Sync + 'static) {
-        self.shared.add_hook(Arc::new(hook));
+        self.shared.progress.on_move(hook);
     }
 
     /// Waits until `seq` is durable; `false` if the log failed or ended before, or `timeout` passed.
     #[must_use]
     pub fn wait(&self, seq: Seq, timeout: Duration) -> bool {
-        self.shared.wait_until(timeout, || self.get() >= seq)
+        self.shared.progress.wait(seq.0, timeout)
     }
 }
 

@@ -4,19 +4,18 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Condvar, Mutex};
+use std::time::Instant;
 
+use tidegate_durable::{Failure, Progress, lock};
 use tidegate_record::Seq;
 
 use crate::config::LogConfig;
-use crate::error::{Failure, Pressure, Refused};
+use crate::error::{Pressure, Refused};
 use crate::format::FRAME_HEADER_LEN;
 use crate::metrics::Metrics;
 use crate::segment::{Sealed, Spare};
-
-pub(crate) type Hook = Arc<dyn Fn() + Send + Sync>;
 
 /// Of the room that is left, what one pass of a front end may add before the next look at [`Shared::pressure`]: 64 datagrams of
 /// a reading each.
@@ -31,14 +30,10 @@ pub(crate) struct Shared {
     pub(crate) queue: Mutex<Queue>,
     /// The log thread waits here: for records when idle, for a segment when it has none.
     pub(crate) work: Condvar,
-    durable: AtomicU64,
-    failure: OnceLock<Failure>,
-    hooks: Mutex<Vec<Hook>>,
+    /// The sequence number up to which all is stored; sinks that stop are woken by it too.
+    pub(crate) progress: Progress,
     /// See [`encode_pressure`].
     pressure: AtomicU8,
-    /// Those who wait for `durable` to move, and for the threads to end.
-    moved: (Mutex<()>, Condvar),
-    ended: AtomicBool,
 
     pub(crate) files: Mutex<Files>,
     /// Set to make the keeper look at once.
@@ -48,7 +43,7 @@ pub(crate) struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("epoch", &self.epoch).field("durable", &self.durable()).finish_non_exhaustive()
+        f.debug_struct("Shared").field("epoch", &self.epoch).field("progress", &self.progress).finish_non_exhaustive()
     }
 }
 
@@ -111,11 +106,6 @@ impl Files {
     }
 }
 
-/// A lock whose holder panicked is taken all the same: the panic has failed the log, or was in a front end that had not yet changed anything.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn encode_pressure(pressure: Pressure) -> u8 {
     match pressure {
         Pressure::Normal => 0,
@@ -151,12 +141,8 @@ impl Shared {
                 room: 0,
             }),
             work: Condvar::new(),
-            durable: AtomicU64::new(next - 1),
-            failure: OnceLock::new(),
-            hooks: Mutex::default(),
+            progress: Progress::new(next - 1),
             pressure: AtomicU8::new(0),
-            moved: Default::default(),
-            ended: AtomicBool::new(false),
             files: Mutex::new(files),
             kicked: Mutex::new(false),
             kick: Condvar::new(),
@@ -164,19 +150,11 @@ impl Shared {
     }
 
     pub(crate) fn durable(&self) -> Seq {
-        Seq(self.durable.load(Ordering::Acquire))
-    }
-
-    pub(crate) fn failure(&self) -> Option<Failure> {
-        self.failure.get().cloned()
+        Seq(self.progress.durable())
     }
 
     pub(crate) fn has_failed(&self) -> bool {
-        self.failure.get().is_some()
-    }
-
-    pub(crate) fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
+        self.progress.failure().is_some()
     }
 
     pub(crate) fn pressure(&self) -> Pressure {
@@ -189,67 +167,23 @@ impl Shared {
 
     /// Makes known that all up to `seq` is stored. Only the log thread does, and never after a failure.
     pub(crate) fn set_durable(&self, seq: u64) {
-        self.durable.store(seq, Ordering::Release);
         self.metrics.durable_seq.set(seq as i64);
-        self.call_hooks();
+        self.progress.reached(seq);
     }
 
-    /// The end of all storing. The first failure is the one that counts.
+    /// The end of all storing.
     pub(crate) fn fail(&self, during: &'static str, cause: String) {
         let failure = Failure { during, cause };
         tracing::error!(%failure, "the log has failed: nothing more is stored, and no further reading is acknowledged");
-        let _ = self.failure.set(failure);
-        self.metrics.failed.set(1);
-        let mut queue = lock(&self.queue);
-        queue.failed = true;
-        self.publish(&queue);
-        drop(queue);
-        self.work.notify_all();
-        self.kick_keeper();
-        self.call_hooks();
-    }
-
-    /// The log thread is gone.
-    pub(crate) fn end(&self) {
-        self.ended.store(true, Ordering::Release);
-        self.kick_keeper();
-        self.call_hooks();
-    }
-
-    pub(crate) fn add_hook(&self, hook: Hook) {
-        lock(&self.hooks).push(hook);
-    }
-
-    fn call_hooks(&self) {
-        // Before the hooks: one that panics must not leave anybody waiting.
-        self.wake_waiting();
-        // Called without the lock, so that a hook may add one.
-        let hooks = lock(&self.hooks).clone();
-        for hook in hooks {
-            hook();
-        }
-    }
-
-    /// Makes those in [`wait_until`](Self::wait_until) look again.
-    pub(crate) fn wake_waiting(&self) {
-        drop(lock(&self.moved.0));
-        self.moved.1.notify_all();
-    }
-
-    /// Waits until `done`, the log ends, or `timeout` passes; returns what `done` says then.
-    pub(crate) fn wait_until(&self, timeout: Duration, done: impl Fn() -> bool) -> bool {
-        let deadline = Instant::now() + timeout;
-        let mut guard = lock(&self.moved.0);
-        loop {
-            if done() {
-                return true;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.has_failed() || self.has_ended() {
-                return done();
-            }
-            guard = self.moved.1.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+        self.progress.failed(failure, || {
+            self.metrics.failed.set(1);
+            let mut queue = lock(&self.queue);
+            queue.failed = true;
+            self.publish(&queue);
+            drop(queue);
+            self.work.notify_all();
+            self.kick_keeper();
+        });
     }
 
     pub(crate) fn kick_keeper(&self) {

@@ -130,7 +130,7 @@ pub fn spawn(log: &Log, sink: Box<dyn Sink>) -> Result<SinkHandle, CursorError> 
     let thread = thread::Builder::new().name(format!("sink-{name}")).spawn(move || {
         runner.run();
         runner.control.ended.store(true, Ordering::Release);
-        runner.shared.wake_waiting();
+        runner.shared.progress.wake();
     });
     let thread =
         thread.map_err(|source| CursorError::Io { doing: "starting the thread of", path: name.into(), source })?;
@@ -162,7 +162,7 @@ impl SinkHandle {
     fn ask_to_stop(&self) {
         self.control.stop.store(true, Ordering::Release);
         self.thread.unpark();
-        self.shared.wake_waiting();
+        self.shared.progress.wake();
     }
 }
 
@@ -298,10 +298,10 @@ impl Runner {
                 continue;
             }
             self.pause(PACE);
-            if self.shared.has_ended() || self.shared.has_failed() {
+            if self.shared.progress.is_over() {
                 self.pause(TICK);
             } else {
-                self.shared.wait_until(TICK, || self.shared.durable().0 > durable || self.is_stopping());
+                self.shared.progress.wait_until(TICK, || self.shared.durable().0 > durable || self.is_stopping());
             }
         }
     }

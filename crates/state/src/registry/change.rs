@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
 
+use tidegate_durable::lock;
 use tidegate_record::DeviceId;
 
 use super::entry::{Device, Identity, Malformed, User};
@@ -14,7 +15,6 @@ use super::login::looks_generated;
 use super::secret::{KeyError, Secret};
 use super::text::{self, MAX_IDENTITIES, MAX_KEY_LEN, Shown};
 use super::{Registry, Revoked};
-use crate::shared::lock;
 use crate::{Changes, ReadError, Refused, Table};
 
 /// The key of [`Table::Meta`] that holds the number of the next identity.

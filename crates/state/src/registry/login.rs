@@ -11,12 +11,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use tidegate_durable::lock;
 use tidegate_record::DeviceId;
 
 use super::secret::{self, Hash, Scratch, Secret};
 use super::{Device, Registry, User, text};
 use crate::ReadError;
-use crate::shared::lock;
 
 /// Who logged in.
 #[derive(Debug, Clone)]

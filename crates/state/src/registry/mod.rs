@@ -17,6 +17,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tidegate_durable::lock;
 use tidegate_record::DeviceId;
 use zeroize::Zeroizing;
 
@@ -34,7 +35,6 @@ pub use text::{
     MAX_GROUPS, MAX_IDENTITIES, MAX_IDENTITY_LEN, MAX_KEY_LEN, MAX_NAME_LEN, MAX_PASSWORD_LEN, MAX_USERNAME_LEN,
 };
 
-use crate::shared::lock;
 use crate::{Changes, Durable, ReadError, Reader, Store, Table, Writer};
 use secret::InstallationKey;
 

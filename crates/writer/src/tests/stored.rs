@@ -263,7 +263,7 @@ fn a_panic_on_the_log_thread_fails_the_log() {
     let durable = log.durable();
     // It was stored before the hook was called.
     assert!(durable.wait(last, LONG));
-    assert!(log.shared().wait_until(LONG, || durable.failure().is_some()));
+    assert!(log.shared().progress.wait_until(LONG, || durable.failure().is_some()));
     assert_eq!(durable.failure().unwrap().cause, "a hook of this test");
     push(&mut batch, 2, 8);
     assert_eq!(log.appender().append(&mut batch), Err(Refused::Failed));
