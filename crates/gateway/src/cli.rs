@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::config::Sources;
 
@@ -42,7 +42,7 @@ pub enum Command {
     /// Print what is stored, oldest first; a gateway may serve the same directory meanwhile
     Records(RecordsArgs),
     /// Register devices and give them passwords and keys; a gateway may serve the same directory meanwhile
-    Devices(DevicesArgs),
+    Devices(Box<DevicesArgs>),
 }
 
 /// What to check.
@@ -84,7 +84,44 @@ pub struct DevicesArgs {
     pub config: ConfigArgs,
     /// What to do.
     #[command(subcommand)]
+    pub action: DevicesAction,
+}
+
+/// What to do with devices, and what stands behind it. Not a global argument of the command, of which clap keeps the values from
+/// one place alone: each `--set` counts.
+#[derive(Debug, Clone)]
+pub struct DevicesAction {
+    /// Where the registry is.
+    config: ConfigArgs,
+    /// What to do.
     pub command: DevicesCommand,
+}
+
+impl FromArgMatches for DevicesAction {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<DevicesAction, clap::Error> {
+        let command = DevicesCommand::from_arg_matches(matches)?;
+        let config = matches.subcommand().map(|(_, behind)| ConfigArgs::from_arg_matches(behind));
+        Ok(DevicesAction { config: config.transpose()?.unwrap_or_default(), command })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Subcommand for DevicesAction {
+    fn augment_subcommands(command: clap::Command) -> clap::Command {
+        DevicesCommand::augment_subcommands(command).mut_subcommands(ConfigArgs::augment_args)
+    }
+
+    fn augment_subcommands_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_subcommands(command)
+    }
+
+    fn has_subcommand(name: &str) -> bool {
+        DevicesCommand::has_subcommand(name)
+    }
 }
 
 /// What to do with devices.
@@ -236,18 +273,19 @@ impl Cli {
     /// The sources of the configuration: what stands before the subcommand, then what stands behind it, then the environment.
     #[must_use]
     pub fn sources(&self) -> Sources {
-        let inner = match &self.command {
-            Some(Command::Serve(args)) => args.clone(),
-            Some(Command::Check(args)) => args.config.clone(),
-            Some(Command::Records(args)) => args.config.clone(),
-            Some(Command::Devices(args)) => args.config.clone(),
-            None => ConfigArgs::default(),
-        };
+        let mut places = vec![&self.config];
+        match &self.command {
+            Some(Command::Serve(args)) => places.push(args),
+            Some(Command::Check(args)) => places.push(&args.config),
+            Some(Command::Records(args)) => places.push(&args.config),
+            Some(Command::Devices(args)) => places.extend([&args.config, &args.action.config]),
+            None => {}
+        }
         Sources {
-            file: inner.config.or_else(|| self.config.config.clone()),
+            file: places.iter().rev().find_map(|place| place.config.clone()),
             env: std::env::vars_os().collect(),
-            set: self.config.set.iter().cloned().chain(inner.set).collect(),
-            data_dir: inner.data_dir.or_else(|| self.config.data_dir.clone()),
+            set: places.iter().flat_map(|place| &place.set).cloned().collect(),
+            data_dir: places.iter().rev().find_map(|place| place.data_dir.clone()),
         }
     }
 }

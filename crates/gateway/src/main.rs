@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     match cli.command() {
         Command::Check(args) => check::run(&config, &rules, &args),
         Command::Records(args) => records::run(&config, &args),
-        Command::Devices(args) => devices::run(&config, args).unwrap_or_else(|error| {
+        Command::Devices(args) => devices::run(&config, *args).unwrap_or_else(|error| {
             eprintln!("{error:#}");
             ExitCode::FAILURE
         }),

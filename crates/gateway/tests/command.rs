@@ -71,6 +71,48 @@ fn what_stands_before_and_behind_the_subcommand_counts() {
 }
 
 #[test]
+fn devices_takes_the_configuration_behind_its_action_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, file) = (dir.path().join("data"), dir.path().join("fleet.csv"));
+    let (data, file) = (data.to_str().unwrap(), file.to_str().unwrap());
+    std::fs::write(file, "device,tenant\nmeter-1,acme\nmeter-2,acme\n").unwrap();
+    let (code, _, stderr) = finish(&["devices", "import", file, "--data-dir", data]);
+    assert_eq!(code, Some(0), "{stderr}");
+    for args in [["devices", "--data-dir", data, "list"], ["devices", "list", "--data-dir", data]] {
+        let (code, stdout, stderr) = finish(&args);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{args:?}");
+        assert!(stdout.contains("meter-1") && stdout.contains("meter-2"), "{args:?}: {stdout}");
+    }
+    // The last place that names a directory counts, and all that is set.
+    let elsewhere = dir.path().join("elsewhere");
+    let (code, ..) = finish(&[
+        "--data-dir",
+        "/x",
+        "devices",
+        "--data-dir",
+        data,
+        "add",
+        "m",
+        "--data-dir",
+        elsewhere.to_str().unwrap(),
+    ]);
+    assert!(code == Some(0) && elsewhere.exists());
+    let (code, _, stderr) = finish(&[
+        "--set",
+        "workers=x",
+        "devices",
+        "--set",
+        "node=/",
+        "show",
+        "meter-1",
+        "--set",
+        "log.segment_bytes=1",
+    ]);
+    assert_eq!(code, Some(2));
+    assert!(["workers", "node", "log.segment_bytes"].iter().all(|key| stderr.contains(key)), "{stderr}");
+}
+
+#[test]
 fn a_filter_for_messages_that_is_none_is_a_mistake() {
     let output = tidegate(&["check"]).env("TIDEGATE_LOG", "a=loud").output().unwrap();
     assert_eq!(output.status.code(), Some(2));

@@ -102,16 +102,16 @@ impl Source {
 /// Does what `args` ask for.
 pub fn run(config: &Config, args: DevicesArgs) -> anyhow::Result<ExitCode> {
     // A mistake in an import is found before anything is opened.
-    let import = match &args.command {
+    let import = match &args.action.command {
         DevicesCommand::Import { file } => match Import::read(file)? {
             Ok(import) => Some(import),
             Err(code) => return Ok(code),
         },
         _ => None,
     };
-    let secrets = Secrets::of(&args.command)?;
+    let secrets = Secrets::of(&args.action.command)?;
     let mut source = Source::open(config)?;
-    let code = execute(&mut source, args.command, secrets, import);
+    let code = execute(&mut source, args.action.command, secrets, import);
     source.close()?;
     code
 }
