@@ -35,59 +35,53 @@ fn shorter_than_exchange(config: &Config, span: Duration, name: &str) -> Option<
     })
 }
 
-const LOOPBACK: &str = "allowed: an address of 127.0.0.0/8 or [::1], or auth.allow_open_on_public = true";
+/// In mode "open" a listener that takes a peer's word is for this host alone, unless that is allowed.
+macro_rules! loopback_or_allowed {
+    ($section:ident) => {
+        Relation {
+            keys: &[concat!(stringify!($section), ".listen"), "auth.mode", "auth.allow_open_on_public"],
+            broken: |c| open_on_public(c, c.$section.listen),
+            allowed: "allowed: an address of 127.0.0.0/8 or [::1], or auth.allow_open_on_public = true",
+        }
+    };
+}
+
+/// Two listeners cannot have one address.
+macro_rules! own_address {
+    ($section:ident, $other:ident) => {
+        Relation {
+            keys: &[concat!(stringify!($section), ".listen"), concat!(stringify!($other), ".listen")],
+            broken: |c| {
+                let address = c.$section.listen.filter(|address| address.port() != 0)?;
+                when(c.$other.listen == Some(address), || {
+                    format!(concat!("{} is also the address of ", stringify!($other), ".listen"), address)
+                })
+            },
+            allowed: "allowed: an address of its own",
+        }
+    };
+}
 
 const RELATIONS: &[Relation] = &[
-    Relation {
-        keys: &["coap.listen", "auth.mode", "auth.allow_open_on_public"],
-        broken: |c| open_on_public(c, c.coap.listen),
-        allowed: LOOPBACK,
-    },
-    Relation {
-        keys: &["mqtt.listen", "auth.mode", "auth.allow_open_on_public"],
-        broken: |c| open_on_public(c, c.mqtt.listen),
-        allowed: LOOPBACK,
-    },
-    Relation {
-        keys: &["mqtts.listen", "auth.mode", "auth.allow_open_on_public"],
-        broken: |c| open_on_public(c, c.mqtts.listen),
-        allowed: LOOPBACK,
-    },
-    Relation {
-        keys: &["mqtt_ws.listen", "auth.mode", "auth.allow_open_on_public"],
-        broken: |c| open_on_public(c, c.mqtt_ws.listen),
-        allowed: LOOPBACK,
-    },
-    Relation {
-        keys: &["mqtt_wss.listen", "auth.mode", "auth.allow_open_on_public"],
-        broken: |c| open_on_public(c, c.mqtt_wss.listen),
-        allowed: LOOPBACK,
-    },
-    Relation {
-        keys: &["http.listen", "auth.mode", "auth.allow_open_on_public"],
-        broken: |c| open_on_public(c, c.http.listen),
-        allowed: LOOPBACK,
-    },
-    Relation {
-        keys: &["http.listen", "mqtt.listen"],
-        broken: |c| match (c.http.listen, c.mqtt.listen) {
-            (Some(http), Some(mqtt)) => {
-                when(http == mqtt && http.port() != 0, || format!("{http} is also the address of mqtt.listen"))
-            }
-            _ => None,
-        },
-        allowed: "allowed: an address of its own",
-    },
-    Relation {
-        keys: &["coaps.listen", "coap.listen"],
-        broken: |c| match (c.coaps.listen, c.coap.listen) {
-            (Some(coaps), Some(coap)) => {
-                when(coaps == coap && coaps.port() != 0, || format!("{coaps} is also the address of coap.listen"))
-            }
-            _ => None,
-        },
-        allowed: "allowed: an address of its own",
-    },
+    // DTLS knows whom it speaks with in any mode.
+    loopback_or_allowed!(coap),
+    loopback_or_allowed!(mqtt),
+    loopback_or_allowed!(mqtts),
+    loopback_or_allowed!(mqtt_ws),
+    loopback_or_allowed!(mqtt_wss),
+    loopback_or_allowed!(http),
+    // Sockets of several workers share an address: the system would let several listeners do so, and deal connections out among them.
+    own_address!(coaps, coap),
+    own_address!(mqtts, mqtt),
+    own_address!(mqtt_ws, mqtt),
+    own_address!(mqtt_ws, mqtts),
+    own_address!(mqtt_wss, mqtt),
+    own_address!(mqtt_wss, mqtts),
+    own_address!(mqtt_wss, mqtt_ws),
+    own_address!(http, mqtt),
+    own_address!(http, mqtts),
+    own_address!(http, mqtt_ws),
+    own_address!(http, mqtt_wss),
     Relation {
         keys: &["coaps.retransmit_longest", "coaps.retransmit_first"],
         broken: |c| {

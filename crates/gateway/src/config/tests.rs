@@ -290,6 +290,10 @@ fn relations_between_keys_hold_and_blame_what_was_set() {
         (&["mqtt.listen=[::]:0"], "--set: mqtt.listen: with auth.mode"),
         (&["http.listen=192.0.2.1:80"], "--set: http.listen: with auth.mode"),
         (&["http.listen=127.0.0.1:1883"], "--set: http.listen: 127.0.0.1:1883 is also"),
+        (
+            &["mqtt_ws.listen=127.0.0.1:1883"],
+            "--set: mqtt_ws.listen: 127.0.0.1:1883 is also the address of mqtt.listen",
+        ),
         (&["log.commit_bytes=2 MiB", "log.segment_bytes=4 MiB"], "--set: log.commit_bytes: 2097152 bytes"),
         (&["log.segment_bytes=2 MiB"], "--set: log.commit_bytes: 1048576 bytes"),
         (&["log.pending_bytes=1 MiB", "log.commit_bytes=2 MiB"], "--set: log.pending_bytes: "),
@@ -309,7 +313,8 @@ fn relations_between_keys_hold_and_blame_what_was_set() {
         &["coap.listen=0.0.0.0:0", "mqtt.listen=[::]:0", "http.listen=0.0.0.0:0", "auth.allow_open_on_public=true"][..],
         &["coap.listen=127.9.9.9:0", "mqtt.listen=[::1]:0", "http.listen=[::ffff:127.0.0.1]:0"],
         &["coap.listen=off"],
-        &["http.listen=127.0.0.1:0", "mqtt.listen=127.0.0.1:0"],
+        &["http.listen=127.0.0.1:0", "mqtt.listen=127.0.0.1:0", "mqtt_ws.listen=127.0.0.1:0"],
+        &["mqtt.listen=off", "mqtt_ws.listen=127.0.0.1:1883"],
         &["log.segment_bytes=4 MiB", "log.max_bytes=16 MiB"],
     ] {
         load_set(set).unwrap();
