@@ -109,6 +109,16 @@ impl Given {
         }
     }
 
+    /// The items of a list of up to `max`; a word is split at commas.
+    fn list(&self, max: usize, items: &str) -> Result<Vec<String>, String> {
+        let list = match self {
+            Given::List(list) => list.clone(),
+            Given::Word(word) => split(word),
+            _ => return Err(self.not("a list")),
+        };
+        if list.len() > max { Err(format!("{} {items}", list.len())) } else { Ok(list) }
+    }
+
     fn integer(&self) -> Option<i128> {
         match self {
             Given::Integer(number) => Some(*number),
@@ -543,15 +553,7 @@ pub struct Filters {
 impl Filters {
     /// Reads a list; a word is split at commas.
     pub fn read(&self, given: &Given) -> Result<RecordFilter, String> {
-        let list = match given {
-            Given::List(list) => list.clone(),
-            Given::Word(word) => split(word),
-            _ => return Err(given.not("a list")),
-        };
-        if list.len() > self.max {
-            return Err(format!("{} filters", list.len()));
-        }
-        RecordFilter::new(&list)
+        RecordFilter::new(&given.list(self.max, "filters")?)
     }
 }
 
@@ -561,8 +563,7 @@ impl Kind for Filters {
     }
 
     fn toml(&self, word: &str) -> String {
-        let quoted: Vec<String> = split(word).iter().map(|item| format!("{item:?}")).collect();
-        format!("[{}]", quoted.join(", "))
+        toml_list(word)
     }
 
     #[cfg(test)]
@@ -572,8 +573,15 @@ impl Kind for Filters {
     }
 }
 
+/// What stands between the commas of `word`; nothing at all is an empty list.
 fn split(word: &str) -> Vec<String> {
-    word.split(',').map(|item| item.trim().to_owned()).collect()
+    if word.trim().is_empty() { Vec::new() } else { word.split(',').map(|item| item.trim().to_owned()).collect() }
+}
+
+/// The TOML of a list that was given as a word.
+fn toml_list(word: &str) -> String {
+    let quoted: Vec<String> = split(word).iter().map(|item| format!("{item:?}")).collect();
+    format!("[{}]", quoted.join(", "))
 }
 
 fn within<T: TryFrom<u64>>(number: i128, min: u64, max: u64, show: impl Fn(&u64) -> String) -> Result<T, String> {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 #[cfg(test)]
 use super::{Edges, edges};
-use super::{Given, Kind, split};
+use super::{Given, Kind, toml_list};
 
 /// The addresses that begin with the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,15 +55,7 @@ pub struct Networks {
 impl Networks {
     /// Reads a list; a word is split at commas.
     pub fn read(&self, given: &Given) -> Result<Vec<Network>, String> {
-        let list = match given {
-            Given::List(list) => list.clone(),
-            Given::Word(word) if word.trim().is_empty() => Vec::new(),
-            Given::Word(word) => split(word),
-            _ => return Err(given.not("a list")),
-        };
-        if list.len() > self.max {
-            return Err(format!("{} networks", list.len()));
-        }
+        let list = given.list(self.max, "networks")?;
         list.iter().map(|text| Network::parse(text).ok_or_else(|| format!("{text:?} is not a network"))).collect()
     }
 }
@@ -74,9 +66,7 @@ impl Kind for Networks {
     }
 
     fn toml(&self, word: &str) -> String {
-        let quoted: Vec<String> =
-            split(word).iter().filter(|item| !item.is_empty()).map(|item| format!("{item:?}")).collect();
-        format!("[{}]", quoted.join(", "))
+        toml_list(word)
     }
 
     #[cfg(test)]

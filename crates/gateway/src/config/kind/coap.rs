@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 #[cfg(test)]
 use super::{Edges, edges};
-use super::{Given, Kind, split};
+use super::{Given, Kind, toml_list};
 use tidegate_coap::server::{MAX_ALIAS_LEN, MAX_ALIASES};
 use tidegate_mqtt::topic;
 
@@ -79,17 +79,8 @@ pub struct Aliases;
 impl Aliases {
     /// Reads a list of `alias=topic`; a word is split at commas.
     pub fn read(&self, given: &Given) -> Result<BTreeMap<String, String>, String> {
-        let list = match given {
-            Given::List(list) => list.clone(),
-            Given::Word(word) if word.is_empty() => Vec::new(),
-            Given::Word(word) => split(word),
-            _ => return Err(given.not("a list")),
-        };
-        if list.len() > MAX_ALIASES {
-            return Err(format!("{} aliases", list.len()));
-        }
         let mut aliases = BTreeMap::new();
-        for item in list {
+        for item in given.list(MAX_ALIASES, "aliases")? {
             let (alias, topic) = item.split_once('=').ok_or_else(|| format!("{item:?} has no ="))?;
             if !is_segment(alias) || alias.len() > MAX_ALIAS_LEN {
                 return Err(format!("{alias:?} cannot be an alias"));
@@ -114,9 +105,7 @@ impl Kind for Aliases {
     }
 
     fn toml(&self, word: &str) -> String {
-        let quoted: Vec<String> =
-            split(word).iter().filter(|item| !item.is_empty()).map(|item| format!("{item:?}")).collect();
-        format!("[{}]", quoted.join(", "))
+        toml_list(word)
     }
 
     #[cfg(test)]
