@@ -9,6 +9,7 @@ use std::sync::Arc;
 use nix::sys::epoll::Epoll;
 use tidegate_mqtt::{Connect, Connection, Publish, QoS, Reason, Version};
 use tidegate_record::DeviceId;
+use tidegate_state::ReadError;
 use tidegate_state::registry::{Account, Checked, Slow};
 use tracing::{debug, warn};
 
@@ -62,107 +63,85 @@ impl Reactor {
         input: &[u8],
         now: Now,
     ) -> bool {
-        let Some(client) = self.clients.get_mut(slot) else { return false };
+        self.find_name(epoll, slot, connect, input, now).unwrap_or_else(|stranger| {
+            self.keep_out(epoll, slot, stranger, now);
+            false
+        })
+    }
+
+    /// Whether the client has a name now, or needs none; false if its password is being verified.
+    fn find_name(
+        &mut self,
+        epoll: &Epoll,
+        slot: Slot,
+        connect: &Connect<'_>,
+        input: &[u8],
+        now: Now,
+    ) -> Result<bool, Stranger> {
+        let Some(client) = self.clients.get_mut(slot) else { return Ok(false) };
         let shared = self.shared.clone();
         let (access, registry) = (&shared.access, &shared.state.registry);
         if access.mode == AuthMode::Open {
-            return true;
+            return Ok(true);
         }
+        let unreadable = |error: ReadError| {
+            warn!(%error, "a client could not be identified");
+            Stranger::Registry
+        };
         if let Some((_, login)) = self.login.take_if(|(id, _)| *id == client.id) {
-            let admitted = match login {
-                Some((account, revision)) => self.admit(epoll, slot, *account, connect.client_id, revision, now),
-                None => {
-                    self.keep_out(epoll, slot, Stranger::BadCredentials, now);
-                    false
-                }
-            };
-            if !admitted {
-                return false;
-            }
+            let (account, revision) = login.ok_or(Stranger::BadCredentials)?;
+            client.principal = Some(Box::new(access.admit(registry, *account, connect.client_id, revision)?));
         }
-        let Some(client) = self.clients.get(slot) else { return false };
         if let Some(principal) = &client.principal {
             // Here or on another worker, a moment ago.
-            match access.still_holds(registry, principal) {
-                Ok(true) => return true,
-                Ok(false) => self.keep_out(epoll, slot, Stranger::Revoked, now),
-                Err(error) => self.registry_failed(epoll, slot, &error, now),
-            }
-            return false;
+            let holds = access.still_holds(registry, principal).map_err(unreadable)?;
+            return holds.then_some(true).ok_or(Stranger::Revoked);
         }
         // Before the lookup, so that whatever is revoked behind it is seen.
         let revision = access.revision();
         // Verified when it connected: what it gives besides is not looked at.
-        if let Some(name) = client.certificate_name() {
-            return match access.certified(registry, &name, connect.client_id, revision) {
-                Ok(principal) => {
-                    if let Some(client) = self.clients.get_mut(slot) {
-                        client.principal = Some(Box::new(principal));
-                    }
-                    true
-                }
-                Err(stranger) => {
-                    self.keep_out(epoll, slot, stranger, now);
-                    false
-                }
+        let principal = if let Some(name) = client.certificate_name() {
+            access.certified(registry, &name, connect.client_id, revision)?
+        } else {
+            let (Some(username), Some(password)) = (connect.username, connect.password) else {
+                return Err(Stranger::NoCredentials);
             };
-        }
-        let (Some(username), Some(password)) = (connect.username, connect.password) else {
-            self.keep_out(epoll, slot, Stranger::NoCredentials, now);
-            return false;
+            match registry.check_login(username, password.expose()).map_err(unreadable)? {
+                Checked::Accepted(account) => access.admit(registry, *account, connect.client_id, revision)?,
+                Checked::Refused => return Err(Stranger::BadCredentials),
+                Checked::Slow(slow) => return self.verify(epoll, slot, slow, input, revision, now).map(|()| false),
+            }
         };
-        match registry.check_login(username, password.expose()) {
-            Ok(Checked::Accepted(account)) => self.admit(epoll, slot, *account, connect.client_id, revision, now),
-            Ok(Checked::Refused) => {
-                self.keep_out(epoll, slot, Stranger::BadCredentials, now);
-                false
-            }
-            Ok(Checked::Slow(slow)) => {
-                self.verify(epoll, slot, slow, input, revision, now);
-                false
-            }
-            Err(error) => {
-                self.registry_failed(epoll, slot, &error, now);
-                false
-            }
-        }
-    }
-
-    fn admit(&mut self, epoll: &Epoll, slot: Slot, account: Account, client_id: &str, revision: u64, now: Now) -> bool {
-        let shared = self.shared.clone();
-        match shared.access.admit(&shared.state.registry, account, client_id, revision) {
-            Ok(principal) => {
-                if let Some(client) = self.clients.get_mut(slot) {
-                    client.principal = Some(Box::new(principal));
-                }
-                true
-            }
-            Err(stranger) => {
-                self.keep_out(epoll, slot, stranger, now);
-                false
-            }
-        }
+        client.principal = Some(Box::new(principal));
+        Ok(true)
     }
 
     /// Has a password verified that somebody chose. The CONNECT is kept until then.
-    fn verify(&mut self, epoll: &Epoll, slot: Slot, slow: Slow, input: &[u8], revision: u64, now: Now) {
-        let Some(client) = self.clients.get_mut(slot) else { return };
+    fn verify(
+        &mut self,
+        epoll: &Epoll,
+        slot: Slot,
+        slow: Slow,
+        input: &[u8],
+        revision: u64,
+        now: Now,
+    ) -> Result<(), Stranger> {
+        let Some(client) = self.clients.get_mut(slot) else { return Ok(()) };
         // What may be wrong counts against its address beforehand: the work is the same.
         if !Self::address(client).is_none_or(|address| self.limiter.allows(address, now.instant)) {
-            return self.keep_out(epoll, slot, Stranger::RateLimited, now);
+            return Err(Stranger::RateLimited);
         }
         let (to, worker, shared) = (client.id, self.index, self.shared.clone());
         let submitted = self.shared.access.verifier.submit(slow, move |account| {
             shared.router.send(worker, Envelope::Login { to, account, revision });
         });
-        if submitted.is_err() {
-            return self.keep_out(epoll, slot, Stranger::Busy, now);
-        }
+        submitted.map_err(|_| Stranger::Busy)?;
         client.connection = Connection::new(now.steady_millis());
         client.flags.verifying = true;
         self.keep(slot, input.to_vec());
         self.file(slot);
         self.listen(epoll, slot);
+        Ok(())
     }
 
     /// The verifier's answer has come.
@@ -183,11 +162,6 @@ impl Reactor {
             self.after_transport(epoll, slot, now);
         }
         self.login = None;
-    }
-
-    fn registry_failed(&mut self, epoll: &Epoll, slot: Slot, error: &tidegate_state::ReadError, now: Now) {
-        warn!(%error, "a client could not be identified");
-        self.keep_out(epoll, slot, Stranger::Registry, now);
     }
 
     /// Whether the session `other` is that of the device that is in `slot`: a name that several may use is no way to another's messages.
