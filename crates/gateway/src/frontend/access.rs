@@ -6,10 +6,12 @@
 //!
 //! What a device may do is said by the rules of `auth.acl`, whichever protocol it speaks.
 
+use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use foldhash::fast::RandomState;
 use tidegate_record::DeviceId;
 use tidegate_state::ReadError;
 use tidegate_state::registry::{Account, Device, Registry, Verifier};
@@ -193,32 +195,84 @@ impl Access {
         Some(Principal::verified(Account { username, id: name.clone(), device, proof: 0 }, u64::MAX))
     }
 
-    /// The principal of a CoAP peer without DTLS that calls itself `name`.
-    pub(crate) fn plain_coap(
-        &self,
-        config: &Config,
-        registry: &Registry,
-        peer: IpAddr,
-        name: &str,
-    ) -> Result<Option<Principal>, Stranger> {
+    /// Whether a CoAP peer without DTLS must be a registered device, as which it is believed then.
+    pub(crate) fn plain_coap(&self, config: &Config, peer: IpAddr) -> Result<bool, Stranger> {
         if self.mode == AuthMode::Open {
-            return Ok(None);
+            return Ok(false);
         }
         if !config.auth.coap_networks.iter().any(|network| network.contains(peer)) {
             return Err(Stranger::NoCredentials);
         }
-        Self::registered_coap(registry, name).map(Some)
+        Ok(true)
     }
+}
 
+/// Devices that a worker remembers ([`Known`]): at some 200 bytes each, 100 more for each of their groups, they take 3 to 5 MB.
+const MOST_KNOWN: usize = 16_384;
+
+/// What a worker has read of the devices that send it CoAP, where each message comes with a name: it is read again when something
+/// was taken from any device.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Each device has one place, by the hash of its name, and gives it up to the next that has the same. Allocated with the first.
+    places: Vec<Option<Arc<Principal>>>,
+    random: RandomState,
+}
+
+impl Known {
     /// The principal of the CoAP peer that is the registered device `name`.
-    pub(crate) fn registered_coap(registry: &Registry, name: &str) -> Result<Principal, Stranger> {
-        let id = DeviceId::new(name).map_err(|_| Stranger::Unregistered)?;
-        match registry.device(name) {
-            Ok(Some(device)) if device.revoked == 0 => {
-                Ok(Principal::verified(Account { username: String::new(), id, device, proof: 0 }, u64::MAX))
-            }
-            Ok(_) => Err(Stranger::Unregistered),
-            Err(_) => Err(Stranger::Registry),
+    pub(crate) fn get(&mut self, access: &Access, registry: &Registry, name: &str) -> Result<Arc<Principal>, Stranger> {
+        // Before the lookup, so that whatever is revoked behind it is seen.
+        let revision = access.revision();
+        if self.places.is_empty() {
+            self.places.resize(MOST_KNOWN, None);
         }
+        let place = &mut self.places[self.random.hash_one(name) as usize % MOST_KNOWN];
+        if let Some(principal) = place
+            && principal.revision == revision
+            && principal.device.as_str() == name
+        {
+            return Ok(principal.clone());
+        }
+        let id = DeviceId::new(name).map_err(|_| Stranger::Unregistered)?;
+        let device = match registry.device(name) {
+            Ok(Some(device)) if device.revoked == 0 => device,
+            // Not remembered: registering a device takes nothing from any.
+            Ok(_) => return Err(Stranger::Unregistered),
+            Err(_) => return Err(Stranger::Registry),
+        };
+        let account = Account { username: String::new(), id, device, proof: 0 };
+        Ok(place.insert(Arc::new(Principal::verified(account, revision))).clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_state::Store;
+    use tidegate_state::registry::NewDevice;
+
+    use super::*;
+
+    #[test]
+    fn a_device_is_read_once_until_something_is_revoked() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { data_dir: dir.path().into(), ..Config::default() };
+        let store = Store::open(crate::serve::state_config(&config), &prometheus::Registry::new()).unwrap();
+        let registry = Registry::open(&store).unwrap();
+        let access = Access::new(&config, Arc::default());
+        let mut known = Known::default();
+        let mut tenant = |name| known.get(&access, &registry, name).map(|principal| principal.tenant.clone());
+        let new = |tenant: &str| NewDevice { id: "m".into(), tenant: tenant.into(), ..NewDevice::default() };
+
+        assert_eq!(tenant("m"), Err(Stranger::Unregistered));
+        registry.add(&new("acme"), None, None).unwrap();
+        assert_eq!(tenant("m").as_deref(), Ok("acme"), "that it was not there is not remembered");
+        registry.remove("m").unwrap();
+        assert_eq!(tenant("m").as_deref(), Ok("acme"), "nobody has said that something was revoked");
+        access.revoked();
+        assert_eq!(tenant("m"), Err(Stranger::Unregistered));
+        registry.add(&new("other"), None, None).unwrap();
+        assert_eq!(tenant("m").as_deref(), Ok("other"));
+        assert_eq!(tenant("n"), Err(Stranger::Unregistered));
     }
 }

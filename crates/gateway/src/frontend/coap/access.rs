@@ -3,13 +3,15 @@
 //! An association of DTLS proves whose it is. Nobody proves anything over plain UDP: in mode `registry`, a name is believed from the networks of `auth.coap_networks` alone, and a
 //! request from elsewhere is answered 4.01 (RFC 7252 §5.9.2.2). What the rules deny is answered 4.03.
 
+use std::sync::Arc;
+
 use tidegate_coap::{Code, ReplyTo, Response};
 
 use super::server::Server;
 use super::transport::{Endpoint, Message};
 use crate::acl::{Acl, Who};
 use crate::frontend::Now;
-use crate::frontend::access::{Access, Principal, Stranger};
+use crate::frontend::access::{Principal, Stranger};
 
 /// What a request may be refused for by the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +28,7 @@ pub(super) struct Peer<'a> {
     /// What it calls itself.
     name: &'a str,
     /// Who that is, if it is asked for.
-    principal: Option<Principal>,
+    principal: Option<Arc<Principal>>,
 }
 
 impl Peer<'_> {
@@ -61,14 +63,15 @@ impl Server {
         message: &Message<'_>,
         now: Now,
     ) -> Option<Peer<'a>> {
-        let Server { shared, access, .. } = self;
+        let Server { shared, access, known, .. } = self;
         let registry = &shared.state.registry;
-        let found = match message.from {
-            Endpoint::Plain { peer, .. } => shared.access.plain_coap(&shared.config, registry, peer.ip(), name),
+        let is_asked = match message.from {
+            Endpoint::Plain { peer, .. } => shared.access.plain_coap(&shared.config, peer.ip()),
             // Its association proves who it is; what else there is to know matters to rules alone.
-            Endpoint::Secure(_) if access.get().0.is_open() => Ok(None),
-            Endpoint::Secure(_) => Access::registered_coap(registry, name).map(Some),
+            Endpoint::Secure(_) => Ok(!access.get().0.is_open()),
         };
+        let found =
+            is_asked.and_then(|is_asked| is_asked.then(|| known.get(&shared.access, registry, name)).transpose());
         match found {
             Ok(principal) => Some(Peer { name, principal }),
             Err(stranger) => {

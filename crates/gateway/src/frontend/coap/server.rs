@@ -46,6 +46,7 @@ use super::{Receivers, Via};
 use crate::acl::View;
 use crate::config::EchoMode;
 use crate::config::keys::Coap;
+use crate::frontend::access::Known;
 use crate::frontend::acks::{AckQueue, Ticket};
 use crate::frontend::limiter::Limiter;
 use crate::frontend::pause::Pause;
@@ -142,6 +143,7 @@ pub(super) struct Server {
     pub(super) shared: Arc<Shared>,
     /// Rules about who may publish and read.
     pub(super) access: View,
+    pub(super) known: Known,
     rules: Rc<Rules>,
     /// Joined path of the request at hand.
     topic: String,
@@ -189,6 +191,7 @@ impl Server {
         Server {
             index,
             access: View::new(shared.access.rules.clone()),
+            known: Known::default(),
             rules: Rc::new(rules),
             topic: String::new(),
             batch: Batch::new(),
