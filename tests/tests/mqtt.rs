@@ -246,6 +246,21 @@ fn a_connection_that_says_nothing_is_not_kept() {
 }
 
 #[test]
+fn silence_before_the_connection_is_accepted_counts() {
+    // The kernel keeps a silent connection for 3 s of these.
+    let gateway = Setup::new().set("mqtt.connect_timeout=9 s").start();
+    let mut silent = Client::open(gateway.mqtt, Version::V5);
+    std::thread::sleep(Duration::from_millis(1500));
+    let mut later = Client::open(gateway.mqtt, Version::V5);
+    later.send(&mqtt::connect(Version::V5, "later", 0)[..9]);
+    assert_eq!(silent.until_closed(), []);
+    let closed = || gateway.metrics().get("tidegate_mqtt_closed_total", &["reason=\"connect_timeout\""]);
+    assert_eq!(closed(), 1.0, "whoever came first is the first to go");
+    assert_eq!(later.until_closed(), []);
+    assert_eq!(closed(), 2.0);
+}
+
+#[test]
 fn packets_may_come_in_pieces_and_together() {
     let gateway = Gateway::start();
     let mut client = Client::open(gateway.mqtt, Version::V5);

@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::devices::control::Control;
 use crate::frontend::{
     self, Access, AssociationMetrics, Associations, CURSOR, Exit, KIND_NAMES, Kind, Listener, MAX_WORKERS, Now, PERIOD,
-    Shared, Sockets, State,
+    Shared, Sockets, State, deferral,
 };
 use crate::http::{self, Health};
 use crate::metrics::Metrics;
@@ -351,10 +351,7 @@ fn bind(config: &Config, workers: usize) -> anyhow::Result<Vec<Sockets>> {
     let mut coap = config.coap.listen;
     let mut coaps = config.coaps.listen;
     let mut mqtt = Kind::ALL.map(|kind| (kind, kind.address(config)));
-    /// Every client speaks first: one that does not is the kernel's affair for so long, at most. Its deadline begins then.
-    const DEFER_SECONDS: u32 = 3;
-
-    let defer = DEFER_SECONDS.min(u32::try_from(config.mqtt.connect_timeout.as_secs()).unwrap_or(u32::MAX));
+    let defer_seconds = deferral(config.mqtt.connect_timeout).as_secs() as u32;
     let mut all = Vec::new();
     for _ in 0..workers {
         let mut sockets = Sockets::default();
@@ -385,7 +382,7 @@ fn bind(config: &Config, workers: usize) -> anyhow::Result<Vec<Sockets>> {
         }
         for (kind, address) in &mut mqtt {
             let Some(address) = address else { continue };
-            let options = TcpOptions { reuse_port: true, defer_seconds: defer, ..TcpOptions::default() };
+            let options = TcpOptions { reuse_port: true, defer_seconds, ..TcpOptions::default() };
             let socket = tcp_listener(*address, &options)
                 .with_context(|| format!("{}.listen: cannot listen on {address}/tcp", kind.section()))?;
             *address = socket.local_addr()?;

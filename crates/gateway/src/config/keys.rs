@@ -320,7 +320,8 @@ section! {
         max_subscriptions: usize = "1000", Integer { min: 1, max: 10_000_000 };
         /// Topic aliases that a client may use (MQTT 5.0 §3.2.2.3.8); 0 forbids them.
         topic_alias_max: u16 = "16", Integer { min: 0, max: 65_535 };
-        /// Time from the TCP connection to a complete CONNECT, TLS and WebSocket handshakes included.
+        /// Time from the TCP connection to a complete CONNECT, TLS and WebSocket handshakes included. It runs from the first
+        /// bytes of a client if they come within a third of it, 3 s at most.
         connect_timeout: Duration = "10 s", Span { min: seconds(1), max: minutes(10) };
         /// Longest keep-alive, told to MQTT 5 clients that ask for more or for none (§3.2.2.3.14); "0 s" leaves it to
         /// the client.

@@ -79,6 +79,14 @@ impl Kind {
     }
 }
 
+/// How long the kernel keeps a connection to itself that says nothing, which every client does first (`TCP_DEFER_ACCEPT`): a third of
+/// what it has for its CONNECT at most, so that one may be slow as well.
+pub(crate) fn deferral(connect_timeout: Duration) -> Duration {
+    // The kernel rounds up to when it sends its SYN-ACK again: 1 s after the first, or 2 s after that.
+    let third = connect_timeout / 3;
+    [3, 1, 0].map(Duration::from_secs).into_iter().find(|deferral| *deferral <= third).unwrap_or_default()
+}
+
 /// A listening socket.
 #[derive(Debug)]
 pub(crate) struct Listener {
@@ -230,6 +238,13 @@ mod tests {
         assert_eq!(Kind::ALL.len() as u64, MOST);
         let most = crate::frontend::router::SessionId::new(255, u32::MAX, u32::MAX as usize);
         assert!(most.bits() < FIRST - MOST);
+    }
+
+    #[test]
+    fn silence_is_the_kernels_for_a_third_of_the_time_at_most() {
+        for (timeout, deferred) in [(1, 0), (2, 0), (3, 1), (8, 1), (9, 3), (10, 3), (600, 3)] {
+            assert_eq!(deferral(Duration::from_secs(timeout)), Duration::from_secs(deferred), "{timeout} s");
+        }
     }
 
     #[test]

@@ -49,7 +49,7 @@ mod transport;
 mod wills;
 
 pub(crate) use clients::Clients;
-pub(crate) use listeners::{Kind, Listener};
+pub(crate) use listeners::{Kind, Listener, deferral};
 use reactor::Reactor;
 pub(crate) use restore::{Restored, restore};
 

@@ -4,13 +4,14 @@ use std::io;
 use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use tidegate_mqtt::Connection;
 use tidegate_transport::{Layers, Transport};
 use tracing::warn;
 
 use super::Now;
 use super::clients::Slot;
 use super::handshakes::CROWDED_PAUSE;
-use super::listeners::Kind;
+use super::listeners::{Kind, deferral};
 use super::reactor::Reactor;
 use crate::frontend::router::Arrival;
 
@@ -118,6 +119,11 @@ impl Reactor {
         let Some(client) = self.clients.get_mut(slot) else { return };
         let id = client.id;
         client.flags.shaking_hands = shakes_hands;
+        if bytes.is_empty() && !client.has_input() {
+            // New, and silent: the kernel has kept it for so long, and its time runs since.
+            let deferred = deferral(self.shared.config.mqtt.connect_timeout).as_millis() as u64;
+            client.connection = Connection::new(now.steady_millis().saturating_sub(deferred));
+        }
         let set = if shakes_hands { self.handshakes.epoll() } else { epoll };
         let event = EpollEvent::new(EpollFlags::EPOLLIN, id.bits());
         if let Some(Err(error)) = client.fd().map(|fd| set.add(fd, event)) {
