@@ -3,7 +3,8 @@
 //! # Constraints
 //!
 //! - Without a file everything is allowed; with one, whatever no rule speaks of is denied.
-//! - A check does not depend on how many rules there are for others: they are found by name.
+//! - A check does not depend on how many rules there are for others: they are found by name. Only those whose names end in `*` are looked
+//!   through.
 //! - A file with a mistake is refused as a whole; a gateway that serves keeps the rules it has.
 //!
 //! # Format
