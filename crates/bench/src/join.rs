@@ -18,11 +18,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::{Population as Audited, Source};
 use crate::ceilings::Ceilings;
-use crate::cli::{publish, run_id};
+use crate::cli::publish;
 use crate::ledger::{Dump, Ledger};
 use crate::mqtt::{Received, ReceivedDump};
 use crate::report::{Quantiles, Report};
-use crate::run::Signals;
+use crate::run::{Signals, new_id};
 use crate::scenario::{self, Options, Outcome, Scenario};
 use crate::{process, slo};
 
@@ -182,7 +182,7 @@ impl RunCommand {
         }
         let source = self.audit.clone().map(|dir| Source::new(dir, self.tidegate.clone())).transpose()?;
         let signals = Signals::take()?;
-        let run = run_id();
+        let run = new_id();
         let ceilings = (self.ceilings || scenario.slo.ceiling_ratio.is_some())
             .then(|| Ceilings::measure(&signals, self.disk.as_deref()))
             .transpose()?;

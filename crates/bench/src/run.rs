@@ -491,6 +491,13 @@ fn second(control: &Control, last: &Moment, here: &Moment, failed: u64) -> Secon
     }
 }
 
+/// A number that no other run has, near enough.
+pub(crate) fn new_id() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    // The standard library's hash keys are the random numbers it offers.
+    RandomState::new().hash_one(std::process::id())
+}
+
 /// A time in microseconds, for people.
 #[must_use]
 pub fn micros(value: u64) -> String {

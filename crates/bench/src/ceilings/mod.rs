@@ -162,7 +162,7 @@ impl Ceilings {
 /// A run against an echo server in a process of its own.
 fn udp_echo(signals: &Signals) -> anyhow::Result<EchoCeiling> {
     let mut server = EchoProcess::start(&["coap".to_owned()])?;
-    let workload = Workload::new(server.local, ECHO_DEVICES, crate::cli::run_id());
+    let workload = Workload::new(server.local, ECHO_DEVICES, crate::run::new_id());
     let plan = Plan {
         drive: Drive::Window(ECHO_WINDOW),
         ramp: Duration::ZERO,
@@ -183,7 +183,7 @@ fn udp_echo(signals: &Signals) -> anyhow::Result<EchoCeiling> {
 
 /// Long writes, then short ones that are made durable one by one.
 fn measure_disk(dir: &Path) -> anyhow::Result<DiskCeiling> {
-    let path = dir.join(format!("tidegate-bench-{:016x}.tmp", crate::cli::run_id()));
+    let path = dir.join(format!("tidegate-bench-{:016x}.tmp", crate::run::new_id()));
     let shown = path.display();
     let mut file =
         OpenOptions::new().write(true).create_new(true).open(&path).with_context(|| format!("cannot write {shown}"))?;

@@ -64,7 +64,7 @@ impl SecureEcho {
         for _ in 1..threads {
             sockets.push(bind(local)?);
         }
-        let seed = crate::cli::run_id();
+        let seed = crate::run::new_id();
         let shards = threads as u32 * SHARDS_PER_THREAD;
         let server = |shard| {
             let config = ServerConfig {
