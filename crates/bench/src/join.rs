@@ -18,13 +18,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::{Population as Audited, Source};
 use crate::ceilings::Ceilings;
-use crate::cli::publish;
+use crate::cli::Reporting;
 use crate::ledger::{Dump, Ledger};
 use crate::mqtt::{Received, ReceivedDump};
 use crate::report::{Quantiles, Report};
 use crate::run::{Signals, new_id};
 use crate::scenario::{self, Options, Outcome, Scenario};
-use crate::{process, slo};
+use crate::slo;
 
 /// Version of the messages: processes of one run must have the same.
 const VERSION: u32 = 1;
@@ -50,27 +50,12 @@ pub struct RunCommand {
     /// Only see whether the scenario is right.
     #[arg(long)]
     check: bool,
-    /// Process whose processor time and memory are measured.
-    #[arg(long)]
-    server_pid: Option<u32>,
-    /// Read back what the server stored in this data directory, and account for every acknowledged message.
-    #[arg(long, value_name = "DATA_DIR")]
-    audit: Option<PathBuf>,
-    /// The program `tidegate` for --audit; the default is the one beside this program.
-    #[arg(long, requires = "audit", value_name = "PATH")]
-    tidegate: Option<PathBuf>,
     /// Measure the machine's ceilings first, so that results print with their ratio.
     #[arg(long)]
     ceilings: bool,
     /// Directory on the disk that --ceilings measures.
     #[arg(long, requires = "ceilings", value_name = "DIR")]
     disk: Option<PathBuf>,
-    /// Write the report here, as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write the report here as one HTML file with plots.
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
     /// Share the devices among so many processes; the others are started with --join.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     processes: u32,
@@ -80,15 +65,8 @@ pub struct RunCommand {
     /// Take part in the run of the process that listens there.
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["scenario", "processes", "audit", "json", "html"])]
     join: Option<String>,
-    /// The run is void if the generator sent 1 % of its messages later than this, in milliseconds.
-    #[arg(long, default_value_t = 10.0)]
-    max_late_millis: f64,
-    /// No progress.
-    #[arg(long, short = 'q')]
-    quiet: bool,
-    /// Milliseconds to sleep in each loop of the generator, to see that a run says when it is too slow.
-    #[arg(long, default_value_t = 0, hide = true)]
-    handicap_millis: u64,
+    #[command(flatten)]
+    reporting: Reporting,
 }
 
 /// What the first process tells another.
@@ -172,15 +150,8 @@ impl RunCommand {
             println!("{name}: right");
             return Ok(ExitCode::SUCCESS);
         }
-        if let Some(pid) = self.server_pid
-            && process::sample(pid).is_err()
-        {
-            bail!("--server-pid {pid}: there is no such process");
-        }
-        for file in [&self.json, &self.html].into_iter().flatten() {
-            std::fs::write(file, "").with_context(|| format!("cannot write {}", file.display()))?;
-        }
-        let source = self.audit.clone().map(|dir| Source::new(dir, self.tidegate.clone())).transpose()?;
+        self.reporting.check()?;
+        let source = self.reporting.source()?;
         let signals = Signals::take()?;
         let run = new_id();
         let ceilings = (self.ceilings || scenario.slo.ceiling_ratio.is_some())
@@ -190,9 +161,9 @@ impl RunCommand {
         let options = Options {
             run,
             part: (0, self.processes),
-            server: self.server_pid,
-            quiet: self.quiet,
-            handicap: Duration::from_millis(self.handicap_millis),
+            server: self.reporting.server_pid,
+            quiet: self.reporting.quiet,
+            handicap: self.reporting.handicap(),
         };
         let mut outcome = scenario::run(&scenario, &options, &signals, || {
             for peer in &mut peers {
@@ -239,7 +210,7 @@ impl RunCommand {
             return Ok(Vec::new());
         }
         let listener = TcpListener::bind(&self.listen).with_context(|| format!("--listen {}", self.listen))?;
-        if !self.quiet {
+        if !self.reporting.quiet {
             eprintln!("waiting for {} more: tidegate-bench run --join {}", self.processes - 1, listener.local_addr()?);
         }
         let mut peers = Vec::new();
@@ -284,8 +255,8 @@ impl RunCommand {
             run,
             part: (part, parts),
             server: None,
-            quiet: self.quiet,
-            handicap: Duration::from_millis(self.handicap_millis),
+            quiet: self.reporting.quiet,
+            handicap: self.reporting.handicap(),
         };
         let result = scenario::run(&scenario, &options, &signals, || {
             first.say(&Word::Ready)?;
@@ -334,15 +305,10 @@ impl RunCommand {
             .filter(|(population, _)| population.stored)
             .map(|(population, base)| Audited { prefix: population.prefix.clone(), base, devices: population.count })
             .collect();
-        match source.map(|source| source.audit_all(run, &names, &mut ledgers)) {
-            None => {}
-            Some(Ok(audit)) => report.audit = Some(audit),
-            // What was measured is reported all the same.
-            Some(Err(error)) => report.verdict.fail(format!("the audit could not be done: {error:#}")),
-        }
+        self.reporting.audit(source, run, &names, &mut ledgers, &mut report);
         report.slo = slo::judge(&scenario.slo, &report);
-        report.judge(self.max_late_millis);
-        publish(&report, self.json.as_deref(), self.html.as_deref())
+        report.judge(self.reporting.max_late_millis);
+        self.reporting.publish(&report)
     }
 }
 

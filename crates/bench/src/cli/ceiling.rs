@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::coap::{CoapArgs, SecurityArgs, run_coap};
 use super::common::Common;
-use super::files::write_json;
+use super::reporting::write_json;
 use crate::ceilings::Ceilings;
 use crate::report::{Load, Report};
 use crate::run::Signals;

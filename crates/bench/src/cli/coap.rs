@@ -2,7 +2,6 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
@@ -170,7 +169,7 @@ impl CoapArgs {
             },
             tick_micros: common.tick_micros,
             threads: common.threads,
-            handicap: Duration::from_millis(common.handicap_millis),
+            handicap: common.reporting.handicap(),
             ..Workload::new(target, self.devices, new_id())
         })
     }
@@ -195,7 +194,7 @@ impl CoapCommand {
         if !self.no_probe {
             workload.probe()?;
         }
-        run_coap(&workload, &self.coap, &self.common, self.common.server_pid, scenario)
+        run_coap(&workload, &self.coap, &self.common, self.common.reporting.server_pid, scenario)
     }
 
     fn rebinding(&self) -> anyhow::Result<Option<Rebinding>> {
@@ -240,22 +239,22 @@ pub(super) fn run_coap(
     scenario: &str,
 ) -> anyhow::Result<ExitCode> {
     let plan = common.plan(args.drive(common))?;
-    let source = common.source()?;
+    let source = common.reporting.source()?;
     let signals = Signals::take()?;
     let started_micros = Clock::start().wall_micros(0);
-    let mut outcome = workload.run(plan, &signals, server, common.quiet)?;
+    let mut outcome = workload.run(plan, &signals, server, common.reporting.quiet)?;
     let mut report = Report::new(scenario, started_micros, workload.run, &workload.target, workload.load(&plan));
     report.observe(&outcome.observed, &outcome.meter);
     report.connect = outcome.connect.take();
     report.generator.dropped_answers = outcome.dropped_answers;
     report.generator.bytes_per_device = outcome.bytes_per_device;
     common.audit(source.as_ref(), workload.run, &mut outcome.ledgers, &mut report);
-    report.judge(common.max_late_millis);
+    report.judge(common.reporting.max_late_millis);
     if outcome.reused_message_ids {
         report.verdict.notes.push(
             "devices used message IDs again within EXCHANGE_LIFETIME (RFC 7252 §4.4); more devices or sources avoid it"
                 .to_owned(),
         );
     }
-    common.publish(&report)
+    common.reporting.publish(&report)
 }

@@ -4,9 +4,9 @@ mod ceiling;
 mod coap;
 mod common;
 mod echo;
-mod files;
 mod mqtt;
 mod psks;
+mod reporting;
 
 use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -22,9 +22,9 @@ use crate::{compare, html};
 use ceiling::Ceiling;
 use coap::{CoapCommand, SecurityArgs};
 use echo::EchoCommand;
-pub(crate) use files::{publish, read_report};
 use mqtt::MqttCommand;
 use psks::PsksCommand;
+pub(crate) use reporting::{Reporting, read_report};
 
 /// Simulated devices, ceilings and audits for IoT gateways.
 #[derive(Debug, Parser)]

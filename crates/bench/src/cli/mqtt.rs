@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
@@ -132,7 +131,7 @@ impl MqttCommand {
             consumer: self.subscribe.clone().map(|filter| (filter, self.subscribe_qos)),
             tick_micros: common.tick_micros,
             threads: common.threads,
-            handicap: Duration::from_millis(common.handicap_millis),
+            handicap: common.reporting.handicap(),
             ..mqtt::Workload::new(target, self.connections, new_id())
         })
     }
@@ -148,10 +147,10 @@ impl MqttCommand {
         let workload = self.workload()?;
         let drive = common.rate.map_or(Drive::Window(usize::from(workload.window)), Drive::Rate);
         let plan = common.plan(drive)?;
-        let source = common.source()?;
+        let source = common.reporting.source()?;
         let signals = Signals::take()?;
         let started_micros = Clock::start().wall_micros(0);
-        let mut outcome = workload.run(plan, &signals, common.server_pid, common.quiet)?;
+        let mut outcome = workload.run(plan, &signals, common.reporting.server_pid, common.reporting.quiet)?;
         let mut report = Report::new("mqtt", started_micros, workload.run, &workload.target, workload.load(&plan));
         report.observe(&outcome.observed, &outcome.meter);
         report.connect = Some(outcome.connect.clone());
@@ -168,13 +167,13 @@ impl MqttCommand {
             });
         }
         common.audit(source.as_ref(), workload.run, &mut outcome.ledgers, &mut report);
-        report.judge(common.max_late_millis);
+        report.judge(common.reporting.max_late_millis);
         if let Some(receive_maximum) = outcome.receive_maximum {
             report.verdict.notes.push(format!(
                 "the server's Receive Maximum allows {receive_maximum} messages in flight, not {}",
                 workload.window
             ));
         }
-        common.publish(&report)
+        common.reporting.publish(&report)
     }
 }
