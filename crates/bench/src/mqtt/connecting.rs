@@ -27,7 +27,7 @@ impl Crowd<'_> {
         let mut connected = Part::begin(self.clock.now());
         let share = self.connections.len() as f64 / f64::from(self.workload.connections);
         let rate = self.workload.connect_rate * share;
-        let under_way = (self.workload.connecting / self.workload.threads).max(1);
+        let under_way = self.workload.under_way();
         let mut next = 0;
         loop {
             if control.is_abandoned() {

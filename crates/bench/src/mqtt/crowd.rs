@@ -195,7 +195,7 @@ impl<'a> Crowd<'a> {
                 .timetable
                 .clone()
                 .map(|table| Calendar::new(table, workload.offset + indices.start, indices.len())),
-            lifecycle: Lifecycle::new(),
+            lifecycle: Lifecycle::new(if workload.sleep.is_some() { indices.len() } else { 0 }),
             decoded: Vec::new(),
             ledger: Ledger::new(workload.base + indices.start, indices.len() as u32),
             meter: Meter::new(plan.measured()),
@@ -340,7 +340,7 @@ impl<'a> Crowd<'a> {
             }
             until = until.min(measured.end);
         }
-        until = until.min(self.lifecycle.next().unwrap_or(until));
+        until = until.min(self.lifecycle.next(self.workload.under_way()).unwrap_or(until));
         if let Some(storm) = self.workload.breaks.iter().find(|storm| storm.at > now) {
             until = until.min(storm.at);
         }

@@ -298,6 +298,11 @@ impl Workload {
         }
     }
 
+    /// Connections that one thread may have under way at a time.
+    fn under_way(&self) -> usize {
+        (self.connecting / self.threads).max(1)
+    }
+
     /// Bytes of generator state a connection.
     pub(crate) fn bytes_per_connection(&self) -> f64 {
         Crowd::bytes_per_connection(if self.publishes { self.window } else { 0 })
