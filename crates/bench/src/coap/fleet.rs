@@ -322,14 +322,8 @@ impl<'a> Fleet<'a> {
                     if due_at > now {
                         break;
                     }
-                    let i = (self.started % self.devices.len() as u64) as usize;
-                    self.started += 1;
                     n += 1;
-                    self.devices[i].due += 1;
-                    if self.devices[i].state == State::Idle {
-                        self.meter.departed(due_at, now);
-                        self.begin(i, due_at, now);
-                    }
+                    self.fall_due((self.started % self.devices.len() as u64) as usize, due_at, now);
                 }
                 n
             }
@@ -339,13 +333,10 @@ impl<'a> Fleet<'a> {
                     let Some((i, due_at)) = self.calendar.as_mut().and_then(|calendar| calendar.poll(now)) else {
                         break;
                     };
-                    self.started += 1;
                     n += 1;
-                    self.devices[i].due += 1;
-                    if self.devices[i].state == State::Idle {
-                        self.meter.departed(due_at, now);
-                        self.begin(i, due_at, now);
-                    } else if let Some(calendar) = &mut self.calendar {
+                    if !self.fall_due(i, due_at, now)
+                        && let Some(calendar) = &mut self.calendar
+                    {
                         calendar.defer(i, due_at);
                     }
                 }
@@ -364,6 +355,18 @@ impl<'a> Fleet<'a> {
                 n
             }
         }
+    }
+
+    /// A message of a device is due in open loop: it begins, unless an earlier one is not over.
+    fn fall_due(&mut self, i: usize, due_at: u64, now: u64) -> bool {
+        self.started += 1;
+        self.devices[i].due += 1;
+        let begins = self.devices[i].state == State::Idle;
+        if begins {
+            self.meter.departed(due_at, now);
+            self.begin(i, due_at, now);
+        }
+        begins
     }
 
     /// The idle device whose turn is next, if there is one.

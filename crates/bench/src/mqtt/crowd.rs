@@ -423,16 +423,8 @@ impl<'a> Crowd<'a> {
             if due_at > now {
                 break;
             }
-            let i = (self.started % self.connections.len() as u64) as usize;
-            self.started += 1;
             n += 1;
-            let number = self.connections[i].due;
-            self.connections[i].due += 1;
-            if self.connections[i].begun == number && self.may_begin(i) {
-                self.meter.departed(due_at, now);
-                self.begin(i, due_at);
-                self.send(i);
-            }
+            self.fall_due((self.started % self.connections.len() as u64) as usize, due_at, now);
         }
         n
     }
@@ -442,14 +434,8 @@ impl<'a> Crowd<'a> {
         let mut n = 0;
         while n < BURST {
             let Some((i, due_at)) = self.calendar.as_mut().and_then(|calendar| calendar.poll(now)) else { break };
-            self.started += 1;
             n += 1;
-            let number = self.connections[i].due;
-            self.connections[i].due += 1;
-            if self.connections[i].begun == number && self.may_begin(i) {
-                self.meter.departed(due_at, now);
-                self.begin(i, due_at);
-                self.send(i);
+            if self.fall_due(i, due_at, now) {
                 if self.workload.qos == 0 {
                     self.drowse(i, now);
                 }
@@ -461,6 +447,20 @@ impl<'a> Crowd<'a> {
             self.wake(i, now);
         }
         n
+    }
+
+    /// A message of a connection is due in open loop: it leaves, unless an earlier one waits or there is no room for it.
+    fn fall_due(&mut self, i: usize, due_at: u64, now: u64) -> bool {
+        self.started += 1;
+        let number = self.connections[i].due;
+        self.connections[i].due += 1;
+        let begins = self.connections[i].begun == number && self.may_begin(i);
+        if begins {
+            self.meter.departed(due_at, now);
+            self.begin(i, due_at);
+            self.send(i);
+        }
+        begins
     }
 
     /// Fills the windows of all connections, at the start of a closed loop.
