@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tidegate_bench::coap::{Method, Outcome, Rebind, Rebinding, Security, Transmission, Workload};
+use tidegate_bench::coap::{Delivery, Method, Outcome, Rebind, Rebinding, Security, Transmission, Workload};
 use tidegate_bench::credentials::Keys;
 use tidegate_bench::report::{self, Report};
 use tidegate_bench::run::{Drive, Plan, Signals, Until};
@@ -123,6 +123,18 @@ fn a_handshake_for_each_message_may_resume_a_session_and_needs_no_connection_id(
         assert_eq!(counts.resumed, if resume { 16 } else { 0 });
         assert_eq!(toy.seen.lock().unwrap().resumed, counts.resumed);
     }
+}
+
+#[test]
+fn messages_without_an_answer_that_fell_due_during_a_handshake_follow_it() {
+    let toy = SecureToy::start(Keys::default(), |_, _| vec![]);
+    let mut workload = workload(toy.addr, 1, Security::default());
+    workload.delivery = Delivery::NoResponse;
+    // All of them are due long before the handshake is over.
+    workload.impairment.delay = 100_000_000;
+    let outcome = run(&workload, plan(Drive::Rate(100_000_000.0), 50_000));
+    let counts = &outcome.meter.counts;
+    assert_eq!((counts.messages, counts.unconfirmed, counts.unsent), (50_000, 50_000, 0), "{counts:?}");
 }
 
 #[test]

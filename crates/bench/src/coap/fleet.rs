@@ -429,7 +429,6 @@ impl<'a> Fleet<'a> {
                 self.meter.counts.unconfirmed += 1;
                 self.devices[i].state = State::Idle;
                 self.in_flight -= 1;
-                self.begin_next(i, now);
                 return;
             }
         };
@@ -661,11 +660,10 @@ impl<'a> Fleet<'a> {
         self.begin_next(i, now);
     }
 
-    /// Begins the next message of an idle device if it is due.
-    fn begin_next(&mut self, i: usize, now: u64) {
-        let device = &self.devices[i];
-        if device.begun < device.due {
-            let due_at = self.due_at(i, device.begun);
+    /// Begins the next message of an idle device if it is due; without an answer to wait for, those behind it too.
+    pub(super) fn begin_next(&mut self, i: usize, now: u64) {
+        while self.devices[i].state == State::Idle && self.devices[i].begun < self.devices[i].due {
+            let due_at = self.due_at(i, self.devices[i].begun);
             self.begin(i, due_at, now);
         }
     }

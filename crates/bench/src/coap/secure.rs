@@ -317,6 +317,7 @@ impl Fleet<'_> {
             return;
         }
         self.dispatch(i, now);
+        self.begin_next(i, now);
     }
 
     fn on_failed(&mut self, i: usize, failure: HandshakeFailure, now: u64) {
