@@ -110,11 +110,7 @@ pub fn rows(before: &Report, after: &Report) -> Vec<Row> {
     row("latency p99, µs", both(|r| r.latency.p99 as f64), noise(before, after, |s| s.p99_micros as f64), Some(false));
     row("latency p99.9, µs", both(|r| r.latency.p99_9 as f64), None, Some(false));
     row("latency max, µs", both(|r| r.latency.max as f64), None, None);
-    let failed = |r: &Report| {
-        let c = &r.counts;
-        (c.refusals() + c.timed_out + c.unanswered + c.lost + c.unsent) as f64
-    };
-    row("messages that failed", both(failed), None, Some(false));
+    row("messages that failed", both(|r| r.counts.failed() as f64), None, Some(false));
     if before.server.is_some() && after.server.is_some() {
         let cpu = |r: &Report| {
             r.server.as_ref().and_then(|s| s.per_message.as_ref()).map_or(f64::NAN, |each| each.cpu_seconds_per_million)

@@ -345,7 +345,7 @@ fn write_populations(out: &mut String, report: &Report) -> std::fmt::Result {
             thousands(f64::from(population.devices)),
             thousands(c.messages as f64),
             thousands((c.acked + c.unconfirmed) as f64),
-            thousands((c.refusals() + c.timed_out + c.unanswered + c.lost + c.unsent) as f64),
+            thousands(c.failed() as f64),
         )?;
         for value in [p50, p99, p99_9, p99_99, max] {
             let shown = if population.latency.count > 0 { micros(value) } else { "–".to_owned() };

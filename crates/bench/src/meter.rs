@@ -101,6 +101,18 @@ impl Counts {
         self.refused.values().sum()
     }
 
+    /// Messages that nobody answered.
+    #[must_use]
+    pub fn unserved(&self) -> u64 {
+        self.timed_out + self.unanswered + self.lost + self.unsent
+    }
+
+    /// Messages that were refused or that nobody answered.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.refusals() + self.unserved()
+    }
+
     /// Adds what another thread counted.
     pub fn add(&mut self, other: &Counts) {
         for (reason, n) in &other.refused {

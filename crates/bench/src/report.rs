@@ -508,7 +508,7 @@ impl Report {
         if self.generator.dropped_answers > 0 {
             verdict.void(format!("the generator lost {} answers in its receive queue", self.generator.dropped_answers));
         }
-        let unserved = c.timed_out + c.unanswered + c.lost + c.unsent;
+        let unserved = c.unserved();
         if unserved > 0 {
             verdict
                 .notes
@@ -706,7 +706,7 @@ fn write_population(out: &mut String, population: &PopulationReport) -> std::fmt
         "  {name}: {devices} × {protocol} {delivery}, {} sent, {} acked, {} failed, {} devices reported; {}",
         counts.messages,
         counts.acked,
-        counts.refusals() + counts.timed_out + counts.unanswered + counts.lost + counts.unsent,
+        counts.failed(),
         population.reported_devices,
         line(latency)
     )?;

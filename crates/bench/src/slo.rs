@@ -47,8 +47,7 @@ pub fn judge(slo: &Slo, report: &Report) -> Vec<Objective> {
     };
     let percent = |ratio: f64| format!("{:.4} %", ratio * 100.0);
     let c = &report.counts;
-    let failed = c.refusals() + c.timed_out + c.unanswered + c.lost + c.unsent;
-    let errors = (c.messages > 0).then(|| failed as f64 / c.messages as f64);
+    let errors = (c.messages > 0).then(|| c.failed() as f64 / c.messages as f64);
     at_most("error ratio", slo.error_ratio, errors, "nothing was sent", &percent);
     let delivered: Vec<_> = report.populations.iter().filter_map(|population| population.delivered.as_ref()).collect();
     let expected: u64 = delivered.iter().map(|delivered| delivered.expected).sum();
