@@ -358,23 +358,14 @@ fn write_populations(out: &mut String, report: &Report) -> std::fmt::Result {
 
 fn write_errors(out: &mut String, report: &Report) -> std::fmt::Result {
     let c = &report.counts;
-    let named = [
-        (c.timed_out, "timed out"),
-        (c.unanswered, "unanswered at the end"),
-        (c.lost, "lost with their connection"),
-        (c.unsent, "due but never sent"),
-        (c.late, "late answers"),
-        (c.duplicate, "duplicate answers"),
-        (c.wrong, "wrong answers"),
-        (c.malformed, "malformed answers"),
-        (c.send_errors, "send errors"),
-        (c.disconnects, "disconnects"),
+    let others = [
         (c.retransmissions, "sent again"),
         (c.handshakes_failed, "handshakes failed"),
         (c.handshakes_again, "handshakes of devices that had an association"),
         (c.records_dropped, "DTLS records dropped"),
     ];
-    let named = named.iter().map(|(n, name)| (*n, (*name).to_owned()));
+    let named = c.unserved_by_kind().into_iter().chain(c.faults_by_kind()).chain(others);
+    let named = named.map(|(n, name)| (n, name.to_owned()));
     let refused = c.refused.iter().map(|(reason, n)| (*n, format!("refused with {reason}")));
     let mut kinds: Vec<(u64, String)> = refused.chain(named).filter(|(n, _)| *n > 0).collect();
     kinds.sort_by_key(|(n, _)| std::cmp::Reverse(*n));

@@ -104,13 +104,35 @@ impl Counts {
     /// Messages that nobody answered.
     #[must_use]
     pub fn unserved(&self) -> u64 {
-        self.timed_out + self.unanswered + self.lost + self.unsent
+        self.unserved_by_kind().iter().map(|(n, _)| n).sum()
     }
 
     /// Messages that were refused or that nobody answered.
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.refusals() + self.unserved()
+    }
+
+    /// How messages went unanswered, with a name for each.
+    pub(crate) fn unserved_by_kind(&self) -> [(u64, &'static str); 4] {
+        [
+            (self.timed_out, "timed out"),
+            (self.unanswered, "unanswered at the end"),
+            (self.lost, "lost with their connection"),
+            (self.unsent, "due but never sent"),
+        ]
+    }
+
+    /// What else happened that should not, likewise.
+    pub(crate) fn faults_by_kind(&self) -> [(u64, &'static str); 6] {
+        [
+            (self.late, "late answers"),
+            (self.duplicate, "duplicate answers"),
+            (self.wrong, "wrong answers"),
+            (self.malformed, "malformed answers"),
+            (self.send_errors, "send errors"),
+            (self.disconnects, "disconnects"),
+        ]
     }
 
     /// Adds what another thread counted.

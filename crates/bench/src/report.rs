@@ -660,21 +660,9 @@ impl Report {
     fn write_counts(&self, out: &mut String) -> std::fmt::Result {
         let c = &self.counts;
         write!(out, "  messages  {} sent", c.messages)?;
-        let named = [
-            (c.acked, "acked"),
-            (c.unconfirmed, "without ack"),
-            (c.timed_out, "timed out"),
-            (c.unanswered, "unanswered at the end"),
-            (c.lost, "lost with their connection"),
-            (c.unsent, "due but never sent"),
-            (c.retransmissions, "retransmissions"),
-            (c.separate, "separate answers"),
-            (c.late, "late answers"),
-            (c.duplicate, "duplicate answers"),
-            (c.wrong, "wrong answers"),
-            (c.malformed, "malformed answers"),
-            (c.send_errors, "send errors"),
-            (c.disconnects, "disconnects"),
+        let sent = [(c.acked, "acked"), (c.unconfirmed, "without ack")];
+        let answered = [(c.retransmissions, "retransmissions"), (c.separate, "separate answers")];
+        let rest = [
             (c.handshakes, "handshakes"),
             (c.resumed, "of them resumed"),
             (c.handshakes_again, "handshakes of devices that had an association"),
@@ -687,6 +675,7 @@ impl Report {
             (c.tls_handshakes, "TLS handshakes"),
             (c.tls_resumed, "of them resumed"),
         ];
+        let named = sent.into_iter().chain(c.unserved_by_kind()).chain(answered).chain(c.faults_by_kind()).chain(rest);
         for (n, name) in named {
             if n > 0 {
                 write!(out, ", {n} {name}")?;
