@@ -21,7 +21,7 @@ use crate::ceilings::Ceilings;
 use crate::cli::Reporting;
 use crate::ledger::{Dump, Ledger};
 use crate::mqtt::{Received, ReceivedDump};
-use crate::report::{Quantiles, Report};
+use crate::report::Report;
 use crate::run::{Signals, new_id};
 use crate::scenario::{self, Options, Outcome, Scenario};
 use crate::slo;
@@ -315,45 +315,7 @@ impl RunCommand {
 /// Adds what another process measured.
 fn add(outcome: &mut Outcome, part: Part) -> anyhow::Result<()> {
     let Part { report: other, ledgers, received } = part;
-    let report = &mut outcome.report;
-    report.counts.add(&other.counts);
-    report.latency = report.latency.merge(&other.latency);
-    report.lateness = match (&report.lateness, &other.lateness) {
-        (Some(one), Some(two)) => Some(one.merge(two)),
-        (one, two) => one.clone().or_else(|| two.clone()),
-    };
-    report.measured.messages += other.measured.messages;
-    report.measured.acked += other.measured.acked;
-    report.measured.acks_per_second += other.measured.acks_per_second;
-    report.measured.interrupted |= other.measured.interrupted;
-    if let Some(server) = &mut report.server {
-        server.spread_over(report.measured.acked);
-    }
-    report.generator.cpu_seconds += other.generator.cpu_seconds;
-    report.generator.busy = report.generator.busy.max(other.generator.busy);
-    report.generator.dropped_answers += other.generator.dropped_answers;
-    report.load.threads += other.load.threads;
-    if let (Some(one), Some(two)) = (&mut report.connect, &other.connect) {
-        one.add(two);
-    }
-    for (one, two) in report.populations.iter_mut().zip(&other.populations) {
-        one.devices += two.devices;
-        one.counts.add(&two.counts);
-        one.reported_devices += two.reported_devices;
-        one.latency = one.latency.merge(&two.latency);
-        one.lateness = one.lateness.merge(&two.lateness);
-        one.dropped_answers += two.dropped_answers;
-        if let (Some(one), Some(two)) = (&mut one.connect, &two.connect) {
-            one.add(two);
-        }
-        one.reconnect = match (&one.reconnect, &two.reconnect) {
-            (Some(one), Some(two)) => Some(one.merge(two)),
-            (one, two) => one.clone().or_else(|| two.clone()),
-        };
-    }
-    for (one, two) in report.timeline.iter_mut().zip(&other.timeline) {
-        one.add(two);
-    }
+    outcome.report.add(&other);
     for (group, dump) in ledgers {
         outcome.ledgers.push((group, Ledger::from_dump(&dump).context("a ledger of another process is damaged")?));
     }
@@ -366,20 +328,4 @@ fn add(outcome: &mut Outcome, part: Part) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-impl Quantiles {
-    /// Of both together.
-    #[must_use]
-    pub fn merge(&self, other: &Quantiles) -> Quantiles {
-        match (self.decode(), other.decode()) {
-            (Some(mut one), Some(two)) => {
-                // Ours have the same bounds.
-                let _ = one.add(&two);
-                Quantiles::from(&one)
-            }
-            (Some(_), None) => self.clone(),
-            (None, _) => other.clone(),
-        }
-    }
 }
