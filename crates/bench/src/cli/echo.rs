@@ -11,7 +11,7 @@ use super::psks::keys;
 use super::resolve;
 use crate::ceilings::serve_tcp;
 use crate::coap::echo::Echo;
-use crate::coap::echo_secure::SecureEcho;
+use crate::coap::echo_secure;
 use crate::credentials::DEFAULT_SEED;
 use crate::process::Machine;
 
@@ -67,7 +67,7 @@ impl EchoCommand {
             }
             EchoCommand::Tcp(_) => serve_tcp(listen, threads, |address| announce("tcp", address))?,
             EchoCommand::Coaps { psk_seed, psk, .. } => {
-                let echo = SecureEcho::start(listen, threads, keys(psk.as_deref(), psk_seed)?)?;
+                let echo = echo_secure::start(listen, threads, keys(psk.as_deref(), psk_seed)?)?;
                 announce("coaps", echo.local_addr())?;
                 echo.join()?;
             }

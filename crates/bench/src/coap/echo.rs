@@ -19,7 +19,7 @@ use super::wire::{Answer, Type, empty};
 pub(super) const REQUEST_BYTES: usize = 1_500;
 
 /// The kernel's queue of requests, as a gateway would set it: it rides out a stall of 50 ms at 200,000 requests/s.
-pub(super) const RECEIVE_BUFFER: usize = 8 << 20;
+const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// 2.04 Changed
 const CHANGED: u8 = 0x44;
@@ -38,6 +38,14 @@ impl Echo {
     ///
     /// The address is in use or not of this host.
     pub fn start(listen: SocketAddr, threads: usize) -> anyhow::Result<Echo> {
+        Echo::serving(listen, threads, |_| |socket| serve(&socket))
+    }
+
+    /// Starts threads that each do with a socket of its own what `serve` gives for its number.
+    pub(super) fn serving<S>(listen: SocketAddr, threads: usize, serve: impl Fn(u32) -> S) -> anyhow::Result<Echo>
+    where
+        S: FnOnce(UdpSocket) -> anyhow::Result<()> + Send + 'static,
+    {
         let options = Options { reuse_port: true, receive_buffer: Some(RECEIVE_BUFFER), ..Options::default() };
         let bind = |addr| UdpSocket::bind(addr, &options).with_context(|| format!("cannot listen on udp {addr}"));
         let first = bind(listen)?;
@@ -46,8 +54,11 @@ impl Echo {
         for _ in 1..threads {
             sockets.push(bind(local)?);
         }
-        let threads = sockets.into_iter().map(|socket| std::thread::spawn(move || serve(&socket))).collect();
-        Ok(Echo { local, threads })
+        let start = |(thread, socket)| {
+            let serve = serve(thread);
+            std::thread::spawn(move || serve(socket))
+        };
+        Ok(Echo { local, threads: (0..).zip(sockets).map(start).collect() })
     }
 
     /// Where it listens.

@@ -7,7 +7,6 @@
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,9 +15,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tidegate_dtls::{
     AddressChanges, CidFormat, Environment, Event, Key, Outbox, Path, Psk, Router, Server, ServerConfig, Timestamp,
 };
-use tidegate_net::{BATCH, Options, Receiver, Sender, UdpSocket};
+use tidegate_net::{BATCH, Receiver, Sender, UdpSocket};
 
-use super::echo::{RECEIVE_BUFFER, REQUEST_BYTES, answer};
+use super::echo::{Echo, REQUEST_BYTES, answer};
 use super::wire::Answer;
 use crate::clock::Clock;
 use crate::credentials::Keys;
@@ -42,77 +41,37 @@ struct Common {
     seed: u64,
 }
 
-/// A running echo server.
-#[derive(Debug)]
-pub struct SecureEcho {
-    local: SocketAddr,
-    threads: Vec<JoinHandle<anyhow::Result<()>>>,
-}
-
-impl SecureEcho {
-    /// Starts `threads` threads that serve until the process ends.
-    ///
-    /// # Errors
-    ///
-    /// The address is in use or not of this host.
-    pub fn start(listen: SocketAddr, threads: usize, keys: Keys) -> anyhow::Result<SecureEcho> {
-        let options = Options { reuse_port: true, receive_buffer: Some(RECEIVE_BUFFER), ..Options::default() };
-        let bind = |addr| UdpSocket::bind(addr, &options).with_context(|| format!("cannot listen on udp {addr}"));
-        let first = bind(listen)?;
-        let local = first.local_addr();
-        let mut sockets = vec![first];
-        for _ in 1..threads {
-            sockets.push(bind(local)?);
-        }
-        let seed = crate::run::new_id();
-        let shards = threads as u32 * SHARDS_PER_THREAD;
-        let server = |shard| {
-            let config = ServerConfig {
-                shards,
-                shard,
-                max_associations: MAX_ASSOCIATIONS / shards as usize,
-                // It is for measuring moves, so it takes any number of them.
-                address_changes: AddressChanges { burst: u8::MAX, every: Duration::from_secs(1) },
-                ..ServerConfig::default()
-            };
-            let mut random = pseudo_random(mix(seed ^ u64::from(shard)));
-            Server::new(config, &mut random).map(Mutex::new).context("cannot make a DTLS server")
+/// Starts `threads` threads that serve until the process ends.
+///
+/// # Errors
+///
+/// The address is in use or not of this host.
+pub fn start(listen: SocketAddr, threads: usize, keys: Keys) -> anyhow::Result<Echo> {
+    let seed = crate::run::new_id();
+    let shards = threads as u32 * SHARDS_PER_THREAD;
+    let server = |shard| {
+        let config = ServerConfig {
+            shards,
+            shard,
+            max_associations: MAX_ASSOCIATIONS / shards as usize,
+            // It is for measuring moves, so it takes any number of them.
+            address_changes: AddressChanges { burst: u8::MAX, every: Duration::from_secs(1) },
+            ..ServerConfig::default()
         };
-        let common = Arc::new(Common {
-            keys,
-            router: Router::new(CidFormat::default(), shards, seed),
-            shards: (0..shards).map(server).collect::<anyhow::Result<_>>()?,
-            clock: Clock::start(),
-            seed,
-        });
-        let threads = sockets
-            .into_iter()
-            .zip(0..)
-            .map(|(socket, thread)| {
-                let common = Arc::clone(&common);
-                std::thread::spawn(move || serve(&socket, &common, thread))
-            })
-            .collect();
-        Ok(SecureEcho { local, threads })
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local
-    }
-
-    /// Waits for a thread to fail.
-    ///
-    /// # Errors
-    ///
-    /// Why it did.
-    pub fn join(self) -> anyhow::Result<()> {
-        for thread in self.threads {
-            thread.join().expect("an echo thread panicked")?;
-        }
-        Ok(())
-    }
+        let mut random = pseudo_random(mix(seed ^ u64::from(shard)));
+        Server::new(config, &mut random).map(Mutex::new).context("cannot make a DTLS server")
+    };
+    let common = Arc::new(Common {
+        keys,
+        router: Router::new(CidFormat::default(), shards, seed),
+        shards: (0..shards).map(server).collect::<anyhow::Result<_>>()?,
+        clock: Clock::start(),
+        seed,
+    });
+    Echo::serving(listen, threads, |thread| {
+        let common = Arc::clone(&common);
+        move |socket| serve(&socket, &common, thread)
+    })
 }
 
 /// Numbers that differ; nothing here is secret.
