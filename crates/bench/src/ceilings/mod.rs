@@ -190,11 +190,7 @@ fn measure_disk(dir: &Path) -> anyhow::Result<DiskCeiling> {
     // It goes when the file is closed, however that comes about.
     std::fs::remove_file(&path).with_context(|| format!("cannot remove {shown}"))?;
     let mut block = vec![0; WRITE];
-    let mut word = 0;
-    for bytes in block.chunks_mut(8) {
-        word = crate::payload::mix(word);
-        bytes.copy_from_slice(&word.to_le_bytes());
-    }
+    crate::payload::fill(&mut 0, &mut block);
     let failed = || format!("cannot write {shown}");
     let (started, mut written) = (Instant::now(), 0);
     while started.elapsed() < EACH && written < MOST_WRITTEN {

@@ -21,7 +21,7 @@ use super::echo::{Echo, REQUEST_BYTES, answer};
 use super::wire::Answer;
 use crate::clock::Clock;
 use crate::credentials::Keys;
-use crate::payload::mix;
+use crate::payload::{fill, mix};
 
 /// Shards a thread: two threads then want the same one in few of their datagrams.
 const SHARDS_PER_THREAD: u32 = 8;
@@ -76,12 +76,7 @@ pub fn start(listen: SocketAddr, threads: usize, keys: Keys) -> anyhow::Result<E
 
 /// Numbers that differ; nothing here is secret.
 fn pseudo_random(mut state: u64) -> impl FnMut(&mut [u8]) {
-    move |out: &mut [u8]| {
-        for chunk in out.chunks_mut(8) {
-            state = mix(state);
-            chunk.copy_from_slice(&state.to_le_bytes()[..chunk.len()]);
-        }
-    }
+    move |out: &mut [u8]| fill(&mut state, out)
 }
 
 fn serve(socket: &UdpSocket, common: &Common, thread: u32) -> anyhow::Result<()> {

@@ -21,7 +21,7 @@ use crate::audit::device_name;
 use crate::clock::SECOND;
 use crate::connect::{Part, SetUp};
 use crate::credentials::Keys;
-use crate::payload::mix;
+use crate::payload::{fill, mix};
 use crate::run::Control;
 use crate::timer::{TICK_MILLIS, Wheel};
 
@@ -192,12 +192,7 @@ impl Fleet<'_> {
         self.meter.counts.handshakes_again += u64::from(again);
         let session = secure.sessions.get(i).and_then(|session| session.as_deref().cloned());
         let state = &mut secure.random;
-        let mut random = |out: &mut [u8]| {
-            for chunk in out.chunks_mut(8) {
-                *state = mix(*state);
-                chunk.copy_from_slice(&state.to_le_bytes()[..chunk.len()]);
-            }
-        };
+        let mut random = |out: &mut [u8]| fill(state, out);
         let at = timestamp(now);
         let client = Client::connect(&secure.config, credentials, session, at, &mut random, &mut secure.outbox);
         secure.clients[i] = Some(client);
