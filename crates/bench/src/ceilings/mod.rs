@@ -107,11 +107,12 @@ impl Ceilings {
         })
     }
 
-    /// The server's processor time a message, in multiples of the echo's over the same transport.
+    /// The server's processor time a message of a scenario, in multiples of a bare echo's: over TCP where all populations speak
+    /// MQTT, else over UDP.
     #[must_use]
     pub fn cpu_ratio(&self, report: &Report) -> Option<f64> {
         let ours = report.server.as_ref()?.per_message.as_ref()?.cpu_seconds_per_million;
-        let tcp = !report.target.contains("coap") && report.scenario.contains("mqtt");
+        let tcp = report.populations.iter().all(|population| !population.protocol.starts_with("coap"));
         let echo = if tcp { self.tcp_echo } else { self.udp_echo };
         echo.map(|echo| ours / echo.cpu_seconds_per_million)
     }
@@ -256,6 +257,49 @@ fn ccm_nanos() -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meter::Counts;
+    use crate::report::{Load, PerMessage, Quantiles, ServerUse};
+    use crate::scenario::PopulationReport;
+
+    fn population(protocol: &str) -> PopulationReport {
+        PopulationReport {
+            name: protocol.to_owned(),
+            protocol: protocol.to_owned(),
+            devices: 1,
+            delivery: String::new(),
+            period_seconds: None,
+            connect: None,
+            counts: Counts::default(),
+            reported_devices: 0,
+            latency: Quantiles::default(),
+            lateness: Quantiles::default(),
+            reconnect: None,
+            delivered: None,
+            dropped_answers: 0,
+            bytes_per_device: 0.0,
+        }
+    }
+
+    #[test]
+    fn a_scenario_is_held_against_the_echo_of_its_transport_whatever_it_is_called() {
+        let echo = |cpu| Some(EchoCeiling { requests_per_second: 1.0, cpu_seconds_per_million: cpu });
+        let ceilings = Ceilings { udp_echo: echo(1.0), tcp_echo: echo(4.0), ..Ceilings::default() };
+        let each = PerMessage { cpu_seconds_per_million: 8.0, voluntary_switches: 0.0, involuntary_switches: 0.0 };
+        let mut report = Report::new("fan-out", 0, 0, &"", Load::default());
+        report.server = Some(ServerUse {
+            cpu_seconds: 1.0,
+            cores: 1.0,
+            rss_begin: 0,
+            rss_end: 0,
+            rss_peak: 0,
+            anonymous_end: 0,
+            per_message: Some(each),
+        });
+        report.populations = vec![population("mqtt"), population("wss")];
+        assert_eq!(ceilings.cpu_ratio(&report), Some(2.0));
+        report.populations.push(population("coaps"));
+        assert_eq!(ceilings.cpu_ratio(&report), Some(8.0));
+    }
 
     #[test]
     fn a_disk_is_measured_and_leaves_nothing_behind() {
