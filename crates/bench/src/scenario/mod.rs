@@ -77,18 +77,8 @@ pub struct Stage {
 /// Where servers listen, by protocol.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Targets {
-    /// CoAP over UDP.
-    pub coap: Option<String>,
-    /// CoAP over DTLS.
-    pub coaps: Option<String>,
-    /// MQTT over TCP.
-    pub mqtt: Option<String>,
-    /// MQTT over TLS.
-    pub mqtts: Option<String>,
-    /// MQTT over WebSocket.
-    pub ws: Option<String>,
-    /// MQTT over WebSocket over TLS.
-    pub wss: Option<String>,
+    /// HOST:PORT of each of [`Protocol::ALL`], where it is not the default.
+    pub servers: [Option<String>; Protocol::ALL.len()],
     /// The certificate authority that TLS servers are checked against, in PEM; without it they are not checked.
     pub ca: Option<String>,
     /// The path of WebSocket.
@@ -136,18 +126,20 @@ impl Protocol {
     }
 }
 
+// What a protocol has is found in `ALL` by its number.
+const _: () = {
+    let mut at = 0;
+    while at < Protocol::ALL.len() {
+        assert!(Protocol::ALL[at].1 as usize == at);
+        at += 1;
+    }
+};
+
 impl Targets {
     /// Where the servers of a protocol listen.
     #[must_use]
     pub fn of(&self, protocol: Protocol) -> String {
-        let given = match protocol {
-            Protocol::Coap => &self.coap,
-            Protocol::Coaps => &self.coaps,
-            Protocol::Mqtt => &self.mqtt,
-            Protocol::Mqtts => &self.mqtts,
-            Protocol::Ws => &self.ws,
-            Protocol::Wss => &self.wss,
-        };
+        let given = &self.servers[protocol as usize];
         given.clone().unwrap_or_else(|| format!("127.0.0.1:{}", Protocol::ALL[protocol as usize].2))
     }
 
@@ -157,20 +149,15 @@ impl Targets {
     ///
     /// It has another form, or names no protocol.
     pub fn set(&mut self, text: &str) -> Result<(), String> {
-        let allowed =
-            || format!("{text:?} must be PROTOCOL=HOST:PORT with a protocol of coap, coaps, mqtt, mqtts, ws, wss");
-        let (name, address) = text.split_once('=').ok_or_else(allowed)?;
-        let place = match name {
-            "coap" => &mut self.coap,
-            "coaps" => &mut self.coaps,
-            "mqtt" => &mut self.mqtt,
-            "mqtts" => &mut self.mqtts,
-            "ws" => &mut self.ws,
-            "wss" => &mut self.wss,
-            _ => return Err(allowed()),
-        };
-        *place = Some(address.to_owned());
-        Ok(())
+        let set = text.split_once('=').and_then(|(name, address)| {
+            let at = Protocol::ALL.iter().position(|(known, ..)| *known == name)?;
+            self.servers[at] = Some(address.to_owned());
+            Some(())
+        });
+        set.ok_or_else(|| {
+            let names = Protocol::ALL.map(|(name, ..)| name).join(", ");
+            format!("{text:?} must be PROTOCOL=HOST:PORT with a protocol of {names}")
+        })
     }
 }
 
@@ -302,7 +289,7 @@ pub struct Slo {
     pub loss_ratio: Option<f64>,
     /// Bytes of the server's memory a device, at most.
     pub bytes_per_session: Option<f64>,
-    /// The server's processor time a message, in multiples of a bare UDP echo's in the same run, at most.
+    /// The server's processor time a message, in multiples of a bare echo's in the same run, at most.
     pub ceiling_ratio: Option<f64>,
     /// Devices of which a message was acknowledged, of all, at least.
     pub reported_ratio: Option<f64>,

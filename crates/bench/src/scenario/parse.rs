@@ -118,12 +118,7 @@ fn stage(section: &Section<'_>) -> Stage {
 
 fn targets(section: &Section<'_>) -> Targets {
     let targets = Targets {
-        coap: section.optional_text("coap"),
-        coaps: section.optional_text("coaps"),
-        mqtt: section.optional_text("mqtt"),
-        mqtts: section.optional_text("mqtts"),
-        ws: section.optional_text("ws"),
-        wss: section.optional_text("wss"),
+        servers: Protocol::ALL.map(|(name, ..)| section.optional_text(name)),
         ca: section.optional_text("ca"),
         ws_path: section.text("ws_path", "/mqtt"),
     };
