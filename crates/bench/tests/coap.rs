@@ -10,11 +10,9 @@ use std::time::Duration;
 use tidegate_bench::coap::{Delivery, Outcome, Transmission, Workload};
 use tidegate_bench::meter::Counts;
 use tidegate_bench::report::{self, Report};
-use tidegate_bench::run::{Drive, Plan, Signals, Until};
+use tidegate_bench::run::{Drive, Plan, Signals};
 
-use toy::{PAYLOAD, Store, Toy, message, token_of};
-
-const RUN: u64 = 0x1122_3344_5566_7788;
+use toy::{PAYLOAD, RUN, Store, Toy, changed, message, plan, token_of};
 
 const ACK: u8 = 2;
 const CON: u8 = 0;
@@ -31,16 +29,6 @@ fn workload(target: SocketAddr, devices: u32) -> Workload {
     }
 }
 
-fn plan(drive: Drive, messages: u64) -> Plan {
-    Plan {
-        drive,
-        ramp: Duration::ZERO,
-        warm_up: Duration::ZERO,
-        until: Until::Messages(messages),
-        drain: Duration::from_secs(60),
-    }
-}
-
 fn run(workload: &Workload, plan: Plan) -> Outcome {
     workload.run(plan, &Signals::take().unwrap(), None, true).unwrap()
 }
@@ -51,11 +39,6 @@ fn report(workload: &Workload, plan: &Plan, outcome: &mut Outcome, store: Option
     report.audit = store.map(|store| store.source().audit(RUN, "bench-", &mut outcome.ledgers).unwrap());
     report.judge(10.0);
     report
-}
-
-/// What a server says that stores and answers.
-fn changed(request: &[u8]) -> Vec<u8> {
-    message(ACK, CHANGED, &request[2..4], token_of(request))
 }
 
 #[test]

@@ -11,12 +11,10 @@ use std::time::{Duration, Instant};
 use tidegate_bench::coap::{Delivery, Method, Outcome, Rebind, Rebinding, Security, Transmission, Workload};
 use tidegate_bench::credentials::Keys;
 use tidegate_bench::report::{self, Report};
-use tidegate_bench::run::{Drive, Plan, Signals, Until};
+use tidegate_bench::run::{Drive, Plan, Signals};
 
 use toy::secure::SecureToy;
-use toy::{PAYLOAD, Store, message, token_of};
-
-const RUN: u64 = 0x1122_3344_5566_7788;
+use toy::{PAYLOAD, RUN, Store, changed, plan};
 
 fn workload(target: SocketAddr, devices: u32, security: Security) -> Workload {
     Workload {
@@ -29,24 +27,9 @@ fn workload(target: SocketAddr, devices: u32, security: Security) -> Workload {
     }
 }
 
-fn plan(drive: Drive, messages: u64) -> Plan {
-    Plan {
-        drive,
-        ramp: Duration::ZERO,
-        warm_up: Duration::ZERO,
-        until: Until::Messages(messages),
-        drain: Duration::from_secs(60),
-    }
-}
-
 fn run(workload: &Workload, plan: Plan) -> Outcome {
     workload.probe().unwrap();
     workload.run(plan, &Signals::take().unwrap(), None, true).unwrap()
-}
-
-/// What a server says that stores and answers.
-fn changed(request: &[u8]) -> Vec<u8> {
-    message(2, 0x44, &request[2..4], token_of(request))
 }
 
 #[test]

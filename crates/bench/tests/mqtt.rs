@@ -13,9 +13,7 @@ use tidegate_bench::mqtt::{Outcome, Version, Workload};
 use tidegate_bench::report::{self, Report};
 use tidegate_bench::run::{Drive, Plan, Signals, Until};
 
-use toy::{PAYLOAD, Store, mark};
-
-const RUN: u64 = 0x0102_0304_0506_0708;
+use toy::{PAYLOAD, RUN, Store, mark, plan};
 
 /// A whole packet of a client: first byte and body.
 struct Packet {
@@ -108,16 +106,6 @@ fn workload(target: SocketAddr, connections: u32) -> Workload {
         payload_most: PAYLOAD,
         keep_alive: 0,
         ..Workload::new(target, connections, RUN)
-    }
-}
-
-fn plan(drive: Drive, messages: u64) -> Plan {
-    Plan {
-        drive,
-        ramp: Duration::ZERO,
-        warm_up: Duration::ZERO,
-        until: Until::Messages(messages),
-        drain: Duration::from_secs(60),
     }
 }
 

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use tidegate_bench::report::{Outcome, Report};
 use tidegate_bench::scenario::Scenario;
 
-use toy::{Store, Toy, message, token_of};
+use toy::{Store, Toy, changed};
 
 fn bench(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate-bench"));
@@ -68,10 +68,6 @@ fn run(text: &str, args: &[&str]) -> Ran {
         report: fs::read(&json).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()),
         page: fs::read_to_string(&html).unwrap_or_default(),
     }
-}
-
-fn changed(request: &[u8]) -> Vec<u8> {
-    message(2, 0x44, &request[2..4], token_of(request))
 }
 
 #[test]

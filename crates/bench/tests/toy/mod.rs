@@ -15,9 +15,24 @@ use std::time::Duration;
 use base64::Engine as _;
 use tidegate_bench::audit::Source;
 use tidegate_bench::payload::Mark;
+use tidegate_bench::run::{Drive, Plan, Until};
 
 /// Size of payloads in tests; they are the end of a request.
 pub const PAYLOAD: usize = 64;
+
+/// The run's identifier in tests.
+pub const RUN: u64 = 0x1122_3344_5566_7788;
+
+/// So many messages, all of them measured.
+pub fn plan(drive: Drive, messages: u64) -> Plan {
+    Plan {
+        drive,
+        ramp: Duration::ZERO,
+        warm_up: Duration::ZERO,
+        until: Until::Messages(messages),
+        drain: Duration::from_secs(60),
+    }
+}
 
 /// A running toy server.
 pub struct Toy {
@@ -92,6 +107,11 @@ pub fn message(ty: u8, code: u8, mid: &[u8], token: &[u8]) -> Vec<u8> {
     let mut out = vec![0x40 | ty << 4 | token.len() as u8, code, mid[0], mid[1]];
     out.extend_from_slice(token);
     out
+}
+
+/// What a server says that stores and answers.
+pub fn changed(request: &[u8]) -> Vec<u8> {
+    message(2, 0x44, &request[2..4], token_of(request))
 }
 
 /// The token of a request of a simulated device.
