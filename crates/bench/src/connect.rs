@@ -1,7 +1,7 @@
 //! The first stage of a run: connections or associations are set up, and what that costs is measured by itself.
 //!
-//! Each generator thread sets its own up, no more than a bounded number at a time, and tells a [`Part`]; [`await_all`] adds the parts and
-//! notices when nothing moves any more. The server is looked at before, right after, and once more when it has come to rest.
+//! Each generator thread sets its own up, no more than a bounded number at a time, and tells a [`Part`] ([`live`]); the main one
+//! adds the parts and notices when nothing moves any more ([`Lookout`]). The server is looked at before, right after, and once more when it has come to rest.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -11,16 +11,16 @@ use hdrhistogram::Histogram;
 
 use crate::clock::SECOND;
 use crate::meter::histogram;
-use crate::process::Sample;
+use crate::process::{self, Sample};
 use crate::report::{Connect, Quantiles};
-use crate::run::Control;
+use crate::run::{Control, Observed, Signals, watch};
 
 /// Longest time without anything being set up while something is wanted: longer than the kernel takes to repeat a SYN four times (1 + 2 +
 /// 4 + 8 s), and than a DTLS client that follows RFC 7925 takes to repeat a flight (9 s).
 const STALLED: Duration = Duration::from_secs(30);
 
 /// Time for the server to come to rest after the last one, before its memory is looked at.
-pub(crate) const SETTLE: Duration = Duration::from_millis(1_500);
+const SETTLE: Duration = Duration::from_millis(1_500);
 
 /// What a thread tells when it is done.
 pub(crate) type SetUp = anyhow::Result<Part>;
@@ -52,10 +52,10 @@ impl Part {
         self.last = now;
     }
 
-    pub(crate) fn add(&mut self, other: Part) {
+    pub(crate) fn add(&mut self, other: &Part) {
         self.set_up += other.set_up;
         self.refused += other.refused;
-        self.reason = self.reason.take().or(other.reason);
+        self.reason = self.reason.take().or_else(|| other.reason.clone());
         self.first = self.first.min(other.first);
         self.last = self.last.max(other.last);
         // All have the same bounds.
@@ -81,20 +81,105 @@ impl Part {
     }
 }
 
-/// Waits for the parts of `threads` threads, which want `wanted` in all.
-pub(crate) fn await_all(
-    told: &mpsc::Receiver<(usize, SetUp)>,
-    threads: usize,
-    wanted: u32,
-    control: &Control,
-    quiet: bool,
-) -> anyhow::Result<Part> {
-    let mut stages = await_groups(told, threads, 1, wanted, control, quiet)?;
-    Ok(stages.remove(0))
+/// The devices of one generator thread.
+pub(crate) trait Devices {
+    /// What is left of them at the end.
+    type Remains;
+
+    /// Sets them up.
+    fn set_up(&mut self, control: &Control) -> SetUp;
+
+    /// Runs them to the end.
+    fn run(self, control: &Control) -> anyhow::Result<Self::Remains>;
 }
 
-/// The same, for threads that each belong to one of some groups and say which.
-pub(crate) fn await_groups(
+/// Both stages of one thread, whose devices belong to a group. `None` if there is no second one.
+pub(crate) fn live<D: Devices>(
+    devices: anyhow::Result<D>,
+    group: usize,
+    tell: mpsc::Sender<(usize, SetUp)>,
+    control: &Control,
+) -> Option<anyhow::Result<D::Remains>> {
+    let (devices, set_up) = match devices {
+        Ok(mut devices) => {
+            let set_up = devices.set_up(control);
+            (set_up.is_ok().then_some(devices), set_up)
+        }
+        Err(error) => (None, Err(error)),
+    };
+    // Nobody listens if another thread failed before.
+    tell.send((group, set_up)).ok()?;
+    drop(tell);
+    let devices = devices?;
+    control.go_ahead().then(|| devices.run(control))
+}
+
+/// What is looked at besides the generator threads.
+pub(crate) struct Lookout<'a> {
+    control: &'a Control,
+    signals: &'a Signals,
+    server: Option<u32>,
+    quiet: bool,
+    /// The server before anything was set up.
+    before: Option<Sample>,
+}
+
+/// What was seen in both stages.
+pub(crate) struct Seen {
+    /// The first stage of each group.
+    pub(crate) stages: Vec<Part>,
+    pub(crate) observed: Observed,
+    /// The server before the first stage, right after it, and at rest.
+    server: [Option<Sample>; 3],
+}
+
+impl Seen {
+    /// What the report says of a part of the first stage, and of the server in it.
+    pub(crate) fn report(&self, part: &Part) -> Connect {
+        let [before, after, settled] = self.server;
+        part.report(before, after, settled)
+    }
+
+    /// The server's memory before anything was set up.
+    pub(crate) fn idle_rss(&self) -> Option<u64> {
+        self.server[0].map(|sample| sample.rss)
+    }
+}
+
+impl<'a> Lookout<'a> {
+    /// To be called before anything is set up.
+    pub(crate) fn new(control: &'a Control, signals: &'a Signals, server: Option<u32>, quiet: bool) -> Lookout<'a> {
+        let before = server.and_then(|pid| process::sample(pid).ok());
+        Lookout { control, signals, server, quiet, before }
+    }
+
+    /// Waits for the first stage of `threads` threads, which want `wanted` connections in all; lets them into the second if `accept`
+    /// does; and watches it to its end.
+    pub(crate) fn watch(
+        &self,
+        told: &mpsc::Receiver<(usize, SetUp)>,
+        (threads, groups): (usize, usize),
+        wanted: u32,
+        accept: impl FnOnce(&[Part]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Seen> {
+        let Lookout { control, signals, server, quiet, before } = *self;
+        let sample = || server.and_then(|pid| process::sample(pid).ok());
+        let stages = await_all(told, threads, groups, wanted, control, quiet)
+            .and_then(|stages| accept(&stages).map(|()| stages))
+            .inspect_err(|_| control.call_off())?;
+        let after = sample();
+        if wanted > 0 {
+            std::thread::sleep(SETTLE);
+        }
+        let settled = sample();
+        control.let_go();
+        let observed = watch(control, signals, server, quiet);
+        Ok(Seen { stages, observed, server: [before, after, settled] })
+    }
+}
+
+/// Waits for the parts of `threads` threads, each of one of some groups, which want `wanted` in all.
+fn await_all(
     told: &mpsc::Receiver<(usize, SetUp)>,
     threads: usize,
     groups: usize,
@@ -110,7 +195,7 @@ pub(crate) fn await_groups(
     while heard < threads {
         match told.recv_timeout(Duration::from_millis(100)) {
             Ok((group, part)) => {
-                stages[group].add(part?);
+                stages[group].add(&part?);
                 heard += 1;
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {}

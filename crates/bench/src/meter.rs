@@ -184,6 +184,14 @@ pub struct Meter {
 }
 
 impl Meter {
+    /// Adds what another thread counted and measured; of the interval nothing.
+    pub fn add(&mut self, other: &Meter) {
+        self.counts.add(&other.counts);
+        // All have the same bounds.
+        let _ = self.latency.add(&other.latency);
+        let _ = self.lateness.add(&other.lateness);
+    }
+
     /// Measures messages that are due within `measured` (nanoseconds of the run's clock).
     #[must_use]
     pub fn new(measured: Range<u64>) -> Meter {

@@ -13,6 +13,7 @@ use super::secure::Secure;
 use super::wire::{Answer, Request, TOKEN_LEN, Template, Type, code_name, empty};
 use super::{Delivery, EXCHANGE_LIFETIME, Share, Transmission, Workload};
 use crate::clock::{Clock, SECOND};
+use crate::connect::{Devices, Part as Stage, SetUp};
 use crate::ledger::{Ledger, MessageId};
 use crate::meter::Meter;
 use crate::payload::{Mark, mix};
@@ -106,6 +107,32 @@ pub(crate) struct Fleet<'a> {
     pub(super) clock: Clock,
 }
 
+impl Devices for Fleet<'_> {
+    type Remains = Part;
+
+    fn set_up(&mut self, control: &Control) -> SetUp {
+        if self.workload.set_ups() > 0 { self.associate(control) } else { Ok(Stage::begin(u64::MAX)) }
+    }
+
+    fn run(mut self, control: &Control) -> anyhow::Result<Part> {
+        self.clock = control.ready();
+        let result = self.drive(control);
+        let now = self.clock.now();
+        control.publish(self.shard, &mut self.meter, self.in_flight, now);
+        // A thread that failed is done as well, or the watching one would wait for it.
+        control.enter(self.shard, Phase::Done);
+        result?;
+        let mids_used = self.started as f64 / self.mids.len() as f64;
+        let lifetimes = (now as f64 / EXCHANGE_LIFETIME as f64).max(1.0);
+        Ok(Part {
+            meter: self.meter,
+            ledger: self.ledger,
+            dropped_answers: self.paths.sockets().map(|socket| process::udp_drops(socket.local_addr().port())).sum(),
+            reused_message_ids: mids_used / lifetimes > f64::from(u16::MAX),
+        })
+    }
+}
+
 impl<'a> Fleet<'a> {
     /// Devices with the given indices in the run.
     pub(crate) fn new(
@@ -154,25 +181,6 @@ impl<'a> Fleet<'a> {
         let timed = if timed { Calendar::BYTES_PER_DEVICE } else { 0 };
         let plain = size_of::<Device>() + Wheel::BYTES_PER_DEVICE + size_of::<u16>();
         (plain + timed + if secure { Secure::BYTES_PER_DEVICE } else { 0 }) as f64
-    }
-
-    /// Runs the devices to the end.
-    pub(crate) fn run(mut self, control: &Control) -> anyhow::Result<Part> {
-        self.clock = control.ready();
-        let result = self.drive(control);
-        let now = self.clock.now();
-        control.publish(self.shard, &mut self.meter, self.in_flight, now);
-        // A thread that failed is done as well, or the watching one would wait for it.
-        control.enter(self.shard, Phase::Done);
-        result?;
-        let mids_used = self.started as f64 / self.mids.len() as f64;
-        let lifetimes = (now as f64 / EXCHANGE_LIFETIME as f64).max(1.0);
-        Ok(Part {
-            meter: self.meter,
-            ledger: self.ledger,
-            dropped_answers: self.paths.sockets().map(|socket| process::udp_drops(socket.local_addr().port())).sum(),
-            reused_message_ids: mids_used / lifetimes > f64::from(u16::MAX),
-        })
     }
 
     fn drive(&mut self, control: &Control) -> anyhow::Result<()> {

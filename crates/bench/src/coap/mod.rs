@@ -37,16 +37,16 @@ pub use wire::Method;
 
 use crate::audit::device_name;
 use crate::clock::SECOND;
-use crate::connect::{self, Part};
+use crate::connect::{self, Lookout, Part as Stage};
 use crate::credentials::MAX_PREFIX_LEN;
 use crate::ledger::Ledger;
 use crate::meter::Meter;
-use crate::process;
 use crate::report::{Connect, Load};
-use crate::run::{Control, Drive, Observed, Plan, Signals, Until, watch};
+use crate::run::{Control, Drive, Observed, Plan, Signals, Until};
 use crate::scenario::{Impairment, Sleep};
 use crate::schedule::{DEFAULT_TICK_MICROS, Schedule, Timetable};
 use fleet::Fleet;
+pub(crate) use fleet::Part;
 use paths::{Addresses, Layout, Paths};
 
 /// A token holds the device's index in 24 bits.
@@ -323,17 +323,23 @@ impl Workload {
         let target = self.target;
         let sockets = Paths::open(target, false)?;
         match probe.fleet(&Plan::idle(), sockets, 0, 0, 1).associate(&control)? {
-            Part { set_up: 1, .. } => Ok(()),
-            Part { reason: Some(reason), .. } if reason.contains("timed out") => bail!(
+            Stage { set_up: 1, .. } => Ok(()),
+            Stage { reason: Some(reason), .. } if reason.contains("timed out") => bail!(
                 "udp {target} did not answer a DTLS handshake; is it a CoAPS server with {CIPHER}? (--no-probe starts anyway)"
             ),
-            Part { reason, .. } => bail!(
+            Stage { reason, .. } => bail!(
                 "udp {target} refused the DTLS handshake of {}: {}; does it know the keys that `tidegate-bench psks` writes, with the same \
                  --psk-seed and --device-prefix?",
                 device_name(&self.prefix, self.offset),
                 reason.unwrap_or_default()
             ),
         }
+    }
+
+    /// Handshakes that are made before the run.
+    pub(crate) fn set_ups(&self) -> u32 {
+        let first = self.security.as_ref().is_some_and(|security| security.handshake_first);
+        if first { self.devices } else { 0 }
     }
 
     /// Bytes of generator state a device.
@@ -378,64 +384,39 @@ impl Workload {
         self.check()?;
         let threads = self.threads.clamp(1, self.devices as usize);
         let control = Control::new(plan, threads)?;
-        let handshakes_first = self.security.as_ref().is_some_and(|security| security.handshake_first);
-        let (tell, told) = mpsc::channel::<(usize, connect::SetUp)>();
-        let before = server.and_then(|pid| process::sample(pid).ok());
         // Sockets first: what fails fails before anything is sent.
         let sockets = (0..threads).map(|_| self.sockets()).collect::<anyhow::Result<Vec<_>>>()?;
+        let lookout = Lookout::new(&control, signals, server, quiet);
+        let (tell, told) = mpsc::channel();
         std::thread::scope(|scope| {
             let control = &control;
-            let threads: Vec<_> = sockets
-                .into_iter()
-                .enumerate()
-                .map(|(shard, sockets)| {
-                    let tell = tell.clone();
-                    scope.spawn(move || {
-                        let mut fleet = self.fleet(&plan, sockets, shard, shard, threads);
-                        if handshakes_first {
-                            let associated = fleet.associate(control);
-                            let failed = associated.is_err();
-                            // Nobody listens if another thread failed before.
-                            if tell.send((0, associated)).is_err() || failed || !control.go_ahead() {
-                                return None;
-                            }
-                        }
-                        drop(tell);
-                        Some(fleet.run(control))
-                    })
+            let spawn = |(shard, sockets)| {
+                let tell = tell.clone();
+                scope.spawn(move || {
+                    connect::live(Ok(self.fleet(&plan, sockets, shard, shard, threads)), 0, tell, control)
                 })
-                .collect();
+            };
+            let handles: Vec<_> = sockets.into_iter().enumerate().map(spawn).collect();
             drop(tell);
-            let mut connect = None;
-            if handshakes_first {
-                let stage = connect::await_all(&told, threads.len(), self.devices, control, quiet).and_then(|stage| {
-                    let Some(reason) = stage.reason.as_ref().filter(|_| stage.set_up == 0) else { return Ok(stage) };
+            let seen = lookout.watch(&told, (threads, 1), self.set_ups(), |stages| match &stages[0] {
+                Stage { set_up: 0, reason: Some(reason), .. } => {
                     bail!("{}: no handshake succeeded: {reason}", self.target)
-                });
-                let stage = stage.inspect_err(|_| control.call_off())?;
-                let after = server.and_then(|pid| process::sample(pid).ok());
-                std::thread::sleep(connect::SETTLE);
-                let settled = server.and_then(|pid| process::sample(pid).ok());
-                connect = Some(stage.report(before, after, settled));
-                control.let_go();
-            }
-            let observed = watch(control, signals, server, quiet);
+                }
+                _ => Ok(()),
+            })?;
             let mut outcome = Outcome {
                 meter: Meter::new(plan.measured()),
                 ledgers: Vec::new(),
-                connect,
-                observed,
+                connect: (self.set_ups() > 0).then(|| seen.report(&seen.stages[0])),
+                observed: seen.observed,
                 dropped_answers: 0,
-                bytes_per_device: Fleet::bytes_per_device(self.security.is_some(), self.timetable.is_some()),
+                bytes_per_device: self.bytes_per_device(),
                 reused_message_ids: false,
             };
-            for thread in threads {
-                let Some(part) = thread.join().expect("a generator thread panicked") else { continue };
+            for handle in handles {
+                let Some(part) = handle.join().expect("a generator thread panicked") else { continue };
                 let part = part?;
-                outcome.meter.counts.add(&part.meter.counts);
-                // All have the same bounds.
-                let _ = outcome.meter.latency.add(&part.meter.latency);
-                let _ = outcome.meter.lateness.add(&part.meter.lateness);
+                outcome.meter.add(&part.meter);
                 outcome.ledgers.push(part.ledger);
                 outcome.dropped_answers += part.dropped_answers;
                 outcome.reused_message_ids |= part.reused_message_ids;

@@ -21,6 +21,7 @@ use super::lifecycle::Lifecycle;
 use super::wire::{DISCONNECT, PINGREQ, Template};
 use super::{Share, Workload};
 use crate::clock::{Clock, SECOND};
+use crate::connect::{Devices, SetUp};
 use crate::ledger::Ledger;
 use crate::meter::Meter;
 use crate::payload::{Mark, mix};
@@ -157,6 +158,34 @@ pub(crate) struct Crowd<'a> {
     pub(super) output: Vec<u8>,
 }
 
+impl Devices for Crowd<'_> {
+    type Remains = Part;
+
+    fn set_up(&mut self, control: &Control) -> SetUp {
+        self.connect(control)
+    }
+
+    fn run(mut self, control: &Control) -> anyhow::Result<Part> {
+        self.clock = control.ready();
+        self.lifecycle.running = true;
+        let result = self.drive(control);
+        let now = self.clock.now();
+        control.publish(self.shard, &mut self.meter, self.in_flight, now);
+        // A thread that failed is done as well, or the watching one would wait for it.
+        control.enter(self.shard, Phase::Done);
+        result?;
+        self.part();
+        Ok(Part {
+            meter: self.meter,
+            ledger: self.ledger,
+            received: self.consumer.map(|consumer| consumer.received),
+            delivered: self.delivered,
+            reconnects: self.lifecycle.latency,
+            receive_maximum: self.receive_maximum,
+        })
+    }
+}
+
 impl<'a> Crowd<'a> {
     pub(crate) fn new(
         workload: &'a Workload,
@@ -215,27 +244,6 @@ impl<'a> Crowd<'a> {
     /// Bytes of state a connection.
     pub(crate) fn bytes_per_connection(window: u16) -> f64 {
         (size_of::<Connection>() + usize::from(window) * size_of::<Slot>()) as f64
-    }
-
-    /// Runs the clients to the end.
-    pub(crate) fn run(mut self, control: &Control) -> anyhow::Result<Part> {
-        self.clock = control.ready();
-        self.lifecycle.running = true;
-        let result = self.drive(control);
-        let now = self.clock.now();
-        control.publish(self.shard, &mut self.meter, self.in_flight, now);
-        // A thread that failed is done as well, or the watching one would wait for it.
-        control.enter(self.shard, Phase::Done);
-        result?;
-        self.part();
-        Ok(Part {
-            meter: self.meter,
-            ledger: self.ledger,
-            received: self.consumer.map(|consumer| consumer.received),
-            delivered: self.delivered,
-            reconnects: self.lifecycle.latency,
-            receive_maximum: self.receive_maximum,
-        })
     }
 
     fn drive(&mut self, control: &Control) -> anyhow::Result<()> {

@@ -37,16 +37,16 @@ pub use layer::{Layers, TlsClient};
 pub use lifecycle::Break;
 pub use wire::Version;
 
-use crate::connect;
+use crate::connect::{self, Lookout};
 use crate::ledger::Ledger;
 use crate::meter::Meter;
-use crate::process;
 use crate::report::{Connect, Load};
-use crate::run::{Control, Drive, Observed, Plan, Signals, Until, watch};
+use crate::run::{Control, Drive, Observed, Plan, Signals, Until};
 use crate::scenario::Sleep;
 use crate::schedule::{DEFAULT_TICK_MICROS, Schedule, Timetable};
 pub use consumer::{Received, ReceivedDump};
 use crowd::Crowd;
+pub(crate) use crowd::Part;
 
 /// Descriptors of the process besides connections: standard streams, epoll, event and signal descriptors, files in /proc.
 const OTHER_FILES: u64 = 64;
@@ -326,73 +326,40 @@ impl Workload {
         self.probe()?;
         let threads = self.threads.clamp(1, self.connections as usize);
         let control = Control::new(plan, threads)?;
-        let (tell, told) = mpsc::channel::<(usize, connect::SetUp)>();
-        let before = server.and_then(|pid| process::sample(pid).ok());
+        let lookout = Lookout::new(&control, signals, server, quiet);
+        let (tell, told) = mpsc::channel();
         std::thread::scope(|scope| {
             let control = &control;
-            let threads: Vec<_> = (0..threads)
-                .map(|shard| {
-                    let tell = tell.clone();
-                    scope.spawn(move || {
-                        let mut crowd = match self.crowd(&plan, shard, shard, threads) {
-                            Ok(crowd) => crowd,
-                            Err(error) => {
-                                let _ = tell.send((0, Err(error)));
-                                return None;
-                            }
-                        };
-                        let connected = crowd.connect(control);
-                        let failed = connected.is_err();
-                        // Nobody listens if another thread failed before.
-                        if tell.send((0, connected)).is_err() || failed {
-                            return None;
-                        }
-                        drop(tell);
-                        control.go_ahead().then(|| crowd.run(control))
-                    })
-                })
-                .collect();
-            drop(tell);
-            let connect =
-                connect::await_all(&told, threads.len(), self.connections, control, quiet).and_then(|stage| {
-                    match (stage.set_up, &stage.reason) {
-                        (0, Some(reason)) => {
-                            bail!("{} refused every connection: {reason}; see --username and --password", self.target)
-                        }
-                        (0, None) => {
-                            bail!("{} closed every connection; is it an MQTT server of this version?", self.target)
-                        }
-                        _ => Ok(stage),
-                    }
-                });
-            let connect = match connect {
-                Ok(connect) => connect,
-                Err(error) => {
-                    control.call_off();
-                    return Err(error);
-                }
+            let spawn = |shard| {
+                let tell = tell.clone();
+                scope.spawn(move || connect::live(self.crowd(&plan, shard, shard, threads), 0, tell, control))
             };
-            let connected_at = server.and_then(|pid| process::sample(pid).ok());
-            std::thread::sleep(connect::SETTLE);
-            let settled = server.and_then(|pid| process::sample(pid).ok());
-            control.let_go();
-            let observed = watch(control, signals, server, quiet);
+            let handles: Vec<_> = (0..threads).map(spawn).collect();
+            drop(tell);
+            let seen = lookout.watch(&told, (threads, 1), self.connections, |stages| {
+                match (stages[0].set_up, &stages[0].reason) {
+                    (0, Some(reason)) => {
+                        bail!("{} refused every connection: {reason}; see --username and --password", self.target)
+                    }
+                    (0, None) => {
+                        bail!("{} closed every connection; is it an MQTT server of this version?", self.target)
+                    }
+                    _ => Ok(()),
+                }
+            })?;
             let mut outcome = Outcome {
-                connect: connect.report(before, connected_at, settled),
+                connect: seen.report(&seen.stages[0]),
                 meter: Meter::new(plan.measured()),
                 ledgers: Vec::new(),
                 received: None,
-                observed,
-                bytes_per_device: Crowd::bytes_per_connection(if self.publishes { self.window } else { 0 }),
+                observed: seen.observed,
+                bytes_per_device: self.bytes_per_connection(),
                 receive_maximum: None,
             };
-            for thread in threads {
-                let Some(part) = thread.join().expect("a generator thread panicked") else { continue };
+            for handle in handles {
+                let Some(part) = handle.join().expect("a generator thread panicked") else { continue };
                 let part = part?;
-                outcome.meter.counts.add(&part.meter.counts);
-                // All have the same bounds.
-                let _ = outcome.meter.latency.add(&part.meter.latency);
-                let _ = outcome.meter.lateness.add(&part.meter.lateness);
+                outcome.meter.add(&part.meter);
                 outcome.ledgers.push(part.ledger);
                 outcome.received = outcome.received.or(part.received);
                 if part.receive_maximum < self.window && self.publishes {

@@ -12,14 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{Delivery, Population, Protocol, Scenario};
 use crate::cli::resolve;
-use crate::connect::{self, Part};
+use crate::coap;
+use crate::connect::{self, Lookout, Part};
 use crate::ledger::Ledger;
 use crate::meter::{Counts, Meter, histogram};
 use crate::mqtt::{self, Break, Layers, Received, TlsClient, To, host_of};
 use crate::report::{Connect, Consumer, Load, Quantiles, Report};
-use crate::run::{Control, Drive, Plan, Signals, Until, watch};
+use crate::run::{Control, Drive, Plan, Signals, Until};
 use crate::schedule::Timetable;
-use crate::{coap, process};
 
 /// What a run needs to know besides its scenario.
 #[derive(Debug, Clone)]
@@ -95,6 +95,20 @@ struct Remains {
     dropped_answers: u64,
 }
 
+impl From<coap::Part> for Remains {
+    fn from(part: coap::Part) -> Remains {
+        let coap::Part { meter, ledger, dropped_answers, .. } = part;
+        Remains { meter, ledger, received: None, reconnects: None, dropped_answers }
+    }
+}
+
+impl From<mqtt::Part> for Remains {
+    fn from(part: mqtt::Part) -> Remains {
+        let mqtt::Part { meter, ledger, delivered, reconnects, .. } = part;
+        Remains { meter, ledger, received: delivered, reconnects: Some(reconnects), dropped_answers: 0 }
+    }
+}
+
 /// Runs a scenario. `ready` is called when everything is set up, and may wait for other processes.
 ///
 /// # Errors
@@ -128,7 +142,6 @@ pub fn run(
     let threads = groups.last().map_or(0, |(_, shards)| shards.end);
     let control = Control::grouped(plan, threads, groups.clone())?;
     let started_micros = crate::clock::Clock::start().wall_micros(0);
-    let before = options.server.and_then(|pid| process::sample(pid).ok());
     // Sockets first: what fails fails before anything is sent.
     let mut sockets = Vec::new();
     for work in &works {
@@ -140,90 +153,39 @@ pub fn run(
         }
     }
     let wanted = works.iter().map(Work::set_ups).sum();
-    let (tell, told) = mpsc::channel::<(usize, connect::SetUp)>();
+    let lookout = Lookout::new(&control, signals, options.server, options.quiet);
+    let (tell, told) = mpsc::channel();
     std::thread::scope(|scope| {
-        let control = &control;
+        let (control, plan) = (&control, &plan);
         let mut handles = Vec::new();
         let mut sockets = sockets.into_iter();
         for (group, work) in works.iter().enumerate() {
-            for part in 0..work.threads() {
+            let threads = work.threads();
+            for part in 0..threads {
                 let (shard, tell) = (groups[group].1.start + part, tell.clone());
-                let sockets = sockets.next().flatten();
-                let plan = &plan;
-                handles.push((
-                    group,
-                    scope.spawn(move || match work {
-                        Work::Coap(workload) => {
-                            let mut fleet =
-                                workload.fleet(plan, sockets.unwrap_or_default(), shard, part, work.threads());
-                            let first = workload.security.as_ref().is_some_and(|security| security.handshake_first);
-                            let set_up = if first { fleet.associate(control) } else { Ok(Part::begin(u64::MAX)) };
-                            let failed = set_up.is_err();
-                            // Nobody listens if another thread failed before.
-                            if tell.send((group, set_up)).is_err() || failed {
-                                return None;
-                            }
-                            drop(tell);
-                            control.go_ahead().then(|| fleet.run(control)).map(|part| {
-                                part.map(|part| Remains {
-                                    meter: part.meter,
-                                    ledger: part.ledger,
-                                    received: None,
-                                    reconnects: None,
-                                    dropped_answers: part.dropped_answers,
-                                })
-                            })
-                        }
-                        Work::Mqtt(workload) => {
-                            let mut crowd = match workload.crowd(plan, shard, part, work.threads()) {
-                                Ok(crowd) => crowd,
-                                Err(error) => {
-                                    let _ = tell.send((group, Err(error)));
-                                    return None;
-                                }
-                            };
-                            let set_up = crowd.connect(control);
-                            let failed = set_up.is_err();
-                            if tell.send((group, set_up)).is_err() || failed {
-                                return None;
-                            }
-                            drop(tell);
-                            control.go_ahead().then(|| crowd.run(control)).map(|part| {
-                                part.map(|part| Remains {
-                                    meter: part.meter,
-                                    ledger: part.ledger,
-                                    received: part.delivered,
-                                    reconnects: Some(part.reconnects),
-                                    dropped_answers: 0,
-                                })
-                            })
-                        }
-                    }),
-                ));
+                let sockets = sockets.next().flatten().unwrap_or_default();
+                let live = move || match work {
+                    Work::Coap(workload) => {
+                        let fleet = workload.fleet(plan, sockets, shard, part, threads);
+                        connect::live(Ok(fleet), group, tell, control).map(|part| part.map(Remains::from))
+                    }
+                    Work::Mqtt(workload) => {
+                        let crowd = workload.crowd(plan, shard, part, threads);
+                        connect::live(crowd, group, tell, control).map(|part| part.map(Remains::from))
+                    }
+                };
+                handles.push((group, scope.spawn(live)));
             }
         }
         drop(tell);
-        let set_up =
-            connect::await_groups(&told, threads, works.len(), wanted, control, options.quiet).and_then(|stages| {
-                for (stage, population) in stages.iter().zip(&scenario.populations) {
-                    if let (0, Some(reason)) = (stage.set_up, &stage.reason) {
-                        bail!("{}: the server refused everybody: {reason}; see its credentials", population.name);
-                    }
+        let seen = lookout.watch(&told, (threads, works.len()), wanted, |stages| {
+            for (stage, population) in stages.iter().zip(&scenario.populations) {
+                if let (0, Some(reason)) = (stage.set_up, &stage.reason) {
+                    bail!("{}: the server refused everybody: {reason}; see its credentials", population.name);
                 }
-                Ok(stages)
-            });
-        let stages = set_up.and_then(|stages| {
-            ready()?;
-            Ok(stages)
-        });
-        let stages = stages.inspect_err(|_| control.call_off())?;
-        let after = options.server.and_then(|pid| process::sample(pid).ok());
-        if wanted > 0 {
-            std::thread::sleep(connect::SETTLE);
-        }
-        let settled = options.server.and_then(|pid| process::sample(pid).ok());
-        control.let_go();
-        let observed = watch(control, signals, options.server, options.quiet);
+            }
+            ready()
+        })?;
 
         let mut remains: Vec<Vec<Remains>> = works.iter().map(|_| Vec::new()).collect();
         for (group, handle) in handles {
@@ -237,7 +199,7 @@ pub fn run(
             delivery: "scenario".to_owned(),
             payload: scenario.populations.first().map_or(0, |population| population.payload.0),
             threads,
-            ..Load::of(&plan)
+            ..Load::of(plan)
         };
         let mut report = Report::new(&scenario.name, started_micros, options.run, &targets(scenario), load);
         scenario.description.clone_into(&mut report.description);
@@ -245,7 +207,7 @@ pub fn run(
         let mut outcome = Outcome { report, ledgers: Vec::new(), received: Vec::new() };
         let mut all = Part::begin(u64::MAX);
         for ((population, (work, stage)), remains) in
-            scenario.populations.iter().zip(works.iter().zip(stages)).zip(remains)
+            scenario.populations.iter().zip(works.iter().zip(&seen.stages)).zip(remains)
         {
             let connect = (work.set_ups() > 0).then(|| stage.report(None, None, None));
             all.add(stage);
@@ -253,11 +215,11 @@ pub fn run(
             let report = population_report(population, work, connect, remains, &mut total, group, &mut outcome);
             outcome.report.populations.push(report);
         }
-        outcome.report.observe(&observed, &total);
+        outcome.report.observe(&seen.observed, &total);
         if wanted > 0 {
-            outcome.report.connect = Some(all.report(before, after, settled));
+            outcome.report.connect = Some(seen.report(&all));
         }
-        outcome.report.server_idle_rss = before.map(|sample| sample.rss);
+        outcome.report.server_idle_rss = seen.idle_rss();
         outcome.report.generator.dropped_answers =
             outcome.report.populations.iter().map(|population| population.dropped_answers).sum();
         outcome.report.generator.bytes_per_device = weighted_bytes(&outcome.report.populations);
@@ -281,10 +243,7 @@ fn population_report(
     let mut reported_devices = 0;
     for part in remains {
         for meter in [&mut meter, &mut *total] {
-            meter.counts.add(&part.meter.counts);
-            // All have the same bounds.
-            let _ = meter.latency.add(&part.meter.latency);
-            let _ = meter.lateness.add(&part.meter.lateness);
+            meter.add(&part.meter);
         }
         if let Some(other) = part.received {
             match &mut received {
@@ -405,10 +364,7 @@ impl Work {
     /// Connections or associations that are set up before the run.
     fn set_ups(&self) -> u32 {
         match self {
-            Work::Coap(workload) => {
-                let first = workload.security.as_ref().is_some_and(|security| security.handshake_first);
-                if first { workload.devices } else { 0 }
-            }
+            Work::Coap(workload) => workload.set_ups(),
             Work::Mqtt(workload) => workload.connections,
         }
     }
