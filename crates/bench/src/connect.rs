@@ -1,7 +1,8 @@
 //! The first stage of a run: connections or associations are set up, and what that costs is measured by itself.
 //!
-//! Each generator thread sets its own up, no more than a bounded number at a time, and tells a [`Part`] ([`live`]); the main one
-//! adds the parts and notices when nothing moves any more ([`Lookout`]). The server is looked at before, right after, and once more when it has come to rest.
+//! Each generator thread sets its own up, no more than a bounded number at a time, and tells a [`Part`] ([`live`]); the main one adds
+//! the parts and notices when nothing moves any more ([`Lookout`]). The server is looked at before, right after, and once more when it
+//! has come to rest.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};

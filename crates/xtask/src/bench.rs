@@ -21,8 +21,9 @@ mod storm;
 mod table;
 mod tls;
 
+use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -181,22 +182,10 @@ impl Rig {
         reports: &mut Vec<Value>,
     ) -> Result<Value> {
         let file = self.out.join(format!("run-{}.json", std::process::id()));
-        let mut command = Command::new(self.release.join("tidegate-bench"));
-        command.args(args).args(["--quiet", "--target", &server.address.to_string()]);
-        command.args(["--server-pid", &server.pid().to_string()]).arg("--json").arg(&file);
-        if let Some(dir) = &server.data_dir {
-            command.arg("--audit").arg(dir).arg("--tidegate").arg(self.release.join("tidegate"));
-        }
-        let output = command.stdin(Stdio::null()).output().context("cannot start tidegate-bench")?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        // 1 is a verdict, which is in the report; anything else is no run.
-        if !matches!(output.status.code(), Some(0 | 1)) {
-            bail!("tidegate-bench against {label} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-        }
-        println!("\nround {} {label}\n{}", round + 1, said.trim_end());
-        let report = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let target = ["--target".to_owned(), server.address.to_string()];
+        let heading = format!("round {} {label}", round + 1);
+        let mut report = self.measure(server, &heading, args.iter().chain(&target), &file)?;
         let _ = fs::remove_file(&file);
-        let mut report: Value = serde_json::from_slice(&report).context("tidegate-bench wrote no JSON")?;
         let out = report.clone();
         // The whole histograms are for merging, and long.
         for path in ["/latency", "/lateness", "/connect/latency", "/consumer/latency"] {
@@ -207,6 +196,29 @@ impl Rig {
         reports.push(json!({ "server": label, "round": round + 1, "report": report }));
         Ok(out)
     }
+
+    /// Runs the generator with these arguments, prints what it says, and gives its report, which is left in `file`.
+    pub(crate) fn measure(
+        &self,
+        server: &Running,
+        heading: &str,
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        file: &Path,
+    ) -> Result<Value> {
+        let mut command = Command::new(self.release.join("tidegate-bench"));
+        command.args(args).args(["--quiet", "--server-pid", &server.pid().to_string()]).arg("--json").arg(file);
+        if let Some(dir) = &server.data_dir {
+            command.arg("--audit").arg(dir).arg("--tidegate").arg(self.release.join("tidegate"));
+        }
+        let output = command.stdin(Stdio::null()).output().context("cannot start tidegate-bench")?;
+        // 1 is a verdict, which is in the report; anything else is no run.
+        if !matches!(output.status.code(), Some(0 | 1)) {
+            bail!("tidegate-bench failed, {heading}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        println!("\n{heading}\n{}", String::from_utf8_lossy(&output.stdout).trim_end());
+        let report = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        serde_json::from_slice(&report).context("tidegate-bench wrote no JSON")
+    }
 }
 
 /// A number of a report; NaN, which no bound accepts, if it is not there.
@@ -214,7 +226,7 @@ fn number(report: &Value, path: &str) -> f64 {
     report.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN)
 }
 
-fn strings(args: &[&str]) -> Vec<String> {
+pub(crate) fn strings(args: &[&str]) -> Vec<String> {
     args.iter().map(|&arg| arg.to_owned()).collect()
 }
 

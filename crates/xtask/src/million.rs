@@ -18,6 +18,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::resource::{Resource, getrlimit};
 use serde_json::Value;
 
+use crate::bench::{Kind, Protocol as Listener, Rig, Running, strings};
 use crate::place;
 use crate::setup;
 
@@ -96,51 +97,15 @@ fn here(args: &Args) -> Result<Value> {
     build(&place::target()?, &[], None)?;
     let release = place::target()?.join("release");
     let dir = place::target()?.join("million");
-    let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let mut gateway = Command::new(release.join("tidegate"))
-        .args(["serve", "--config"])
-        .arg(place::root().join("config/million.toml"))
-        .arg("--data-dir")
-        .arg(dir.join("data"))
-        .args([
-            "--set",
-            "mqtt.listen=127.0.0.1:0",
-            "--set",
-            "coap.listen=127.0.0.1:0",
-            "--set",
-            "http.listen=127.0.0.1:0",
-        ])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start the gateway")?;
-    let output = gateway.stdout.take().context("no output to read")?;
-    let mut lines = BufReader::new(output).lines();
-    let address = lines
-        .by_ref()
-        .map_while(Result::ok)
-        .find_map(|line| line.strip_prefix("mqtt listening on ").map(|address| address.trim().to_owned()));
-    let Some(address) = address else {
-        let _ = gateway.wait();
-        bail!("the gateway ended before it listened; run it to see why");
-    };
-    thread::spawn(move || lines.for_each(drop));
+    let config = place::root().join("config/million.toml").display().to_string();
     let file = dir.join("report.json");
-    let status = Command::new(release.join("tidegate-bench"))
-        .args(["mqtt", "--target", &address, "--server-pid", &gateway.id().to_string()])
-        .arg("--audit")
-        .arg(dir.join("data"))
-        .arg("--json")
-        .arg(&file)
-        .args(load(args))
-        .status();
-    let _ = gateway.kill();
-    let _ = gateway.wait();
-    status.context("cannot start tidegate-bench")?;
-    let report = fs::read(&file).context("the generator left no report")?;
-    let report = serde_json::from_slice(&report).context("tidegate-bench wrote no JSON")?;
-    let _ = fs::remove_dir_all(&dir);
+    let rig = Rig { release, out: dir.clone(), disk: dir };
+    let server = Running::start(Kind::Tidegate, Listener::Mqtt, &rig, &["--config", &config])?;
+    let mut generator = strings(&["mqtt", "--target", &server.address.to_string()]);
+    generator.extend(load(args));
+    let report = rig.measure(&server, "a million", generator, &file)?;
+    server.stop()?;
     Ok(report)
 }
 

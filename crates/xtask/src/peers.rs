@@ -13,12 +13,12 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::bench::{Kind, Protocol, Rig, Running, build};
+use crate::bench::{Kind, Protocol, Rig, Running, build, strings};
 use crate::{place, setup};
 
 /// Version of rmqtt's server on crates.io.
@@ -108,24 +108,14 @@ fn play(rig: &Rig, args: &Args, scenario: &str, protocol: Protocol, kind: Kind) 
     let server = Running::start(kind, protocol, rig, &[])?;
     let name = format!("{scenario}-{}", kind.label().to_lowercase().replace(' ', "-"));
     let (json, html) = (rig.out.join(format!("{name}.json")), rig.out.join(format!("{name}.html")));
-    let mut command = Command::new(rig.release.join("tidegate-bench"));
-    command.arg("run").arg(&file).args(["--quiet", "--max-late-millis", "50", "--duration", &args.duration]);
-    command.args(["--scale", &args.scale.to_string(), "--server-pid", &server.pid().to_string()]);
+    let scale = args.scale.to_string();
     let scheme = if protocol == Protocol::Coap { "coap" } else { "mqtt" };
-    command.arg("-t").arg(format!("{scheme}={}", server.address));
-    command.arg("--json").arg(&json).arg("--html").arg(&html);
-    if let Some(dir) = &server.data_dir {
-        command.arg("--audit").arg(dir).arg("--tidegate").arg(rig.release.join("tidegate"));
-    }
-    let output = command.stdin(Stdio::null()).output().context("cannot start tidegate-bench")?;
-    println!("\n{} {scenario}\n{}", kind.label(), String::from_utf8_lossy(&output.stdout).trim_end());
-    // 1 is a verdict, which is in the report; anything else is no run.
-    if !matches!(output.status.code(), Some(0 | 1)) {
-        bail!("{scenario} against {}: {}", kind.label(), String::from_utf8_lossy(&output.stderr).trim());
-    }
+    let mut args = strings(&["run", "--max-late-millis", "50", "--duration", &args.duration]);
+    args.extend(["--scale".into(), scale, "-t".into(), format!("{scheme}={}", server.address)]);
+    args.extend(["--html".into(), html.display().to_string(), file.display().to_string()]);
+    let report = rig.measure(&server, &format!("{} {scenario}", kind.label()), args, &json)?;
     server.stop()?;
-    let report = fs::read(&json).with_context(|| format!("cannot read {}", json.display()))?;
-    serde_json::from_slice(&report).context("tidegate-bench wrote no JSON")
+    Ok(report)
 }
 
 fn row(scenario: &str, kind: Kind, report: &Value) -> String {
