@@ -584,8 +584,8 @@ impl Reactor {
     /// Sends what waits to be sent.
     pub(super) fn flush(&mut self, epoll: &Epoll, now: Now) {
         self.replay(now);
-        // Closing may publish wills to clients of this worker, which are dirty then.
-        while !self.dirty.is_empty() {
+        // Closing may publish wills to clients of this worker, which are dirty then. One that is stuck has nothing new to be sent in 3.1.1.
+        while !self.dirty.is_empty() || !self.stuck.is_empty() {
             let mut dirty = std::mem::take(&mut self.dirty);
             for slot in dirty.drain(..) {
                 self.flush_client(epoll, slot, now);
