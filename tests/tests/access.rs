@@ -252,11 +252,9 @@ fn rules_hold_for_both_versions_and_are_read_again() {
     fs::write(&acl, "allow all publish #\nallow all publish a/#/b\n").expect("written");
     kill(gateway.pid(), Signal::SIGHUP).expect("it runs");
     until("a bad file is refused", || (reloads("refused") == 1.0).then_some(()));
-    assert!(
-        gateway.stderr().contains("acl:2:21: '#' in \"#\"; allowed: levels between slashes"),
-        "{}",
-        gateway.stderr()
-    );
+    until("it is said why", || {
+        gateway.stderr().contains("acl:2:21: '#' in \"#\"; allowed: levels between slashes").then_some(())
+    });
     assert_eq!(as_meter("5", "devices/x/t", "")["puback"], json!(0x87), "the rules there were stay in force");
     fs::write(&acl, "allow all publish #\n").expect("written");
     kill(gateway.pid(), Signal::SIGHUP).expect("it runs");
