@@ -1,5 +1,8 @@
 //! What of MQTT survives `kill -9`: subscriptions, queues, flows both ways, retained messages, wills, the time that is left of a session.
 
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 
 use tidegate_tests::coap::Endpoint;
@@ -28,7 +31,11 @@ fn until_connected(gateway: &Gateway, count: f64) {
 fn contains(dir: &Path, needle: &[u8]) -> bool {
     let files = std::fs::read_dir(dir).expect("the directory is there");
     let mut contents = files.filter_map(|file| std::fs::read(file.expect("it can be listed").path()).ok());
-    contents.any(|bytes| bytes.windows(needle.len()).any(|window| window == needle))
+    contents.any(|bytes| has(&bytes, needle))
+}
+
+fn has(bytes: &[u8], needle: &[u8]) -> bool {
+    bytes.windows(needle.len()).any(|window| window == needle)
 }
 
 /// What has been sent to a client once it is answered a ping, with nothing acknowledged.
@@ -207,6 +214,199 @@ fn a_qos_2_publish_that_the_log_has_and_nobody_was_told_of_is_stored_and_deliver
         assert!(resumed);
         assert_eq!(watcher.take().payload, "once");
         assert_eq!(until_pong(&mut watcher), []);
+    }
+}
+
+/// A subscription option of MQTT 5: not what the client itself publishes.
+const NO_LOCAL: u8 = 4;
+
+/// What a stream brings until it has brought `needle`.
+fn read_until(stream: &mut TcpStream, needle: &[u8]) -> Vec<u8> {
+    let mut read = Vec::new();
+    let mut block = [0; 4096];
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(30))).expect("it can be set");
+    while !has(&read, needle) {
+        match stream.read(&mut block) {
+            Ok(count) if count > 0 => read.extend_from_slice(&block[..count]),
+            end => panic!("{end:?} after {read:02x?}"),
+        }
+    }
+    read
+}
+
+#[test]
+fn a_qos_2_publish_that_a_crash_cut_short_keeps_its_properties_and_its_publisher() {
+    /// User property `k` = `v`, response topic `r`, a message expiry that is far off.
+    const PROPERTIES: &[u8] = b"\x26\x00\x01k\x00\x01v\x08\x00\x01r\x02\x00\x00\xff\xff";
+
+    let shim = Shim::new();
+    let mut gateway = Setup::new().shim(&shim).start();
+    let (mut watcher, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
+    assert_eq!(watcher.subscribe("t", 2), 2);
+    watcher.disconnect();
+    let (mut device, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("device"));
+    assert_eq!(device.subscribe("t", 2 | NO_LOCAL), 2);
+    let mut body = b"\x00\x01t\x00\x09".to_vec();
+    body.push(PROPERTIES.len() as u8);
+    body.extend(PROPERTIES);
+    body.extend(b"once");
+    shim.hold();
+    device.send(&mqtt::packet(0x34, &body));
+    until("the log has written it", || contains(&gateway.data_dir.join("log"), b"once").then_some(()));
+    gateway.kill();
+    shim.release();
+    gateway.restart();
+    let (mut device, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("device"));
+    assert!(resumed);
+    device.send(&mqtt::packet(0x3C, &body));
+    assert_eq!(device.receive(), Packet::Pubrec { pid: 9, code: 0 });
+    assert_eq!(until_pong(&mut device), [], "no local");
+    let mut watcher = TcpStream::connect(gateway.mqtt).expect("the gateway listens");
+    watcher.write_all(&Connect::kept("watcher").bytes(Version::V5)).expect("it is sent");
+    let message = read_until(&mut watcher, b"once");
+    let (forwarded, expiry) = PROPERTIES.split_at(PROPERTIES.len() - 4);
+    assert!(
+        has(&message, &forwarded[..forwarded.len() - 1]) && has(&message, &[0x02, expiry[0], expiry[1]]),
+        "{message:02x?}"
+    );
+}
+
+#[test]
+fn a_client_that_forgot_what_a_crash_cut_short_means_another_message_by_its_identifier() {
+    let shim = Shim::new();
+    let mut gateway = Setup::new().shim(&shim).start();
+    let (mut watcher, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
+    assert_eq!(watcher.subscribe("t", 2), 2);
+    watcher.disconnect();
+    let (mut device, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("device"));
+    shim.hold();
+    device.send(&mqtt::publish(Version::V5, "t", b"first", 2, 9));
+    until("the log has written it", || contains(&gateway.data_dir.join("log"), b"first").then_some(()));
+    gateway.kill();
+    shim.release();
+    gateway.restart();
+    let (mut device, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("device"));
+    assert!(resumed);
+    device.send(&mqtt::publish(Version::V5, "t", b"second", 2, 9));
+    assert_eq!(device.receive(), Packet::Pubrec { pid: 9, code: 0 });
+    assert_eq!(gateway.payloads(), ["first", "second"]);
+    let (mut watcher, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
+    assert_eq!(take_all(&mut watcher), ["second"]);
+}
+
+/// What a device has on its way when the gateway is killed is in the log once, and reaches every session once.
+#[test]
+fn qos_2_publishes_come_once_however_often_the_gateway_is_killed() {
+    const LIVES: usize = 10;
+    const WINDOW: u16 = 20;
+
+    for (workers, topic, recorded) in [(1, "t/x", true), (2, "t/x", true), (2, "cmd/x", false)] {
+        let seed = 77 + workers;
+        println!("{workers} workers, {topic}, seed {seed}");
+        let mut random = Random::seeded(seed);
+        let mut gateway = Setup::new().set(&format!("workers={workers}")).start();
+        let shared = format!("$share/g/{topic}");
+        // By the order of their names they are on both workers after a start, and the members of the shared subscription as well.
+        for (name, filter) in [("v", topic), ("w", &shared), ("x", &shared)] {
+            let (mut watcher, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept(name));
+            assert_eq!(watcher.subscribe(filter, 2), 2);
+            watcher.disconnect();
+        }
+        let (mut device, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("device"));
+        assert_eq!(device.subscribe(topic, 2 | NO_LOCAL), 2);
+        let mut published = Vec::new();
+        let mut pid = 0;
+        for life in 0..LIVES {
+            // Those that are on their way, and whether their PUBREC has come.
+            let mut waiting: BTreeMap<u16, (String, bool)> = BTreeMap::new();
+            let kill_after = random.below(60);
+            let mut answers = 0;
+            while answers <= kill_after {
+                while waiting.len() < usize::from(WINDOW) {
+                    pid = pid % 5000 + 1;
+                    let text = format!("n{}", published.len());
+                    device.send(&mqtt::publish(Version::V5, topic, text.as_bytes(), 2, pid));
+                    published.push(text.clone());
+                    waiting.insert(pid, (text, false));
+                }
+                answers += take_answer(&mut device, &mut waiting);
+            }
+            gateway.kill();
+            gateway.restart();
+            let (again, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("device"));
+            assert!(resumed);
+            device = again;
+            for (pid, (text, received)) in &waiting {
+                let mut publish = mqtt::publish(Version::V5, topic, text.as_bytes(), 2, *pid);
+                publish[0] |= 0x08;
+                device.send(&if *received { mqtt::acknowledge(0x62, *pid) } else { publish });
+            }
+            while !waiting.is_empty() {
+                take_answer(&mut device, &mut waiting);
+            }
+            if life % 3 == 2 {
+                crash(&mut gateway);
+                device = Client::with(gateway.mqtt, Version::V5, &Connect::kept("device")).0;
+            }
+        }
+        let mut expected = published;
+        expected.sort();
+        if recorded {
+            assert_eq!(gateway.payloads(), expected, "in the log");
+        }
+        for names in [&["v"][..], &["w", "x"]] {
+            let mut got = Vec::new();
+            for name in names {
+                let (mut watcher, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept(name));
+                assert!(resumed);
+                got.extend(take_all(&mut watcher));
+            }
+            got.sort();
+            assert_eq!(got, expected, "{names:?}");
+        }
+    }
+}
+
+/// Takes all QoS 2 messages that there are for a client.
+fn take_all(client: &mut Client) -> Vec<String> {
+    let mut texts = Vec::new();
+    let mut open = 0;
+    client.ping();
+    loop {
+        match client.receive() {
+            Packet::Publish { qos: 2, pid, payload, .. } => {
+                texts.push(String::from_utf8(payload).expect("it is what was published"));
+                client.send(&mqtt::acknowledge(0x50, pid));
+                open += 1;
+            }
+            Packet::Pubrel { pid } => {
+                client.send(&mqtt::acknowledge(0x70, pid));
+                open -= 1;
+                if open == 0 {
+                    client.ping();
+                }
+            }
+            // What follows the last of those that were on their way comes before the answer to the ping.
+            Packet::Pingresp if open == 0 => return texts,
+            Packet::Pingresp => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Takes one answer to a QoS 2 publish, and answers it; how many PUBRECs it was.
+fn take_answer(device: &mut Client, waiting: &mut BTreeMap<u16, (String, bool)>) -> usize {
+    match device.receive() {
+        Packet::Pubrec { pid, code: 0 } => {
+            waiting.get_mut(&pid).expect("it was sent").1 = true;
+            device.send(&mqtt::acknowledge(0x62, pid));
+            1
+        }
+        Packet::Pubcomp { pid } => {
+            waiting.remove(&pid);
+            0
+        }
+        other => panic!("{other:?}"),
     }
 }
 
@@ -412,7 +612,7 @@ fn a_session_without_expiry_leaves_no_trace_in_the_database() {
     drop(gateway);
     let bytes = std::fs::read(database);
     if let Ok(bytes) = bytes {
-        let found = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        let found = |text: &str| has(&bytes, text.as_bytes());
         assert!(!found("fleeting-device-name") && !found("a-filter-of-its-own"));
     }
 }

@@ -189,7 +189,8 @@ fn restore(shared: &Shared, log: &Log) -> anyhow::Result<()> {
     }
     let (mut sessions, counts) = frontend::restore_mqtt(shared, &shared.state.reader, now)?;
     let remembered = shared.restore(log, &mut sessions, now)?;
-    let replayed = sessions.store(shared)?;
+    sessions.store(shared)?;
+    let unanswered = sessions.unanswered();
     shared.set_restored(sessions);
     info!(remembered, "message IDs that may still be retransmitted are known again");
     info!(
@@ -197,7 +198,7 @@ fn restore(shared: &Shared, log: &Log) -> anyhow::Result<()> {
         subscriptions = counts.subscriptions,
         messages = counts.messages,
         retained = counts.retained,
-        replayed,
+        unanswered,
         "MQTT sessions are known again"
     );
     Ok(())

@@ -145,14 +145,6 @@ impl Session {
         Some(self.inflight[at].packet_id)
     }
 
-    /// A QoS 2 publish with this identifier was stored before the session was restored: a retransmission is no new message.
-    pub fn hold(&mut self, packet_id: u16) {
-        if let Err(at) = self.find_inbound(packet_id) {
-            self.inbound.insert(at, Inbound { packet_id, stored: true, counted: false });
-            self.note(Change::Held { packet_id });
-        }
-    }
-
     /// The QoS 2 publish with this identifier is stored, though its connection is gone: the PUBREC goes to the
     /// retransmission.
     pub fn stored(&mut self, packet_id: u16) {

@@ -52,6 +52,10 @@ pub(crate) use mqtt::{Kind, Listener, deferral, restore as restore_mqtt};
 use router::Router;
 pub(crate) use worker::{Exit, Sockets, spawn};
 
+/// How far before the end of the log a record may be of a QoS 2 publish that the database does not tell of: the two commit within moments of
+/// each other, unless a disk stalls.
+const UNANSWERED_MICROS: u64 = 60_000_000;
+
 /// The database, as the front ends use it.
 #[derive(Debug, Clone)]
 pub(crate) struct State {
@@ -177,9 +181,16 @@ impl Shared {
     pub(crate) fn restore(&self, log: &Log, sessions: &mut mqtt::Restored, now: Now) -> Result<u64, ReadError> {
         let lifetime = u64::from(self.dedup.exchange_lifetime);
         let since = now.micros.saturating_sub(lifetime * 1_000_000);
+        // However long ago the log ended: what was on its way then may be sent again today.
+        let mut reader = log.reader(log.durable().get());
+        let last = reader.next().ok().flatten();
+        let end = last.map_or(now.micros, |last| last.record.received);
         let mut restored = 0;
-        log.replay_since(since, |_, record| {
-            sessions.replay(self, record);
+        log.replay_since(since.min(end.saturating_sub(UNANSWERED_MICROS)), |_, record| {
+            sessions.replay(record);
+            if record.received < since {
+                return;
+            }
             let (Protocol::Coap | Protocol::Coaps, Some(key)) = (record.protocol, record.key) else { return };
             let message = Remembered {
                 scope: key.scope,

@@ -100,6 +100,10 @@ pub(crate) struct Published {
     observed: Option<TopicRef>,
     /// The Content-Format that its CoAP publisher gave it.
     pub(crate) content_format: Option<u16>,
+    /// It is a QoS 2 publish of a kept session.
+    pub(crate) origin: Option<Origin>,
+    /// Who was served with it by an earlier run, and is not to get it again.
+    pub(crate) served: Vec<Served>,
 }
 
 impl Published {
@@ -111,6 +115,24 @@ impl Published {
     pub(crate) fn is_retained(&self) -> bool {
         self.retain && !self.message.topic().starts_with("$SYS/")
     }
+}
+
+/// Names a QoS 2 publish of a session that is kept over a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// The session's.
+    pub(crate) incarnation: u64,
+    /// Its place among the session's QoS 2 publishes.
+    pub(crate) serial: u64,
+    pub(crate) packet_id: u16,
+}
+
+/// Who has a message that may be routed once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Served {
+    pub(crate) to: SessionId,
+    /// See [`Target::group`].
+    pub(crate) group: u64,
 }
 
 /// Tells a front end that a message of its has reached the queues of kept sessions on other workers, and the database.
@@ -155,6 +177,9 @@ pub(crate) enum NotSubscribed {
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) to: SessionId,
+    /// The shared subscription ([`Picked::group`](tidegate_mqtt::trie::Picked::group)) that it was
+    /// picked from; zero if it gets the message for itself.
+    pub(crate) group: u64,
     /// Its session is kept over a restart.
     pub(crate) kept: bool,
     /// Highest QoS of its subscriptions that matched.
@@ -170,12 +195,22 @@ impl Target {
     pub(crate) fn is_stored(&self, message: &Message) -> bool {
         self.kept && self.qos.min(message.qos()) != QoS::AtMostOnce
     }
+
+    /// Whether it is to get `message` once, be it across a restart.
+    pub(crate) fn is_once(&self, message: &Message) -> bool {
+        self.kept && self.qos.min(message.qos()) == QoS::ExactlyOnce
+    }
+
+    /// Whether it, or another member of the shared subscription, was served.
+    fn is_served(&self, served: &[Served]) -> bool {
+        served.iter().any(|served| served.group == self.group && (self.group != 0 || served.to == self.to))
+    }
 }
 
 /// What a worker gets from others.
 pub(crate) enum Envelope {
     /// A message for some of its clients.
-    Message { message: Arc<Message>, targets: Vec<Target>, receipt: Option<Arc<Receipt>> },
+    Message { message: Arc<Message>, targets: Vec<Target>, origin: Option<Origin>, receipt: Option<Arc<Receipt>> },
     /// Connections that were let in as one of these devices must end.
     Revoked(Arc<[DeviceId]>),
     /// A login whose password was verified: who it is, if it is right.
@@ -348,14 +383,6 @@ impl Router {
         unpoisoned(self.retained.write()).set(message);
     }
 
-    /// Who is to get a message that nobody publishes now.
-    pub(crate) fn targets_of(&self, message: &Message) -> Vec<Target> {
-        let trie = unpoisoned(self.trie.read());
-        let mut matches = Matches::new();
-        trie.matches(message.topic(), None, &mut matches);
-        targets(&trie, &matches, message.retain())
-    }
-
     /// Retained messages held, and their bytes.
     pub(crate) fn retained(&self) -> (usize, usize) {
         let retained = unpoisoned(self.retained.read());
@@ -373,6 +400,7 @@ impl Router {
         message: impl FnOnce() -> Message,
     ) -> Option<Box<Published>> {
         let observed = self.topics.find(topic);
+        let mut known = None;
         if !retain {
             if self.subscriptions() == 0 && observed.is_none() {
                 return None;
@@ -383,38 +411,31 @@ impl Router {
                 return None;
             }
             if !matches.has_groups() {
-                let targets = targets(&trie, matches, false);
-                drop(trie);
-                return Some(Box::new(Published {
-                    message: Arc::new(message()),
-                    targets: Some(targets),
-                    retain,
-                    from,
-                    observed,
-                    content_format: None,
-                }));
+                known = Some(targets(&trie, matches, false));
             }
         }
         Some(Box::new(Published {
             message: Arc::new(message()),
-            targets: None,
+            targets: known,
             retain,
             from,
             observed,
             content_format: None,
+            origin: None,
+            served: Vec::new(),
         }))
     }
 
     /// Retains the message if it asks for it, and puts it in the inboxes of the workers of its subscribers. The share of `local`,
     /// the calling worker, is given back instead. The receipt, if there is one, wakes `wake`.
     pub(crate) fn route(&self, published: Published, local: Option<usize>, wake: Option<&Arc<Wake>>) -> Routed {
-        let Published { message, targets: known, retain, from, observed, content_format } = published;
+        let Published { message, targets: known, retain, from, observed, content_format, origin, served } = published;
         if let Some(topic) = observed.or_else(|| self.topics.find(message.topic())) {
             let value = Value { message: message.clone(), content_format };
             self.topics.changed(&topic, value, |worker| self.wake_coap(worker));
         }
         let mut routed = Routed { own: None, receipt: None };
-        let targets = match known {
+        let mut targets = match known {
             Some(targets) => targets,
             None => {
                 let mut retained = retain.then(|| unpoisoned(self.retained.write()));
@@ -427,6 +448,9 @@ impl Router {
                 targets(&trie, &matches, retain)
             }
         };
+        if !served.is_empty() {
+            targets.retain(|target| !target.is_served(&served));
+        }
         let Some(worker) = targets.first().map(|target| target.to.worker()) else { return routed };
         let shares = if targets.iter().all(|target| target.to.worker() == worker) {
             vec![(worker, targets)]
@@ -454,7 +478,7 @@ impl Router {
                 routed.own = Some((message.clone(), targets));
             } else {
                 let receipt = routed.receipt.clone().filter(|_| needs_receipt(worker, &targets));
-                self.send(worker, Envelope::Message { message: message.clone(), targets, receipt });
+                self.send(worker, Envelope::Message { message: message.clone(), targets, origin, receipt });
             }
         }
         routed
@@ -514,18 +538,18 @@ impl Router {
 /// Everybody who is to get what matched.
 fn targets(trie: &Trie<u64>, matches: &Matches<u64>, retain: bool) -> Vec<Target> {
     let mut targets = Vec::with_capacity(matches.found().len());
-    let mut target = |subscriber: u64, qos, as_published: bool, ids: &[u32]| {
+    let mut target = |group, subscriber: u64, qos, as_published: bool, ids: &[u32]| {
         if let (Some(to), kept) = Subscriber::from_bits(subscriber) {
-            targets.push(Target { to, kept, qos, retain: retain && as_published, ids: ids.into() });
+            targets.push(Target { to, group, kept, qos, retain: retain && as_published, ids: ids.into() });
         }
     };
     for found in matches.found() {
-        target(found.subscriber, found.qos, found.retain_as_published, matches.ids(found));
+        target(0, found.subscriber, found.qos, found.retain_as_published, matches.ids(found));
     }
     if matches.has_groups() {
-        trie.pick(matches, |subscriber, qos, as_published, id| {
-            let ids = if id == 0 { &[][..] } else { std::slice::from_ref(&id) };
-            target(subscriber, qos, as_published, ids);
+        trie.pick(matches, |picked| {
+            let ids = if picked.id == 0 { &[][..] } else { std::slice::from_ref(&picked.id) };
+            target(picked.group, picked.subscriber, picked.qos, picked.retain_as_published, ids);
         });
     }
     targets
@@ -651,12 +675,18 @@ mod tests {
     #[test]
     fn a_full_inbox_is_congestion_until_it_is_emptied() {
         let router = router(2);
-        let target =
-            Target { to: SessionId::new(1, 1, 0), kept: false, qos: QoS::AtMostOnce, retain: false, ids: [].into() };
+        let target = Target {
+            to: SessionId::new(1, 1, 0),
+            group: 0,
+            kept: false,
+            qos: QoS::AtMostOnce,
+            retain: false,
+            ids: [].into(),
+        };
         let message = Arc::new(Message::new("t", b"x", QoS::AtMostOnce, false));
         let send = |count| {
             let targets = vec![target.clone(); count];
-            router.send(1, Envelope::Message { message: message.clone(), targets, receipt: None });
+            router.send(1, Envelope::Message { message: message.clone(), targets, origin: None, receipt: None });
         };
         send(INBOX_DELIVERIES);
         assert!(!router.is_congested());

@@ -16,6 +16,21 @@ pub struct Match<S> {
     ids: (u32, u32),
 }
 
+/// The member of a shared subscription that is to get the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Picked<S> {
+    /// Names the shared subscription, the same in every run of the server; never zero.
+    pub group: u64,
+    /// Who.
+    pub subscriber: S,
+    /// The QoS of its subscription.
+    pub qos: QoS,
+    /// It asked for the retain flag as published.
+    pub retain_as_published: bool,
+    /// Its subscription's identifier, zero if that has none.
+    pub id: u32,
+}
+
 /// What [`super::Trie::matches`] found. Kept and used again, it allocates nothing.
 #[derive(Debug, Default)]
 pub struct Matches<S> {

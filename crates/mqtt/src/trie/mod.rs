@@ -20,19 +20,19 @@
 //! of all ([MQTT-3.3.4-2] to [MQTT-3.3.4-4]), and the retain flag as published if one of them asks for it.
 
 use std::fmt;
-use std::hash::{BuildHasher, Hash};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use foldhash::quality::RandomState;
 
-use crate::packet::{QoS, SubscribeOptions};
+use crate::packet::SubscribeOptions;
 use crate::topic::Filter;
 pub use crate::tree::MAX_LEVELS;
 use crate::tree::{Index, NONE, ROOT, Slab, Tree, Vacant};
 
 mod matches;
 
-pub use matches::{Match, Matches};
+pub use matches::{Match, Matches, Picked};
 
 /// A handle that names a subscriber: small, and the driver's own.
 pub trait Subscriber: Copy + Eq + Ord + Hash + Default + fmt::Debug {}
@@ -134,6 +134,8 @@ impl<S: Default> Default for Entry<S> {
 #[derive(Debug, Default)]
 struct Group {
     name: Box<str>,
+    /// See [`Picked::group`].
+    key: u64,
     node: u32,
     below: bool,
     /// Entries: those that are present, then those that are away. Never empty.
@@ -234,7 +236,7 @@ impl<S: Subscriber> Trie<S> {
         let at = self.entries.insert(entry);
         match filter.group() {
             None => self.link(at),
-            Some(group) => self.join(at, group),
+            Some(group) => self.join(at, group, filter.pattern()),
         }
         self.own_push(subscriber, at);
         self.know(at);
@@ -433,7 +435,7 @@ impl<S: Subscriber> Trie<S> {
     }
 
     /// Makes the entry a member of its group.
-    fn join(&mut self, at: u32, name: &str) {
+    fn join(&mut self, at: u32, name: &str, pattern: &str) {
         let &Entry { node, below, .. } = self.entries.get(at);
         let mut list = self.tree.get(node).value.shared;
         if list == NONE {
@@ -441,7 +443,8 @@ impl<S: Subscriber> Trie<S> {
             self.tree.value_mut(node).shared = list;
         }
         let group = self.group_named(node, below, name).unwrap_or_else(|| {
-            let group = Group { name: name.into(), node, below, ..Group::default() };
+            let key = group_key(name, pattern);
+            let group = Group { name: name.into(), key, node, below, ..Group::default() };
             let id = self.groups.insert(group);
             self.shared.get_mut(list).push(id);
             let (groups, hasher) = (&self.groups, &self.hasher);
@@ -575,14 +578,14 @@ impl<S: Subscriber> Trie<S> {
 
     /// The members of the groups that matched, one of each: the next in turn of those that are present
     /// ([`set_present`](Self::set_present)), else the next in turn, whose session will keep the message.
-    pub fn pick(&self, matches: &Matches<S>, mut each: impl FnMut(S, QoS, bool, u32)) {
+    pub fn pick(&self, matches: &Matches<S>, mut each: impl FnMut(Picked<S>)) {
         for &group in &matches.groups {
             let group = self.groups.get(group);
             let turn = group.turn.fetch_add(1, Ordering::Relaxed) as usize;
             let choice = if group.present > 0 { group.present as usize } else { group.members.len() };
             let chosen = self.entries.get(group.members[turn % choice]);
-            let options = chosen.options;
-            each(chosen.subscriber, options.qos, options.retain_as_published, chosen.id);
+            let SubscribeOptions { qos, retain_as_published, .. } = chosen.options;
+            each(Picked { group: group.key, subscriber: chosen.subscriber, qos, retain_as_published, id: chosen.id });
         }
     }
 }
@@ -593,6 +596,14 @@ fn entry_hash<S: Subscriber>(hasher: &RandomState, entry: &Entry<S>) -> u64 {
 
 fn group_hash(hasher: &RandomState, group: &Group) -> u64 {
     hasher.hash_one((group.node, group.below, &*group.name))
+}
+
+/// See [`Picked::group`].
+fn group_key(name: &str, pattern: &str) -> u64 {
+    // Unlike those of `RandomState`, its keys are always the same.
+    let mut hasher = DefaultHasher::new();
+    (name, pattern).hash(&mut hasher);
+    hasher.finish() | 1
 }
 
 /// The levels of a filter's path in the tree, and whether a `#` follows.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tidegate_mqtt::topic::Filter;
-use tidegate_mqtt::trie::{Inserted, MAX_LEVELS, Matches, TooDeep, Trie};
+use tidegate_mqtt::trie::{Inserted, MAX_LEVELS, Matches, Picked, TooDeep, Trie};
 use tidegate_mqtt::{QoS, SubscribeOptions};
 
 use crate::support::Random;
@@ -93,7 +93,7 @@ fn compare(
     }
     assert_eq!(seen, expected, "{topic}");
     let mut picked = Vec::new();
-    trie.pick(matches, |subscriber, _, _, _| picked.push(subscriber));
+    trie.pick(matches, |p| picked.push(p.subscriber));
     assert_eq!(picked.len(), groups.len(), "{topic}: one of each group");
     let everyone: BTreeSet<u64> = groups.values().flatten().copied().collect();
     assert!(picked.iter().all(|s| everyone.contains(s)));
@@ -274,7 +274,7 @@ fn members_of_a_shared_subscription_take_turns_and_those_away_are_passed_over() 
     let mut counts = BTreeMap::new();
     trie.set_present(2, false);
     for _ in 0..300 {
-        trie.pick(&matches, |s, qos, _, id| {
+        trie.pick(&matches, |Picked { subscriber: s, qos, id, .. }| {
             assert!(s == 9 || (qos == QoS::AtLeastOnce && u64::from(id) == s));
             *counts.entry(s).or_insert(0) += 1;
         });
@@ -287,15 +287,15 @@ fn members_of_a_shared_subscription_take_turns_and_those_away_are_passed_over() 
     }
     let mut chosen = BTreeSet::new();
     for _ in 0..3 {
-        trie.pick(&matches, |s, _, _, _| {
-            chosen.insert(s);
+        trie.pick(&matches, |p| {
+            chosen.insert(p.subscriber);
         });
     }
     assert_eq!(chosen, BTreeSet::from([1, 2, 3, 9]));
     // One that is back is the only one that is there.
     trie.set_present(2, true);
     for _ in 0..3 {
-        trie.pick(&matches, |s, _, _, _| assert!([2, 9].contains(&s)));
+        trie.pick(&matches, |p| assert!([2, 9].contains(&p.subscriber)));
     }
     for s in [1, 2, 3, 9] {
         assert_eq!(trie.remove_all(s), 1);

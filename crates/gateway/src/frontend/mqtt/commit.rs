@@ -158,7 +158,7 @@ impl Commits {
     }
 
     /// Writes down what changed in the session of `client`; true if its output must wait.
-    pub(super) fn collect(&mut self, client: &mut Client, serial: u64) -> bool {
+    pub(super) fn collect(&mut self, client: &mut Client) -> bool {
         let Some(kept) = &client.kept else { return false };
         let session = match &mut client.parked {
             None => {
@@ -175,13 +175,13 @@ impl Commits {
         if self.changes.is_empty() {
             return false;
         }
-        kept::write(&mut self.rows, kept.incarnation, session, serial, &mut self.changes, &mut self.scratch)
+        kept::write(&mut self.rows, kept.incarnation, session, &mut self.changes, &mut self.scratch)
     }
 
     /// The same for a session that is neither here nor there.
     pub(super) fn collect_from(&mut self, incarnation: u64, session: &mut Session) {
         session.take_changes(&mut self.changes);
-        kept::write(&mut self.rows, incarnation, Some(session), 0, &mut self.changes, &mut self.scratch);
+        kept::write(&mut self.rows, incarnation, Some(session), &mut self.changes, &mut self.scratch);
     }
 
     /// Puts bytes for the client `id` behind its gate: until the open epoch is durable if `gated`, else only until those before them leave.
@@ -312,7 +312,7 @@ impl Reactor {
     /// Writes down what changed in the session of the client in `slot`, outside of its connection.
     pub(super) fn collect(&mut self, slot: Slot) {
         if let Some(client) = self.clients.get_mut(slot) {
-            self.commits.collect(client, self.serial);
+            self.commits.collect(client);
         }
     }
 

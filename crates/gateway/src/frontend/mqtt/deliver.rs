@@ -11,7 +11,7 @@ use super::clients::Slot;
 use super::commit::Wait;
 use super::kept;
 use super::reactor::Reactor;
-use crate::frontend::router::{NotSubscribed, Published, Target};
+use crate::frontend::router::{NotSubscribed, Origin, Published, Target};
 
 /// Bytes that wait to be sent to a client which count as slow when a worker has too many of them in all: more than a socket that is
 /// read leaves behind.
@@ -21,10 +21,11 @@ impl Reactor {
     /// Hands a message to its subscribers: those of this worker now, the others through their workers' inboxes.
     pub(super) fn route(&mut self, published: Published, now: Now) -> Wait {
         let retained = published.is_retained().then(|| published.message().clone());
+        let origin = published.origin;
         let routed = self.shared.router.route(published, Some(self.index), Some(&self.wake));
         let mut wait = Wait { epoch: 0, receipt: routed.receipt };
         if let Some((message, targets)) = routed.own {
-            self.deliver_all(&message, &targets, now);
+            self.deliver_all(&message, &targets, origin, now);
             if targets.iter().any(|target| target.is_stored(&message)) {
                 wait.epoch = self.commits.wait();
             }
@@ -35,9 +36,16 @@ impl Reactor {
         wait
     }
 
-    pub(super) fn deliver_all(&mut self, message: &Arc<Message>, targets: &[Target], now: Now) {
+    pub(super) fn deliver_all(&mut self, message: &Arc<Message>, targets: &[Target], origin: Option<Origin>, now: Now) {
         for target in targets {
             self.deliver(message, target, now);
+            if let Some(origin) = origin.filter(|_| target.is_once(message))
+                && let Some((_, client)) = self.clients.by_id(target.to)
+                && let Some(kept) = &client.kept
+            {
+                // With the message itself: either both are there after a crash, or neither.
+                kept::put_served(&mut self.commits.rows, origin, kept.incarnation, target.group);
+            }
             self.commits.close_if_large();
         }
     }

@@ -18,20 +18,30 @@
 //! | `Queues` | incarnation, place (8) | [`Session::write`] |
 //! | `Inflight` | incarnation, `F`, place (8) | packet identifier (2), 1 if the client has received it (1) |
 //! | `Inflight` | incarnation, `H`, packet identifier (2) | nothing: the QoS 2 publish is stored and not released |
-//! | `Inflight` | incarnation, `M` | number of the last QoS 2 publish known to be stored (8) |
+//! | `Inflight` | incarnation, `M` | number of the last QoS 2 publish that the rows here tell of (8) |
+//! | `Inflight` | incarnation, `U`, number (8) | packet identifier (2): the QoS 2 publish is in the log, and its client was not answered |
+//! | `Inflight` | incarnation, `U`, number (8), incarnation (8) and shared subscription (8; 0 for none) of a subscriber | packet identifier (2): that subscriber has it |
 //!
 //! # QoS 2 across a crash
 //!
-//! A QoS 2 publish of such a session goes to the log under a key ([`Kept::next_key`]): its incarnation, and a number that rises with each.
-//! Once the log has it, and every queue that it is for, `H` and `M` are written, and once those are durable the PUBREC leaves. A publish
-//! that is in the log with a number above `M` was not known to be stored when the gateway died: at the next start it is routed again and
-//! its identifier is held ([`super::restore()`]), so that the client's retransmission is answered and not stored twice.
+//! A QoS 2 publish of such a session goes to the log under a key ([`key_of`]): its incarnation, and a number that rises with each.
+//! Once the log has it, and every queue that it is for, `H` and `M` are written, and once those are durable the PUBREC leaves.
+//!
+//! The queues may be on other workers, which write on their own; so each notes in one commit with the message where it has it from
+//! (`U`). `H` and `M` take these rows away in their commit, which is submitted after all of them are durable. What a start finds of them, and
+//! what is in the log with a number above `M`, is the beginning of a publish whose client was not told. It is finished when the client
+//! sends it again under its identifier: it is not logged again, and those that have it do not get it again. Until then nothing is owed;
+//! and what the client sends has the properties, the expiry and the publisher that the log does not tell of. A client that sends a publish
+//! without the DUP flag under that identifier has forgotten the first one, and means another message ([MQTT-3.3.1-1]).
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 
 use tidegate_mqtt::{Change, QoS, Session, SubscribeOptions, Will};
 use tidegate_record::{DeviceId, MessageKey};
 use tidegate_state::{Changes, Table};
+
+use crate::frontend::router::{Origin, Served};
 
 /// Bits of a key's number that are the packet identifier.
 const PACKET_ID_BITS: u32 = 16;
@@ -41,20 +51,103 @@ const PACKET_ID_BITS: u32 = 16;
 pub(super) struct Kept {
     pub(super) incarnation: u64,
     /// The number of its last QoS 2 publish.
+    serial: u64,
+    /// The number in its row `M`.
+    marked: u64,
+    /// QoS 2 publishes that an earlier run began to deliver, by packet identifier: see the [module documentation](self).
+    unanswered: BTreeMap<u16, Unanswered>,
+}
+
+/// How far an earlier run came with a QoS 2 publish.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Unanswered {
     pub(super) serial: u64,
+    /// The log has it.
+    pub(super) logged: bool,
+    /// Who has it.
+    pub(super) served: Vec<Served>,
 }
 
 impl Kept {
     pub(super) fn new() -> Kept {
         let random = RandomState::new();
-        Kept { incarnation: random.hash_one(0u8), serial: 0 }
+        Kept::restored(random.hash_one(0u8))
     }
 
-    /// The key of its next QoS 2 publish.
-    pub(super) fn next_key(&mut self, packet_id: u16) -> MessageKey {
-        self.serial += 1;
-        MessageKey { scope: self.incarnation, number: self.serial << PACKET_ID_BITS | u64::from(packet_id) }
+    /// A session of which only its incarnation is known yet.
+    pub(super) fn restored(incarnation: u64) -> Kept {
+        Kept { incarnation, serial: 0, marked: 0, unanswered: BTreeMap::new() }
     }
+
+    /// Its next QoS 2 publish.
+    pub(super) fn next_origin(&mut self, packet_id: u16) -> Origin {
+        self.serial += 1;
+        self.origin(self.serial, packet_id)
+    }
+
+    /// Its QoS 2 publish of this number.
+    pub(super) fn origin(&self, serial: u64, packet_id: u16) -> Origin {
+        Origin { incarnation: self.incarnation, serial, packet_id }
+    }
+
+    /// The QoS 2 publish with this identifier, if an earlier run has begun with it.
+    pub(super) fn unanswered(&self, packet_id: u16) -> Option<&Unanswered> {
+        self.unanswered.get(&packet_id)
+    }
+
+    /// Notes that an earlier run has begun with a publish; returns what is known of it. An older one under the same identifier is over,
+    /// since the client has used the identifier again.
+    pub(super) fn begun(&mut self, rows: &mut Changes, Origin { serial, packet_id, .. }: Origin) -> &mut Unanswered {
+        self.serial = self.serial.max(serial);
+        if self.unanswered(packet_id).is_some_and(|known| known.serial < serial) {
+            self.settle(rows, packet_id);
+        }
+        let known = self.unanswered.entry(packet_id).or_default();
+        known.serial = serial;
+        known
+    }
+
+    /// Notes that the log has a publish; if no row tells of it, its client was not answered.
+    pub(super) fn logged(&mut self, rows: &mut Changes, origin: Origin) {
+        if origin.serial <= self.marked {
+            return;
+        }
+        self.begun(rows, origin).logged = true;
+        let key = Key::new(self.incarnation).unanswered(origin.serial);
+        rows.put(Table::Inflight, key.as_slice(), &origin.packet_id.to_be_bytes());
+        self.mark(rows, origin.serial);
+    }
+
+    /// How many publishes an earlier run has begun with.
+    pub(super) fn all_unanswered(&self) -> usize {
+        self.unanswered.len()
+    }
+
+    /// Forgets what an earlier run began under an identifier: the client is answered, or it means another message by it.
+    pub(super) fn settle(&mut self, rows: &mut Changes, packet_id: u16) {
+        if let Some(settled) = self.unanswered.remove(&packet_id) {
+            remove_unanswered(rows, self.origin(settled.serial, packet_id));
+        }
+    }
+
+    /// What the row `M` says.
+    pub(super) fn restore_mark(&mut self, marked: u64) {
+        self.marked = marked;
+        self.serial = self.serial.max(marked);
+    }
+
+    /// Notes that rows tell of the publish `serial`, as of those before it.
+    pub(super) fn mark(&mut self, rows: &mut Changes, serial: u64) {
+        if serial > self.marked {
+            self.marked = serial;
+            rows.put(Table::Inflight, Key::new(self.incarnation).mark().as_slice(), &serial.to_be_bytes());
+        }
+    }
+}
+
+/// The key of a QoS 2 publish in the log.
+pub(super) fn key_of(origin: Origin) -> MessageKey {
+    MessageKey { scope: origin.incarnation, number: origin.serial << PACKET_ID_BITS | u64::from(origin.packet_id) }
 }
 
 /// Number and packet identifier of a QoS 2 publish in the log.
@@ -165,8 +258,10 @@ pub(super) enum Flow {
     Sent { order: u64, packet_id: u16, received: bool },
     /// A publish stored and not released.
     Held(u16),
-    /// The number of the last publish known to be stored.
+    /// The number of the last publish that rows tell of.
     Mark(u64),
+    /// A publish whose client was not answered, and who has it: incarnation and shared subscription; `None` is the log.
+    Unanswered { serial: u64, packet_id: u16, served: Option<(u64, u64)> },
 }
 
 pub(super) fn read_flow(rest: &[u8], value: &[u8]) -> Option<Flow> {
@@ -178,25 +273,40 @@ pub(super) fn read_flow(rest: &[u8], value: &[u8]) -> Option<Flow> {
         }
         &[b'H', high, low] => Some(Flow::Held(u16::from_be_bytes([high, low]))),
         b"M" => Some(Flow::Mark(u64::from_be_bytes(value.try_into().ok()?))),
+        [b'U', rest @ ..] => {
+            let (serial, rest) = rest.split_first_chunk()?;
+            let served = match rest.split_first_chunk() {
+                None if rest.is_empty() => None,
+                None => return None,
+                Some((incarnation, group)) => {
+                    Some((u64::from_be_bytes(*incarnation), u64::from_be_bytes(group.try_into().ok()?)))
+                }
+            };
+            let packet_id = u16::from_be_bytes(value.try_into().ok()?);
+            Some(Flow::Unanswered { serial: u64::from_be_bytes(*serial), packet_id, served })
+        }
         _ => None,
     }
 }
 
-/// Notes that a publish is held, and that all up to its number are known to be stored.
-pub(super) fn put_held(rows: &mut Changes, incarnation: u64, packet_id: u16, serial: u64) {
-    let key = Key::new(incarnation);
-    rows.put(Table::Inflight, key.held(packet_id).as_slice(), &[]);
-    rows.put(Table::Inflight, key.mark().as_slice(), &serial.to_be_bytes());
+/// Notes that the session `incarnation` has a publish whose client is not answered yet.
+pub(super) fn put_served(rows: &mut Changes, origin: Origin, incarnation: u64, group: u64) {
+    let key = Key::new(origin.incarnation).unanswered(origin.serial);
+    let key = key.with(&[&incarnation.to_be_bytes(), &group.to_be_bytes()]);
+    rows.put(Table::Inflight, key.as_slice(), &origin.packet_id.to_be_bytes());
 }
 
-/// Turns the changes of `session` into rows. `serial` is the number of the publish that is held now, if one is. True if what the changes
-/// let the client see must wait until they are durable: else, after a crash, a packet identifier could name one message to the client
-/// and another to us.
+/// Forgets who has a publish: its client is answered, by what is written with this.
+pub(super) fn remove_unanswered(rows: &mut Changes, origin: Origin) {
+    rows.remove_prefix(Table::Inflight, Key::new(origin.incarnation).unanswered(origin.serial).as_slice());
+}
+
+/// Turns the changes of `session` into rows. True if what the changes let the client see must wait until they are durable: else, after a
+/// crash, a packet identifier could name one message to the client and another to us.
 pub(super) fn write(
     rows: &mut Changes,
     incarnation: u64,
     session: Option<&Session>,
-    serial: u64,
     changes: &mut Vec<Change>,
     scratch: &mut Vec<u8>,
 ) -> bool {
@@ -227,7 +337,7 @@ pub(super) fn write(
                 rows.remove(Table::Inflight, key.flight(order).as_slice());
             }
             Change::Held { packet_id } => {
-                put_held(rows, incarnation, packet_id, serial);
+                rows.put(Table::Inflight, key.held(packet_id).as_slice(), &[]);
                 gated = true;
             }
             Change::Released { packet_id } => {
@@ -242,13 +352,13 @@ pub(super) fn write(
 /// A key of a session's rows, without an allocation.
 #[derive(Clone, Copy)]
 struct Key {
-    bytes: [u8; 17],
+    bytes: [u8; 33],
     len: usize,
 }
 
 impl Key {
     fn new(incarnation: u64) -> Key {
-        let mut bytes = [0; 17];
+        let mut bytes = [0; 33];
         bytes[..8].copy_from_slice(&incarnation.to_be_bytes());
         Key { bytes, len: 8 }
     }
@@ -277,6 +387,10 @@ impl Key {
         self.with(&[b"M"])
     }
 
+    fn unanswered(self, serial: u64) -> Key {
+        self.with(&[b"U", &serial.to_be_bytes()])
+    }
+
     fn as_slice(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
@@ -285,6 +399,7 @@ impl Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frontend::router::SessionId;
 
     #[test]
     fn rows_are_read_as_they_were_written() {
@@ -307,12 +422,39 @@ mod tests {
             (key.flight(9), &[1, 2, 1][..], Flow::Sent { order: 9, packet_id: 258, received: true }),
             (key.held(7), &[], Flow::Held(7)),
             (key.mark(), &3u64.to_be_bytes(), Flow::Mark(3)),
+            (key.unanswered(8), &[1, 2], Flow::Unanswered { serial: 8, packet_id: 258, served: None }),
+            (
+                key.unanswered(8).with(&[&6u64.to_be_bytes(), &7u64.to_be_bytes()]),
+                &[1, 2],
+                Flow::Unanswered { serial: 8, packet_id: 258, served: Some((6, 7)) },
+            ),
         ] {
             let (incarnation, rest) = split_key(key.as_slice()).unwrap();
             assert_eq!((incarnation, read_flow(rest, value)), (5, Some(flow)));
         }
-        let mut kept = Kept { incarnation: 4, serial: 6 };
-        assert_eq!(of_key(kept.next_key(65_535)), (7, 65_535));
-        assert_eq!(of_key(kept.next_key(1)), (8, 1));
+        let mut kept = Kept { serial: 6, ..Kept::restored(4) };
+        assert_eq!(of_key(key_of(kept.next_origin(65_535))), (7, 65_535));
+        assert_eq!(of_key(key_of(kept.next_origin(1))), (8, 1));
+    }
+
+    #[test]
+    fn an_identifier_that_is_used_again_names_the_later_publish_alone() {
+        let mut kept = Kept::restored(4);
+        let mut rows = Changes::new();
+        let served = Served { to: SessionId::new(0, 1, 0), group: 0 };
+        kept.begun(&mut rows, kept.origin(7, 1)).served.push(served);
+        kept.begun(&mut rows, kept.origin(7, 1)).served.push(served);
+        assert!(rows.is_empty(), "as they are");
+        assert_eq!(kept.unanswered(1).map(|known| (known.serial, known.served.len())), Some((7, 2)));
+        kept.logged(&mut rows, kept.origin(9, 1));
+        let known = kept.unanswered(1).cloned().unwrap();
+        assert_eq!((known.serial, known.logged, known.served.len()), (9, true, 0));
+        assert!(!rows.is_empty());
+        assert_eq!((kept.next_origin(2).serial, kept.all_unanswered()), (10, 1));
+        // What rows tell of is told by them.
+        kept.logged(&mut rows, kept.origin(8, 3));
+        assert!(kept.unanswered(3).is_none());
+        kept.settle(&mut rows, 1);
+        assert_eq!(kept.all_unanswered(), 0);
     }
 }

@@ -12,7 +12,7 @@ use super::clients::Slot;
 use super::kept;
 use super::reactor::Reactor;
 use super::wills::Due;
-use crate::frontend::router::{Published, SessionId};
+use crate::frontend::router::{Origin, Published, SessionId};
 
 /// An acknowledgement that waits for its reading to become durable; for QoS 0, what subscribers get then.
 pub(super) struct Ack {
@@ -23,10 +23,17 @@ pub(super) struct Ack {
     pub(super) qos: QoS,
     pub(super) reason: Reason,
     published: Option<Box<Published>>,
-    /// The number of a QoS 2 publish of a kept session; see [`super::kept`].
-    serial: u64,
+    /// Of a QoS 2 publish of a kept session; see [`super::kept`].
+    numbered: Option<Box<Numbered>>,
     /// It is a will's, which is to be kept if the log does not take it.
     will: Option<Box<Due>>,
+}
+
+/// A QoS 2 publish of a kept session.
+struct Numbered {
+    origin: Origin,
+    /// Rows may tell who has it.
+    noted: bool,
 }
 
 impl Ack {
@@ -39,7 +46,7 @@ impl Ack {
             qos: QoS::AtMostOnce,
             reason: Reason::Success,
             published,
-            serial: 0,
+            numbered: None,
             will,
         }
     }
@@ -74,9 +81,12 @@ impl Reactor {
     pub(super) fn publish(&mut self, slot: Slot, publish: &Publish<'_>, now: Now) {
         let Some(client) = self.clients.get(slot) else { return };
         let (id, connection_number, from) = (client.id, client.connection_number, client.subscriber());
+        let kept = client.kept.as_deref().filter(|_| publish.qos == QoS::ExactlyOnce && publish.dup);
+        let again = kept.and_then(|kept| kept.unanswered(publish.packet_id)).cloned();
+        let logged = again.as_ref().is_some_and(|again| again.logged);
         let recorded = self.shared.config.ingest.filters.records(&publish.topic);
         let mut reason = Reason::Success;
-        if recorded {
+        if recorded && !logged {
             match (publish.qos, self.shared.appender.pressure()) {
                 (_, Pressure::Normal) | (QoS::AtLeastOnce | QoS::ExactlyOnce, Pressure::Shed) => {}
                 (QoS::AtMostOnce, Pressure::Shed) => return self.shared.metrics.mqtt.shed("qos0"),
@@ -94,8 +104,16 @@ impl Reactor {
         }
         let Some(client) = self.clients.get_mut(slot) else { return };
         let kept = client.kept.as_deref_mut().filter(|_| publish.qos == QoS::ExactlyOnce);
-        let key = kept.map(|kept| kept.next_key(publish.packet_id));
-        if recorded {
+        let origin = kept.map(|kept| match &again {
+            Some(again) => kept.origin(again.serial, publish.packet_id),
+            None => {
+                kept.settle(&mut self.commits.rows, publish.packet_id);
+                kept.next_origin(publish.packet_id)
+            }
+        });
+        if logged {
+            // An earlier run has counted it.
+        } else if recorded {
             let (device, tenant) = client.origin();
             let record = Record {
                 received: now.micros,
@@ -107,7 +125,7 @@ impl Reactor {
                 tenant,
                 content_type: publish.content_type,
                 topic: &publish.topic,
-                key,
+                key: origin.map(kept::key_of),
                 payload: publish.payload,
             };
             if let Err(error) = self.batch.push(&record) {
@@ -119,7 +137,7 @@ impl Reactor {
         } else {
             self.shared.metrics.mqtt.unrecorded.inc();
         }
-        let published =
+        let mut published =
             self.shared.router.prepare(&publish.topic, publish.retain, Some(from), &mut self.matches, || {
                 Message::from_publish(publish, now.steady_millis())
             });
@@ -129,6 +147,10 @@ impl Reactor {
                 let _ = self.route(*published, now);
             }
             return;
+        }
+        if let Some(published) = &mut published {
+            published.origin = origin;
+            published.served = again.map(|again| again.served).unwrap_or_default();
         }
         if !recorded && published.is_none() {
             reason = Reason::NoMatchingSubscribers;
@@ -140,7 +162,7 @@ impl Reactor {
             qos: publish.qos,
             reason,
             published,
-            serial: key.map_or(0, |key| kept::of_key(key).0),
+            numbered: origin.map(|origin| Box::new(Numbered { origin, noted: false })),
             will: None,
         });
     }
@@ -155,7 +177,7 @@ impl Reactor {
             qos: publish.qos,
             reason,
             published: None,
-            serial: 0,
+            numbered: None,
             will: None,
         });
     }
@@ -166,6 +188,9 @@ impl Reactor {
         let wait = ack.published.take().map(|published| self.route(*published, now)).unwrap_or_default();
         if ack.qos == QoS::AtMostOnce {
             return;
+        }
+        if let Some(numbered) = &mut ack.numbered {
+            numbered.noted = wait.is_needed();
         }
         if wait.is_needed() || self.commits.has_staged() {
             self.commits.stage(wait, ack, received);
@@ -180,8 +205,25 @@ impl Reactor {
             self.latencies.observe((now.instant - received).as_secs_f64());
             self.answered += 1;
         }
+        let rows = &mut self.commits.rows;
+        if let Some(Numbered { origin, .. }) = ack.numbered.as_deref().filter(|numbered| numbered.noted) {
+            kept::remove_unanswered(rows, *origin);
+        }
         let Some((slot, client)) = self.clients.by_id(ack.client) else { return };
-        self.serial = ack.serial;
+        if ack.qos == QoS::ExactlyOnce
+            && let Some(kept) = &mut client.kept
+        {
+            // One that is refused and has gone is to send it again.
+            if client.parked.is_none() || !ack.reason.is_failure() {
+                kept.settle(rows, ack.packet_id);
+            }
+            if let Some(Numbered { origin, .. }) = ack.numbered.as_deref()
+                && origin.incarnation == kept.incarnation
+                && !ack.reason.is_failure()
+            {
+                kept.mark(rows, origin.serial);
+            }
+        }
         if let Some(parked) = &mut client.parked {
             if let Some(session) = &mut parked.session
                 && ack.qos == QoS::ExactlyOnce

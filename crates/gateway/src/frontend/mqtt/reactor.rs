@@ -62,8 +62,6 @@ pub(super) struct Reactor {
     pub(super) acks: AckQueue<Ack>,
     /// What waits for the database.
     pub(super) commits: Commits,
-    /// The number of the QoS 2 publish that is being answered.
-    pub(super) serial: u64,
     /// How long answers took, and how many were sent, since that was last told.
     pub(super) latencies: LocalHistogram,
     pub(super) answered: u64,
@@ -147,7 +145,6 @@ impl Reactor {
             batch: Batch::new(),
             acks: AckQueue::new(),
             commits: Commits::new(shared.state.writer.clone()),
-            serial: 0,
             latencies: shared.metrics.mqtt.ack_seconds.local(),
             answered: 0,
             sys: Sys::default(),
@@ -449,7 +446,7 @@ impl Reactor {
     pub(super) fn give(&mut self, slot: Slot, out: &mut Vec<u8>) {
         let Some(client) = self.clients.get_mut(slot) else { return out.clear() };
         if client.kept.is_some() {
-            let changed = self.commits.collect(client, self.serial);
+            let changed = self.commits.collect(client);
             if !out.is_empty() && client.socket.is_some() {
                 let gated = std::mem::take(&mut client.flags.changed) | changed;
                 if gated || client.flags.gated {
@@ -566,8 +563,8 @@ impl Reactor {
         self.shared.router.take(self.index, &mut envelopes);
         for envelope in envelopes.drain(..) {
             match envelope {
-                Envelope::Message { message, targets, receipt } => {
-                    self.deliver_all(&message, &targets, now);
+                Envelope::Message { message, targets, origin, receipt } => {
+                    self.deliver_all(&message, &targets, origin, now);
                     if let Some(receipt) = receipt {
                         self.commits.give_receipt(receipt);
                     }

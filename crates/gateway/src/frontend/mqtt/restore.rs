@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_mqtt::topic::Filter;
-use tidegate_mqtt::{Message, QoS, Session, Stored};
+use tidegate_mqtt::{Message, Session, Stored};
 use tidegate_record::{DeviceId, Protocol, Record};
 use tidegate_state::{Changes, ReadError, Reader, Refused, Table};
 use tracing::warn;
@@ -14,7 +14,7 @@ use super::Now;
 use super::clients::{Clients, Parked, Slot};
 use super::kept::{self, Flow, Kept, Row};
 use crate::frontend::Shared;
-use crate::frontend::limits;
+use crate::frontend::router::{Origin, Served, SessionId};
 
 /// Seconds in a session expiry that never comes (MQTT 5.0 §3.1.2.11.2).
 const NEVER: u32 = u32::MAX;
@@ -46,12 +46,10 @@ fn broken(table: Table) -> RestoreError {
 /// What is restored, by worker: handed to their reactors.
 pub(crate) struct Restored {
     pub(super) clients: Vec<Clients>,
-    /// Where each incarnation's session is, and the number of its last QoS 2 publish known to be stored.
-    sessions: HashMap<u64, (usize, Slot, u64)>,
+    /// Where each incarnation's session is.
+    sessions: HashMap<u64, (usize, Slot)>,
     /// What the start itself changes.
     rows: Changes,
-    /// QoS 2 publishes that were not known to be stored.
-    replayed: u64,
 }
 
 /// How much was restored.
@@ -69,7 +67,6 @@ pub(crate) fn restore(shared: &Shared, reader: &Reader, now: Now) -> Result<(Res
         clients: (0..shared.workers).map(Clients::new).collect(),
         sessions: HashMap::new(),
         rows: Changes::new(),
-        replayed: 0,
     };
     let mut counts = Counts::default();
     restored.sessions(shared, reader, now, &mut counts)?;
@@ -125,7 +122,7 @@ impl Restored {
                 accounted: 0,
             };
             let worker = index % self.clients.len();
-            let kept = Kept { incarnation: row.incarnation, serial: 0 };
+            let kept = Kept::restored(row.incarnation);
             let slot = self.clients[worker].insert_away(device.clone(), kept, parked, now.steady_millis());
             let id = self.clients[worker].get(slot).map(|client| client.id);
             let claimed = shared.table.with_id(device.clone(), now.seconds(), |_, entry| entry.mqtt = id);
@@ -136,7 +133,7 @@ impl Restored {
                 kept::put_will(&mut self.rows, &device, None);
                 continue;
             }
-            self.sessions.insert(row.incarnation, (worker, slot, 0));
+            self.sessions.insert(row.incarnation, (worker, slot));
             counts.sessions += 1;
             if row.ended.is_none() {
                 // The end of its connection is known now.
@@ -159,7 +156,7 @@ impl Restored {
                 failed = true;
                 return false;
             };
-            let Some(&(worker, slot, _)) = self.sessions.get(&incarnation) else {
+            let Some(&(worker, slot)) = self.sessions.get(&incarnation) else {
                 orphans.push(key.to_vec());
                 return true;
             };
@@ -195,6 +192,7 @@ impl Restored {
             held: Vec<u16>,
         }
         let mut flows: HashMap<u64, Flows> = HashMap::new();
+        let mut unanswered = Vec::new();
         let mut failed = false;
         reader.scan(Table::Inflight, &[], |key, value| {
             let flow = kept::split_key(key).and_then(|(inc, rest)| Some((inc, kept::read_flow(rest, value)?)));
@@ -209,15 +207,29 @@ impl Restored {
                 }
                 Flow::Held(packet_id) => known.held.push(packet_id),
                 Flow::Mark(serial) => {
-                    if let Some(session) = self.sessions.get_mut(&incarnation) {
-                        session.2 = serial;
+                    if let Some((kept, _)) = self.kept(incarnation) {
+                        kept.restore_mark(serial);
                     }
+                }
+                Flow::Unanswered { serial, packet_id, served } => {
+                    unanswered.push((Origin { incarnation, serial, packet_id }, served));
                 }
             }
             true
         })?;
         if failed {
             return Err(broken(Table::Inflight));
+        }
+        for (origin, served) in unanswered {
+            // A subscriber whose session is over has lost what it had.
+            let to = served.map(|(incarnation, group)| (self.id(incarnation), group));
+            let Some((kept, rows)) = self.kept(origin.incarnation) else { continue };
+            let known = kept.begun(rows, origin);
+            match to {
+                None => known.logged = true,
+                Some((Some(to), group)) => known.served.push(Served { to, group }),
+                Some((None, _)) => {}
+            }
         }
         let mut messages: HashMap<u64, Vec<(u64, Vec<u8>)>> = HashMap::new();
         reader.scan(Table::Queues, &[], |key, form| {
@@ -237,7 +249,7 @@ impl Restored {
         for incarnation in with_state {
             let flows = flows.remove(&incarnation).unwrap_or_default();
             let messages = messages.remove(&incarnation).unwrap_or_default();
-            let Some(&(worker, slot, serial)) = self.sessions.get(&incarnation) else {
+            let Some(&(worker, slot)) = self.sessions.get(&incarnation) else {
                 let prefix = incarnation.to_be_bytes();
                 self.rows.remove_prefix(Table::Queues, &prefix).remove_prefix(Table::Inflight, &prefix);
                 continue;
@@ -252,77 +264,44 @@ impl Restored {
                 broken(Table::Queues)
             })?;
             counts.messages += messages.len();
-            if let Some(client) = self.clients[worker].get_mut(slot) {
-                if let Some(kept) = &mut client.kept {
-                    kept.serial = serial;
-                }
-                if let Some(parked) = &mut client.parked
-                    && !session.is_empty()
-                {
-                    parked.session = Some(Box::new(session));
-                }
+            let parked = self.clients[worker].get_mut(slot).and_then(|client| client.parked.as_mut());
+            if let Some(parked) = parked.filter(|_| !session.is_empty()) {
+                parked.session = Some(Box::new(session));
             }
         }
         Ok(())
     }
 
-    /// Looks at a record of the log: a QoS 2 publish that was not known to be stored is routed, and its identifier held.
-    pub(crate) fn replay(&mut self, shared: &Shared, record: &Record<'_>) {
+    fn id(&self, incarnation: u64) -> Option<SessionId> {
+        let (worker, slot) = *self.sessions.get(&incarnation)?;
+        self.clients[worker].get(slot).map(|client| client.id)
+    }
+
+    /// A session, and where to note what the start changes of it.
+    fn kept(&mut self, incarnation: u64) -> Option<(&mut Kept, &mut Changes)> {
+        let (worker, slot) = *self.sessions.get(&incarnation)?;
+        Some((self.clients[worker].get_mut(slot)?.kept.as_mut()?, &mut self.rows))
+    }
+
+    /// Looks at a record of the log: is it a QoS 2 publish that the database does not tell of, its client was not answered.
+    pub(crate) fn replay(&mut self, record: &Record<'_>) {
         let mqtt = matches!(record.protocol, Protocol::Mqtt | Protocol::Mqtts | Protocol::MqttWs | Protocol::MqttWss);
         let Some(key) = record.key.filter(|_| mqtt && record.qos == 2) else { return };
         let (serial, packet_id) = kept::of_key(key);
-        let Some(&(worker, slot, known)) = self.sessions.get(&key.scope) else { return };
-        if serial <= known {
-            return;
-        }
-        self.sessions.insert(key.scope, (worker, slot, serial));
-        self.replayed += 1;
-        let limits = limits(&shared.config);
-        if let Some(client) = self.clients[worker].get_mut(slot) {
-            if let Some(kept) = &mut client.kept {
-                kept.serial = serial;
-            }
-            if let Some(parked) = &mut client.parked {
-                let session = parked.session_mut();
-                session.hold(packet_id);
-                session.take_changes(&mut Vec::new());
-            }
-        }
-        kept::put_held(&mut self.rows, key.scope, packet_id, serial);
-        let message = Message::with_content_type(
-            record.topic,
-            record.content_type,
-            record.payload,
-            QoS::ExactlyOnce,
-            record.retain,
-        );
-        let message = Arc::new(message);
-        if record.retain {
-            shared.router.restore_retained(&message);
-            if message.payload().is_empty() {
-                self.rows.remove(Table::Retained, record.topic.as_bytes());
-            } else {
-                let mut form = Vec::new();
-                message.write(&mut form);
-                self.rows.put(Table::Retained, record.topic.as_bytes(), &form);
-            }
-        }
-        let mut scratch = Vec::new();
-        for target in shared.router.targets_of(&message) {
-            let Some((_, client)) = self.clients[target.to.worker()].by_id(target.to) else { continue };
-            let Some(incarnation) = client.kept.as_ref().map(|kept| kept.incarnation) else { continue };
-            let Some(parked) = &mut client.parked else { continue };
-            let session = parked.session_mut();
-            if session.queue(&limits, &message, target.qos, target.retain, &target.ids).is_ok() {
-                let mut changes = Vec::new();
-                session.take_changes(&mut changes);
-                kept::write(&mut self.rows, incarnation, Some(session), 0, &mut changes, &mut scratch);
-            }
+        let origin = Origin { incarnation: key.scope, serial, packet_id };
+        if let Some((kept, rows)) = self.kept(key.scope) {
+            kept.logged(rows, origin);
         }
     }
 
-    /// Stores what the start changed, before anybody is served. Returns how many publishes were replayed.
-    pub(crate) fn store(&mut self, shared: &Shared) -> Result<u64, RestoreError> {
+    /// QoS 2 publishes that their clients have to send again.
+    pub(crate) fn unanswered(&self) -> usize {
+        let sessions = self.sessions.values().filter_map(|(worker, slot)| self.clients[*worker].get(*slot));
+        sessions.filter_map(|client| client.kept.as_ref()).map(|kept| kept.all_unanswered()).sum()
+    }
+
+    /// Stores what the start changed, before anybody is served.
+    pub(crate) fn store(&mut self, shared: &Shared) -> Result<(), RestoreError> {
         /// Longer than any disk takes that still works.
         const STORING: Duration = Duration::from_secs(60);
 
@@ -331,7 +310,7 @@ impl Restored {
         if !state.durable.wait(ticket, STORING) {
             return Err(RestoreError::NotStored);
         }
-        Ok(self.replayed)
+        Ok(())
     }
 
     /// Stores what there is if it is much.
