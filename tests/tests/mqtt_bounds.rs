@@ -366,6 +366,46 @@ fn a_shared_subscription_passes_over_members_that_are_away() {
 }
 
 #[test]
+fn what_a_member_leaves_unacknowledged_goes_to_another_when_its_session_ends() {
+    for workers in 1..3 {
+        let gateway = Setup::new().set(&format!("workers={workers}")).start();
+        // Sessions end with their connections, by a clean start, and when their time is over.
+        for (round, connect) in [
+            Connect::clean("first").receive_maximum(2),
+            Connect::kept("first").receive_maximum(2),
+            Connect::kept("first").expiry(1).receive_maximum(2),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let topic = format!("t/{round}");
+            let filter = format!("$share/g/{topic}");
+            let (mut first, _) = Client::with(gateway.mqtt, Version::V5, &connect);
+            assert_eq!(first.subscribe(&filter, 1), 1);
+            let mut source = Client::connect(gateway.mqtt, Version::V5, "source");
+            for payload in ["1", "2", "3", "4"] {
+                source.deliver(&topic, payload.as_bytes(), 1);
+            }
+            // One is acknowledged, two are in flight then, and one waits.
+            assert_eq!(first.take().payload, "1");
+            assert!(matches!(first.receive(), Packet::Publish { .. }));
+            let mut second = Client::connect(gateway.mqtt, Version::V5, "second");
+            assert_eq!(second.subscribe(&filter, 1), 1);
+            drop(first);
+            if round == 1 {
+                let (first, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("first").clean_start());
+                assert!(!resumed);
+                first.disconnect();
+            }
+            let got: Vec<_> = (0..3).map(|_| second.take()).collect();
+            assert_eq!(got.iter().map(|m| m.payload.as_str()).collect::<Vec<_>>(), ["2", "3", "4"], "{round}");
+            assert!(got.iter().all(|m| !m.dup));
+            second.disconnect();
+        }
+    }
+}
+
+#[test]
 fn a_qos_2_message_in_flight_to_a_member_goes_to_no_other_when_its_session_ends() {
     let gateway = Gateway::start();
     let mut first = Client::connect(gateway.mqtt, Version::V5, "first");

@@ -10,7 +10,7 @@ mod journal;
 
 pub use journal::{Change, Corrupt, Stored};
 
-use crate::connection::Dropped;
+use crate::connection::{Delivery, Dropped};
 use crate::limits::Limits;
 use crate::message::Message;
 use crate::packet::QoS;
@@ -55,6 +55,8 @@ pub(crate) struct Queued {
     pub(crate) qos: QoS,
     pub(crate) retain: bool,
     pub(crate) ids: Ids,
+    /// The shared subscription that it came by; zero if the client gets it for itself.
+    pub(crate) group: u64,
     /// Place among all messages that the session was given: higher than those of messages before it, in flight and queued.
     pub(crate) order: u64,
 }
@@ -173,15 +175,8 @@ impl Session {
     ///
     /// Beyond the bounds the oldest queued messages go: a device that wakes after a day wants the last command, not
     /// the first. Returns how many went.
-    pub fn queue(
-        &mut self,
-        limits: &Limits,
-        message: &Arc<Message>,
-        qos: QoS,
-        retain: bool,
-        ids: &[u32],
-    ) -> Result<usize, Dropped> {
-        let qos = qos.min(message.qos());
+    pub fn queue(&mut self, limits: &Limits, message: &Arc<Message>, delivery: Delivery<'_>) -> Result<usize, Dropped> {
+        let qos = delivery.qos.min(message.qos());
         if qos == QoS::AtMostOnce {
             return Err(Dropped::Offline);
         }
@@ -195,7 +190,7 @@ impl Session {
             self.note(Change::Gone { order: oldest.order });
             gone += 1;
         }
-        let publish = self.admit(message, qos, retain, ids);
+        let publish = self.admit(message, Delivery { qos, ..delivery });
         self.push(publish);
         Ok(gone)
     }
@@ -218,12 +213,22 @@ impl Session {
         before - self.queue.len()
     }
 
+    /// Of a session that is over: messages that it was to get for a shared subscription, and which, in their order. They are for another
+    /// member then (5.0 §4.8.2), but for those of QoS 2 that were sent to this one ([MQTT-4.8.2-5]).
+    pub fn into_shared(self) -> impl Iterator<Item = (Arc<Message>, u64)> {
+        let unacknowledged =
+            self.inflight.into_iter().map(|flight| flight.publish).filter(|p| p.qos == QoS::AtLeastOnce);
+        let left = unacknowledged.chain(self.queue).filter(|publish| publish.group != 0);
+        left.map(|publish| (publish.message, publish.group))
+    }
+
     /// Gives a message its place in the session.
-    pub(crate) fn admit(&mut self, message: &Arc<Message>, qos: QoS, retain: bool, ids: &[u32]) -> Queued {
+    pub(crate) fn admit(&mut self, message: &Arc<Message>, delivery: Delivery<'_>) -> Queued {
         let order = self.next_order;
         self.next_order += 1;
         self.note(Change::Added { order });
-        Queued { message: Arc::clone(message), qos, retain, ids: Ids::from_slice(ids), order }
+        let Delivery { qos, retain, ids, group } = delivery;
+        Queued { message: Arc::clone(message), qos, retain, ids: Ids::from_slice(ids), group, order }
     }
 
     /// Notes that a message admitted is neither queued nor in flight: it was dropped before it could be.

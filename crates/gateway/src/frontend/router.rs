@@ -484,6 +484,25 @@ impl Router {
         routed
     }
 
+    /// Gives a message to another member of the shared subscription `group`: one whose session is over had it. The target is given
+    /// back if it is on worker `local`.
+    pub(crate) fn pass_on(&self, message: &Arc<Message>, group: u64, local: usize) -> Option<Target> {
+        let mut matches = Matches::new();
+        let trie = unpoisoned(self.trie.read());
+        trie.matches(message.topic(), None, &mut matches);
+        let target = targets(&trie, &matches, message.retain()).into_iter().find(|target| target.group == group)?;
+        drop(trie);
+        if target.to.worker() == local {
+            return Some(target);
+        }
+        let worker = target.to.worker();
+        self.send(
+            worker,
+            Envelope::Message { message: message.clone(), targets: vec![target], origin: None, receipt: None },
+        );
+        None
+    }
+
     /// Tells every worker that connections of these devices must end.
     pub(crate) fn revoke(&self, devices: &Arc<[DeviceId]>) {
         for worker in 0..self.inboxes.len() {

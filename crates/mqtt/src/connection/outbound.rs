@@ -20,6 +20,8 @@ pub struct Delivery<'a> {
     pub retain: bool,
     /// Identifiers of the subscriptions that matched; ignored for a 3.1.1 client.
     pub ids: &'a [u32],
+    /// The shared subscription that it comes by; zero if the client gets it for itself.
+    pub group: u64,
 }
 
 /// What became of a delivery.
@@ -94,11 +96,11 @@ impl Connection {
             if !session.has_room(limits, message.size()) {
                 return Delivered::Dropped(Dropped::QueueFull);
             }
-            let publish = session.admit(message, qos, delivery.retain, ids);
+            let publish = session.admit(message, Delivery { qos, ids, ..delivery });
             session.push(publish);
             return Delivered::Queued;
         }
-        let publish = session.admit(message, qos, delivery.retain, ids);
+        let publish = session.admit(message, Delivery { qos, ids, ..delivery });
         self.launch(publish, now, out).map_or(Delivered::Dropped(Dropped::TooLarge), |id| Delivered::Sent(Some(id)))
     }
 

@@ -22,8 +22,9 @@
 //!
 //! # Format
 //!
-//! A message in a session: one byte (bits 0–1 QoS, bit 2 retain), one byte count of subscription identifiers, those in
-//! 4 bytes each (big-endian), then the message in its own form ([`Message::write`]).
+//! A message in a session: one byte (bits 0–1 QoS, bit 2 retain, bit 3 shared subscription), one byte count of subscription identifiers,
+//! those in 4 bytes each (big-endian), the shared subscription in 8 bytes if it came by one, then the message in its own form
+//! ([`Message::write`]).
 
 use std::sync::Arc;
 
@@ -35,6 +36,7 @@ use crate::packet::QoS;
 const MAX_IDS: usize = u8::MAX as usize;
 
 const RETAIN: u8 = 1 << 2;
+const SHARED: u8 = 1 << 3;
 
 /// A change of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -123,12 +125,15 @@ impl Session {
             self.inflight.binary_search_by_key(&order, |f| f.publish.order).map(|at| &self.inflight[at].publish);
         let found =
             in_flight.or_else(|_| self.queue.binary_search_by_key(&order, |q| q.order).map(|at| &self.queue[at]));
-        let Ok(Queued { message, qos, retain, ids, .. }) = found else { return false };
+        let Ok(Queued { message, qos, retain, ids, group, .. }) = found else { return false };
         let ids = ids.as_slice();
         let ids = &ids[..ids.len().min(MAX_IDS)];
-        out.push(*qos as u8 | if *retain { RETAIN } else { 0 });
+        out.push(*qos as u8 | if *retain { RETAIN } else { 0 } | if *group != 0 { SHARED } else { 0 });
         out.push(ids.len() as u8);
         out.extend(ids.iter().flat_map(|id| id.to_be_bytes()));
+        if *group != 0 {
+            out.extend(group.to_be_bytes());
+        }
         message.write(out);
         true
     }
@@ -169,9 +174,15 @@ impl Session {
 
 fn read(order: u64, form: &[u8]) -> Option<Queued> {
     let (&[flags, count], rest) = form.split_first_chunk::<2>()?;
-    let (ids, message) = rest.split_at_checked(usize::from(count) * 4)?;
+    let (ids, mut rest) = rest.split_at_checked(usize::from(count) * 4)?;
     let ids: Vec<u32> = ids.chunks_exact(4).map(|c| u32::from_be_bytes([c[0], c[1], c[2], c[3]])).collect();
-    let qos = QoS::from_number(flags & 0b11).filter(|&q| q != QoS::AtMostOnce && flags & !(0b11 | RETAIN) == 0)?;
-    let message = Arc::new(Message::read(message)?);
-    Some(Queued { message, qos, retain: flags & RETAIN != 0, ids: Ids::from_slice(&ids), order })
+    let qos =
+        QoS::from_number(flags & 0b11).filter(|&q| q != QoS::AtMostOnce && flags & !(0b11 | RETAIN | SHARED) == 0)?;
+    let mut group = 0;
+    if flags & SHARED != 0 {
+        let (bytes, message) = rest.split_first_chunk()?;
+        (group, rest) = (u64::from_be_bytes(*bytes), message);
+    }
+    let message = Arc::new(Message::read(rest)?);
+    Some(Queued { message, qos, retain: flags & RETAIN != 0, ids: Ids::from_slice(&ids), group, order })
 }

@@ -217,7 +217,7 @@ pub(crate) fn operations(bytes: &[u8]) {
                 let message = Arc::new(Message::new("t", &[argument; 40], qos, false));
                 let ids = [u32::from(argument) + 1];
                 let delivery =
-                    Delivery { qos: QoS::ExactlyOnce, retain: false, ids: &ids[..usize::from(argument & 1)] };
+                    Delivery { qos: QoS::ExactlyOnce, ids: &ids[..usize::from(argument & 1)], ..Delivery::default() };
                 let delivered = conn.deliver(&limits, &message, delivery, T0, &mut out);
                 assert!(conn.is_open() || matches!(delivered, Delivered::Dropped(_)));
             }

@@ -104,7 +104,7 @@ fn publishes_are_read_as_they_were_written() {
         }
         let mut subscriber = Peer::open(Version::V5);
         subscriber.sent();
-        subscriber.deliver_with(&message, Delivery { qos: QoS::ExactlyOnce, retain, ids: &[] });
+        subscriber.deliver_with(&message, Delivery { qos: QoS::ExactlyOnce, retain, ..Delivery::default() });
         let mut out = BytesMut::from(&subscriber.sent()[..]);
         let Ok(Packet::Publish(got, properties)) = V5.read_mut(&mut out, usize::MAX) else { panic!() };
         assert_eq!((&got.topic[..], &got.payload, got.retain), (topic.as_bytes(), &payload, retain));

@@ -10,6 +10,10 @@ const Q0: QoS = QoS::AtMostOnce;
 const Q1: QoS = QoS::AtLeastOnce;
 const Q2: QoS = QoS::ExactlyOnce;
 
+fn at(qos: QoS) -> Delivery<'static> {
+    Delivery { qos, ..Delivery::default() }
+}
+
 fn v5(properties: &[u8]) -> Peer {
     let mut peer = Peer::open_as(Limits::default(), &connect_raw(5, 0, 0, properties, &field("d")), None);
     peer.sent();
@@ -55,7 +59,7 @@ fn the_dup_and_retain_flags_of_the_publisher_are_not_passed_on() {
         peer.deliver(&message, Q1);
         assert_eq!(peer.packets(), [sent_publish("t", Q1, false, 1)]);
         // Unless the driver says so: retained messages at a subscribe, and retain as published.
-        peer.deliver_with(&message, Delivery { qos: Q0, retain: true, ids: &[] });
+        peer.deliver_with(&message, Delivery { retain: true, ..Delivery::default() });
         assert!(matches!(peer.packets()[..], [Sent::Publish { retain: true, .. }]));
     }
 }
@@ -314,7 +318,7 @@ fn all_subscription_identifiers_are_sent_to_5_0_and_kept_over_the_queue() {
     let ids = [1, 128, 268_435_455];
     let mut peer = v5(&[0x21, 0, 1]);
     for ids in [&ids[..], &ids[1..2], &[]] {
-        peer.deliver_with(&m, Delivery { qos: Q1, retain: false, ids });
+        peer.deliver_with(&m, Delivery { ids, ..at(Q1) });
     }
     let mut seen = Vec::new();
     for id in 1..=3 {
@@ -328,7 +332,7 @@ fn all_subscription_identifiers_are_sent_to_5_0_and_kept_over_the_queue() {
     );
     let mut peer = Peer::open(Version::V4);
     peer.sent();
-    peer.deliver_with(&m, Delivery { qos: Q1, retain: false, ids: &ids });
+    peer.deliver_with(&m, Delivery { ids: &ids, ..at(Q1) });
     assert_eq!(peer.packets(), [sent_publish("t", Q1, false, 1)]);
 }
 
@@ -444,7 +448,7 @@ fn messages_queued_while_away_come_in_order_after_those_in_flight() {
         peer.deliver(&message("flight", Q1), Q1);
         let mut session = peer.conn.end().session.unwrap();
         for topic in ["a", "b"] {
-            assert_eq!(session.queue(&peer.limits, &message(topic, Q2), Q1, false, &[]), Ok(0));
+            assert_eq!(session.queue(&peer.limits, &message(topic, Q2), at(Q1)), Ok(0));
         }
         let limits = Limits::default();
         let mut peer = Peer::open_as(limits, &connect(version, "d", false), Some(session));
@@ -459,10 +463,10 @@ fn the_queue_of_a_client_that_is_away_drops_the_oldest() {
     let limits = Limits { max_queued_messages: 3, ..Limits::default() };
     let mut session = Box::new(Session::new());
     let dropped: usize =
-        (0..10).map(|i| session.queue(&limits, &message(&format!("t/{i}"), Q1), Q1, false, &[]).unwrap()).sum();
+        (0..10).map(|i| session.queue(&limits, &message(&format!("t/{i}"), Q1), at(Q1)).unwrap()).sum();
     assert_eq!((dropped, session.queued()), (7, 3));
-    assert_eq!(session.queue(&limits, &message("zero", Q0), Q1, false, &[]), Err(Dropped::Offline));
-    assert_eq!(session.queue(&limits, &message("zero", Q1), Q0, false, &[]), Err(Dropped::Offline));
+    assert_eq!(session.queue(&limits, &message("zero", Q0), at(Q1)), Err(Dropped::Offline));
+    assert_eq!(session.queue(&limits, &message("zero", Q1), at(Q0)), Err(Dropped::Offline));
     let mut peer = Peer::open_as(limits, &connect(Version::V4, "d", false), Some(session));
     let topics: Vec<_> = peer
         .packets()
@@ -478,11 +482,11 @@ fn the_queue_of_a_client_that_is_away_is_bounded_by_bytes() {
     let limits = Limits { max_queued_bytes: 3 * big.size() as u32, ..Limits::default() };
     let mut session = Session::new();
     for _ in 0..10 {
-        session.queue(&limits, &big, Q1, false, &[]).unwrap();
+        session.queue(&limits, &big, at(Q1)).unwrap();
     }
     assert_eq!((session.queued(), session.queued_bytes()), (3, 3 * big.size()));
     let bigger = Arc::new(Message::new("t", &[0; 5000], Q1, false));
-    assert_eq!(session.queue(&limits, &bigger, Q1, false, &[]), Err(Dropped::QueueFull));
+    assert_eq!(session.queue(&limits, &bigger, at(Q1)), Err(Dropped::QueueFull));
     assert_eq!(session.queued(), 3, "a message that never fits pushes nothing out");
 }
 
@@ -493,8 +497,8 @@ fn what_expires_in_a_queue_frees_its_room() {
     let short = message_of(&mut publisher, &bytes);
     let limits = Limits::default();
     let mut session = Session::new();
-    session.queue(&limits, &short, Q1, false, &[]).unwrap();
-    session.queue(&limits, &message("t", Q1), Q1, false, &[]).unwrap();
+    session.queue(&limits, &short, at(Q1)).unwrap();
+    session.queue(&limits, &message("t", Q1), at(Q1)).unwrap();
     assert_eq!(session.expire(T0 + 9_999), 0);
     assert_eq!(session.expire(T0 + 10_000), 1);
     assert_eq!(session.queued_bytes(), message("t", Q1).size());

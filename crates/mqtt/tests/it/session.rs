@@ -311,7 +311,7 @@ fn a_restored_session_goes_on_where_it_was() {
         for (qos, retain, ids) in
             [(QoS::AtLeastOnce, false, &[][..]), (QoS::ExactlyOnce, true, &[7, 300]), (QoS::ExactlyOnce, false, &[1])]
         {
-            peer.deliver_with(&retained, Delivery { qos, retain, ids });
+            peer.deliver_with(&retained, Delivery { qos, retain, ids, group: 0 });
         }
         for topic in ["q/1", "q/2"] {
             assert_eq!(peer.deliver(&message(topic, QoS::AtLeastOnce), QoS::AtLeastOnce), Delivered::Queued);
@@ -371,10 +371,41 @@ fn nothing_is_left_in_the_database_of_a_session_that_is_through() {
 }
 
 #[test]
+fn what_a_session_leaves_to_others_of_its_shared_subscriptions_was_neither_acknowledged_nor_begun_with_qos_2() {
+    let (q1, q2) = (QoS::AtLeastOnce, QoS::ExactlyOnce);
+    for restored in [false, true] {
+        let connect = connect_raw(5, 0, 0, &[0x21, 0, 3], &field("d"));
+        let session = Box::new(Session::restore([], []).unwrap());
+        let mut peer = Peer::open_as(Limits::default(), &connect, Some(session));
+        peer.sent();
+        let deliver = |peer: &mut Peer, topic, qos, group| {
+            peer.deliver_with(&message(topic, qos), Delivery { qos, group, ..Delivery::default() })
+        };
+        for (topic, qos, group) in [("own", q1, 0), ("acknowledged", q1, 7), ("begun", q2, 7)] {
+            deliver(&mut peer, topic, qos, group);
+        }
+        peer.feed(&ack(0x40, 2)).unwrap();
+        deliver(&mut peer, "unacknowledged", q1, 7);
+        for (topic, qos, group) in [("own, queued", q1, 0), ("queued", q1, 8), ("queued, not begun", q2, 7)] {
+            assert_eq!(deliver(&mut peer, topic, qos, group), Delivered::Queued);
+        }
+        let mut database = Database::default();
+        let mut changes = Vec::new();
+        peer.conn.take_changes(&mut changes);
+        database.commit(peer.conn.session(), &mut changes);
+        let session = if restored { database.restore().unwrap() } else { *peer.conn.end().session.unwrap() };
+        let left: Vec<_> = session.into_shared().map(|(m, group)| (m.topic().to_owned(), group)).collect();
+        let expected = [("unacknowledged", 7), ("queued", 8), ("queued, not begun", 7)];
+        assert_eq!(left, expected.map(|(topic, group)| (topic.to_owned(), group)));
+    }
+}
+
+#[test]
 fn what_is_no_session_is_not_restored() {
     let mut session = Session::new();
     let limits = Limits::default();
-    session.queue(&limits, &message("t", QoS::AtLeastOnce), QoS::AtLeastOnce, false, &[5]).unwrap();
+    let delivery = Delivery { qos: QoS::AtLeastOnce, ids: &[5], group: 6, ..Delivery::default() };
+    session.queue(&limits, &message("t", QoS::AtLeastOnce), delivery).unwrap();
     let mut form = Vec::new();
     assert!(session.write(0, &mut form) && !session.write(1, &mut Vec::new()));
     let stored = |order, form, flight| Stored { order, form, flight };

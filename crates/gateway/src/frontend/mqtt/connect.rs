@@ -187,6 +187,7 @@ impl Reactor {
         let author = client.author();
         self.drop_subscriptions(id);
         self.forget_kept(slot);
+        self.pass_on(parked.session, now);
         // The session ends here, and the will is due with it.
         if let Some((will, _)) = parked.will {
             self.publish_will(author, from, *will, now);
@@ -276,7 +277,11 @@ impl Reactor {
         if lingers {
             self.farewells.add(socket, out, sent, now.steady_millis());
         }
-        let ended = client.connection.end();
+        let mut ended = client.connection.end();
+        if reason == "slow" && ended.session_expiry == 0 {
+            // What it did not take would push the next member of its shared subscriptions over as well.
+            ended.session = None;
+        }
         if client.device.is_none() {
             self.unconnected_bytes -= unconnected;
             self.clients.remove(slot);
@@ -297,7 +302,7 @@ impl Reactor {
             self.publish_will(client.author(), from, *due, now);
         }
         if expiry == 0 {
-            return self.end_session(slot);
+            return self.end_session(slot, session, now);
         }
         let Some(client) = self.clients.get_mut(slot) else { return };
         if client.flags.shares {
@@ -334,6 +339,7 @@ impl Reactor {
         let (author, from) = (client.author(), client.subscriber());
         let Some(parked) = &mut client.parked else { return };
         let over = parked.expires.is_some_and(|at| at <= millis);
+        let left = parked.session.take_if(|_| over);
         // The session's end is the will's, if it comes first (MQTT 5.0 §3.1.3.2.2).
         if let Some((will, _)) = parked.will.take_if(|(_, at)| over || *at <= millis) {
             if let Some(device) = &author.name {
@@ -342,12 +348,12 @@ impl Reactor {
             self.publish_will(author, from, *will, now);
         }
         if over {
-            self.end_session(slot);
+            self.end_session(slot, left, now);
         }
     }
 
-    /// Forgets the client in `slot`.
-    fn end_session(&mut self, slot: Slot) {
+    /// Forgets the client in `slot`, whose session is left with what is in `session`.
+    fn end_session(&mut self, slot: Slot, session: Option<Box<Session>>, now: Now) {
         let Some(id) = self.clients.get(slot).map(|client| client.id) else { return };
         self.drop_subscriptions(id);
         self.forget_kept(slot);
@@ -362,6 +368,7 @@ impl Reactor {
                 entry.mqtt.take_if(|mqtt| *mqtt == id);
             });
         }
+        self.pass_on(session, now);
     }
 
     /// Takes the session of the client in `slot` out of the database, if it is there.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tidegate_mqtt::trie::Inserted;
-use tidegate_mqtt::{Delivered, Delivery, Message, QoS, Reason, Subscribe, Unsubscribe};
+use tidegate_mqtt::{Delivered, Delivery, Message, QoS, Reason, Session, Subscribe, Unsubscribe};
 
 use super::Now;
 use super::access::may;
@@ -53,6 +53,7 @@ impl Reactor {
     fn deliver(&mut self, message: &Arc<Message>, target: &Target, now: Now) {
         let metrics = &self.shared.metrics;
         let undelivered = |reason: &str| metrics.mqtt_undelivered.with_label_values(&[reason]).inc();
+        let delivery = Delivery { qos: target.qos, retain: target.retain, ids: &target.ids, group: target.group };
         let Some((slot, client)) = self.clients.by_id(target.to) else { return undelivered("gone") };
         if let Some(parked) = &mut client.parked {
             if target.qos.min(message.qos()) == QoS::AtMostOnce {
@@ -62,7 +63,7 @@ impl Reactor {
                 return undelivered("queues_full");
             }
             let session = parked.session_mut();
-            match session.queue(&self.limits, message, target.qos, target.retain, &target.ids) {
+            match session.queue(&self.limits, message, delivery) {
                 Ok(0) => {}
                 Ok(gone) => metrics.mqtt_undelivered.with_label_values(&["queue_full"]).inc_by(gone as u64),
                 Err(dropped) => undelivered(dropped.name()),
@@ -83,7 +84,6 @@ impl Reactor {
             client.flags.congested = true;
             client.connection.set_congested(&self.limits, true, now.steady_millis(), &mut Vec::new());
         }
-        let delivery = Delivery { qos: target.qos, retain: target.retain, ids: &target.ids };
         let mut out = std::mem::take(&mut self.out);
         let delivered = client.connection.deliver(&self.limits, message, delivery, now.steady_millis(), &mut out);
         match delivered {
@@ -101,6 +101,16 @@ impl Reactor {
         }
         self.give(slot, &mut out);
         self.out = out;
+    }
+
+    /// Hands what the session of a client is left with to others that share its subscriptions: it is over, and they are not its any more.
+    pub(super) fn pass_on(&mut self, session: Option<Box<Session>>, now: Now) {
+        let Some(session) = session else { return };
+        for (message, group) in session.into_shared() {
+            if let Some(target) = self.shared.router.pass_on(&message, group, self.index) {
+                self.deliver_all(&message, &[target], None, now);
+            }
+        }
     }
 
     /// Counts the queue of a client that is away against the bound of the worker.

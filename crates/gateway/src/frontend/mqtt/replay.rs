@@ -124,7 +124,7 @@ impl Reactor {
                 }
             };
             let ids = if next.id == 0 { &[][..] } else { std::slice::from_ref(&next.id) };
-            let delivery = Delivery { qos: next.qos, retain: true, ids };
+            let delivery = Delivery { qos: next.qos, retain: true, ids, group: 0 };
             let mut out = std::mem::take(&mut self.out);
             let Some(client) = self.clients.get_mut(slot) else { return false };
             match client.connection.deliver(&self.limits, &message, delivery, millis, &mut out) {
