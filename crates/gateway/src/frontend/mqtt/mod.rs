@@ -38,6 +38,7 @@ mod connect;
 mod deliver;
 mod farewell;
 mod handshakes;
+mod input;
 mod kept;
 mod listeners;
 mod publish;
