@@ -104,6 +104,8 @@ impl Reactor {
     }
 
     /// Hands what the session of a client is left with to others that share its subscriptions: it is over, and they are not its any more.
+    /// The rows of the session go in this epoch, those of a member on another worker come in one of that worker's: a crash between them loses
+    /// what is between them.
     pub(super) fn pass_on(&mut self, session: Option<Box<Session>>, now: Now) {
         let Some(session) = session else { return };
         for (message, group) in session.into_shared() {
