@@ -146,6 +146,7 @@ impl Committer {
             return Err(self.fail("syncing a commit", &error));
         }
         active.offset += frame.len() as u64;
+        *lock(&shared.written) = (active.first, active.offset);
         self.next += u64::from(records);
         let bytes = frame.len() - FRAME_HEADER_LEN;
         {

@@ -104,23 +104,24 @@ impl Frames {
     }
 
     /// Looks at the next frame, and goes behind it if it is valid. What is not valid is read once more, as the buffer may be older
-    /// than the file.
-    pub(crate) fn step(&mut self) -> io::Result<Step> {
+    /// than the file. No more is read ahead than up to `end`, what is behind it not being written yet: that would make the kernel fill
+    /// pages with zeros, which are read again when they are.
+    pub(crate) fn step(&mut self, end: u64) -> io::Result<Step> {
         if self.buffer.len() > KEEP {
             self.buffer = Vec::new();
             self.held = 0..0;
         }
-        match self.look()? {
+        match self.look(end)? {
             Step::Invalid(_) => {
                 self.held = 0..0;
-                self.look()
+                self.look(end)
             }
             step => Ok(step),
         }
     }
 
-    fn look(&mut self) -> io::Result<Step> {
-        if !self.hold(FRAME_HEADER_LEN)? {
+    fn look(&mut self, end: u64) -> io::Result<Step> {
+        if !self.hold(FRAME_HEADER_LEN, end)? {
             return Ok(Step::Invalid("the file ends within a frame's header"));
         }
         let header = FrameHeader::read(&self.buffer[self.held.clone()]).expect("it is held");
@@ -130,7 +131,7 @@ impl Frames {
         if !header.is_plausible() {
             return Ok(Step::Invalid("the length and the count cannot be"));
         }
-        if !self.hold(header.frame_len())? {
+        if !self.hold(header.frame_len(), end)? {
             return Ok(Step::Invalid("the file ends within a frame"));
         }
         let records = self.held.start + FRAME_HEADER_LEN..self.held.start + header.frame_len();
@@ -143,19 +144,20 @@ impl Frames {
         Ok(if header.count == 0 { Step::Seal } else { Step::Frame { base: header.base, count: header.count, records } })
     }
 
-    /// Has at least `len` bytes of the file in the buffer; `false` if it ends before.
-    fn hold(&mut self, len: usize) -> io::Result<bool> {
+    /// Has at least `len` bytes of the file in the buffer, and more if they are cheap; `false` if it ends before.
+    fn hold(&mut self, len: usize, end: u64) -> io::Result<bool> {
         if self.held.len() >= len {
             return Ok(true);
         }
         self.buffer.copy_within(self.held.clone(), 0);
         self.held = 0..self.held.len();
-        let want = len.max(CHUNK);
+        let written = usize::try_from(end.saturating_sub(self.offset)).unwrap_or(usize::MAX);
+        let want = len.max(CHUNK.min(written));
         if self.buffer.len() < want {
             self.buffer.resize(want, 0);
         }
         while self.held.end < len {
-            match self.file.read_at(&mut self.buffer[self.held.end..], self.offset + self.held.end as u64) {
+            match self.file.read_at(&mut self.buffer[self.held.end..want], self.offset + self.held.end as u64) {
                 Ok(0) => return Ok(false),
                 Ok(n) => self.held.end += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

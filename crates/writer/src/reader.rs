@@ -192,7 +192,8 @@ impl Reader {
                 }
                 return Ok(false);
             }
-            match current.frames.step().map_err(io_error("reading", &current.path))? {
+            let end = self.limit.as_ref().map_or(u64::MAX, |shared| shared.written(current.first));
+            match current.frames.step(end).map_err(io_error("reading", &current.path))? {
                 Step::Frame { base, count, records } => return self.take(base, count, records),
                 Step::Seal => current.ended = true,
                 Step::Invalid(problem) => {
@@ -326,7 +327,7 @@ impl Reader {
         }
         // The frame may have been written since it was looked at, and others behind it.
         let (offset, base) = (current.frames.offset(), current.frames.next_seq());
-        match current.frames.step().map_err(io_error("reading", &current.path))? {
+        match current.frames.step(u64::MAX).map_err(io_error("reading", &current.path))? {
             Step::Invalid(_) => {}
             Step::Seal | Step::Frame { .. } => {
                 current.frames.jump(offset, base);

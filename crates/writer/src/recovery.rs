@@ -260,7 +260,7 @@ fn scan(path: &Path, first: u64, epoch: u32, quick: bool) -> io::Result<Scan> {
     let mut run: Option<Run> = None;
     loop {
         let at = frames.offset();
-        match frames.step()? {
+        match frames.step(u64::MAX)? {
             Step::Frame { base, count, records } => {
                 if !is_filled(&frames.buffer()[records], count) {
                     // The checksum held, so this is what was written; the reader says which record does not decode.
@@ -455,7 +455,7 @@ fn copy_run(
         frames.jump(run.start, run.first);
         let mut copy = Vec::new();
         while frames.offset() < run.end {
-            let Step::Frame { base, count, records } = frames.step()? else {
+            let Step::Frame { base, count, records } = frames.step(u64::MAX)? else {
                 return Err(io::Error::other("a frame that was valid is not any more"));
             };
             copy.clear();

@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     /// See [`encode_pressure`].
     pressure: AtomicU8,
 
+    /// The segment that was written last, by its first sequence number, and where its last stored frame ends.
+    pub(crate) written: Mutex<(u64, u64)>,
     pub(crate) files: Mutex<Files>,
     /// Set to make the keeper look at once.
     pub(crate) kicked: Mutex<bool>,
@@ -143,6 +145,7 @@ impl Shared {
             work: Condvar::new(),
             progress: Progress::new(next - 1),
             pressure: AtomicU8::new(0),
+            written: Mutex::default(),
             files: Mutex::new(files),
             kicked: Mutex::new(false),
             kick: Condvar::new(),
@@ -151,6 +154,12 @@ impl Shared {
 
     pub(crate) fn durable(&self) -> Seq {
         Seq(self.progress.durable())
+    }
+
+    /// Up to where the segment that begins with the record `first` is worth reading.
+    pub(crate) fn written(&self, first: u64) -> u64 {
+        let (segment, end) = *lock(&self.written);
+        if segment == first { end } else { u64::MAX }
     }
 
     pub(crate) fn has_failed(&self) -> bool {
