@@ -23,6 +23,10 @@ const DICTIONARY_MIN_REPEATS: usize = 4;
 /// [`DICTIONARY_MIN_REPEATS`] times have 32 k values; this leaves 256 bytes for each.
 const DICTIONARY_MAX_BYTES: usize = 8 << 20;
 
+/// Bytes of a data page, before they are compressed. Buffers of its size stay in the allocator's hands; those of the usual 1 MiB are given back to
+/// the kernel with every page, and new ones cost more to fill with zeros than the compression of what is in them.
+const PAGE_BYTES: usize = 64 << 10;
+
 /// The schema of every file.
 pub(super) const SCHEMA: &str = "message record {
   REQUIRED INT64 seq (INTEGER(64,false));
@@ -131,6 +135,7 @@ pub(super) fn properties(shape: Shape, metadata: Vec<KeyValue>) -> Result<Writer
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
         .set_dictionary_page_size_limit(DICTIONARY_MAX_BYTES)
+        .set_data_page_size_limit(PAGE_BYTES)
         .set_statistics_enabled(EnabledStatistics::None)
         .set_dictionary_enabled(true)
         .set_column_dictionary_enabled(Column::Payload.path(), false)
