@@ -231,3 +231,32 @@ fn read_some(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     }
     Ok(have)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::format::finish_frame;
+
+    #[test]
+    fn what_is_not_written_is_not_read() {
+        let header = Header { epoch: 1, first: 1, salt: 2, created: 3, node: "n".into() };
+        let mut frame = vec![7; FRAME_HEADER_LEN + FIXED_LEN];
+        finish_frame(&mut frame, header.seed(), 1, 1);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&header.encode()).unwrap();
+        file.write_all(&frame).unwrap();
+        file.write_all(&[0; 3 * CHUNK]).unwrap();
+
+        let written = (HEADER_LEN + frame.len()) as u64;
+        for (end, most) in [(written, 0), (written + 10, 10), (u64::MAX, CHUNK)] {
+            let mut frames = Frames::new(file.try_clone().unwrap(), &header);
+            assert!(matches!(frames.step(end).unwrap(), Step::Frame { base: 1, count: 1, .. }));
+            assert!(frames.held.len() <= most, "{} bytes are held of what follows", frames.held.len());
+        }
+        // What its caller knows of the end may be old: a frame is read all the same.
+        let mut frames = Frames::new(file, &header);
+        assert!(matches!(frames.step(0).unwrap(), Step::Frame { base: 1, count: 1, .. }));
+    }
+}
