@@ -67,10 +67,7 @@ pub(crate) fn now_us() -> u64 {
 
 /// Random bits of the system.
 pub(crate) fn random() -> io::Result<u64> {
-    use std::io::Read as _;
-    let mut bytes = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(u64::from_le_bytes(bytes))
+    Ok(getrandom::u64()?)
 }
 
 /// The segments in `dir` by their names, in order: `(first, epoch, path)`.

@@ -159,7 +159,7 @@ impl Secrets {
         } else {
             match credentials.token.as_deref() {
                 None | Some("") => {
-                    let token = generate_token().context("reading /dev/urandom")?;
+                    let token = generate_token().context("the system gave no random bytes")?;
                     self.generated.push(Zeroizing::new(format!("token {}", token.as_str())));
                     (Private(token.to_string()), true)
                 }
@@ -177,7 +177,7 @@ impl Secrets {
         } else {
             match psk.psk.as_deref() {
                 None | Some("") => {
-                    let key = generate_key().context("reading /dev/urandom")?;
+                    let key = generate_key().context("the system gave no random bytes")?;
                     let mut hex = Zeroizing::new(String::with_capacity(2 * key.bytes().len()));
                     for byte in key.bytes() {
                         hex.push_str(&format!("{byte:02x}"));

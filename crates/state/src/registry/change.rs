@@ -114,7 +114,7 @@ pub enum ChangeError {
     #[error("the change was not stored: {0}")]
     NotStored(String),
     /// The system gave no random bytes.
-    #[error("reading /dev/urandom: {0}")]
+    #[error("the system gave no random bytes: {0}")]
     Random(#[from] io::Error),
 }
 

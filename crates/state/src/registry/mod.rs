@@ -93,7 +93,7 @@ pub enum RegistryError {
     #[error("the installation's key could not be stored: {0}")]
     Write(String),
     /// The system gave no random bytes.
-    #[error("reading /dev/urandom: {0}")]
+    #[error("the system gave no random bytes: {0}")]
     Random(std::io::Error),
 }
 

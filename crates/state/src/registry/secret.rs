@@ -7,8 +7,7 @@
 //! argon2id (RFC 9106) with 19 MiB and two passes. The choice is stored with the entry.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use base64::Engine;
@@ -208,7 +207,7 @@ pub(crate) fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
 /// `N` bytes that nobody can guess.
 pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    getrandom::fill(&mut bytes)?;
     Ok(bytes)
 }
 
