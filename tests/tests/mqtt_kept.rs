@@ -530,6 +530,23 @@ fn nothing_is_acknowledged_before_the_database_has_it() {
 }
 
 #[test]
+fn a_session_is_there_before_its_client_is_told() {
+    let shim = Shim::new();
+    let mut gateway = Setup::new().shim(&shim).set("workers=1").start();
+    let mut bystander = Client::connect(gateway.mqtt, Version::V5, "bystander");
+    shim.hold_state();
+    let mut newcomer = Client::open(gateway.mqtt, Version::V5);
+    newcomer.send(&Connect::kept("newcomer").bytes(Version::V5));
+    shim.until_held();
+    for _ in 0..3 {
+        assert_eq!(until_pong(&mut bystander), []);
+    }
+    gateway.kill();
+    assert_eq!(newcomer.until_closed(), []);
+    shim.release();
+}
+
+#[test]
 fn a_stop_in_good_order_keeps_sessions_and_publishes_the_wills_of_connections_that_it_ends() {
     let mut gateway = Gateway::start();
     let (mut watcher, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));

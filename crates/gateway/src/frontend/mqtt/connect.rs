@@ -133,6 +133,9 @@ impl Reactor {
         if let Some(client) = self.clients.get_mut(slot) {
             let expiry = client.connection.session_expiry();
             if client.kept.is_some() || expiry > 0 {
+                // The CONNACK of a session that is new says that there is one now: after a crash what is sent next would be taken for
+                // another's.
+                client.flags.changed |= client.kept.is_none();
                 let kept = client.kept.get_or_insert_with(|| Box::new(Kept::new()));
                 client.connection.keep_journal();
                 let rows = &mut self.commits.rows;
