@@ -25,6 +25,10 @@ const BODY: usize = 4096;
 const SZX: u8 = 4;
 /// Requests that are under way at a time: what the smallest socket buffer holds.
 const WINDOW: usize = 2_000;
+/// What `coap.uploads_bytes` counts for an upload beside its bytes.
+const OVERHEAD: usize = 128;
+/// More than an idle session takes.
+const SESSION: u64 = 300;
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -121,17 +125,23 @@ fn memory(gateway: &Gateway, field: &str) -> u64 {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("kB") * 1024
 }
 
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
 fn uploads(devices: u32) {
-    let bound = u64::from(devices) * (BODY as u64 + 256 + 64);
-    let bound = bound.next_multiple_of(1 << 20).max(1 << 20);
-    let gateway = Setup::new().set(&format!("coap.uploads_bytes={bound}")).set("log.segment_bytes=256 MiB").start();
+    // Room for all, and none to spare.
+    let bound = (u64::from(devices) * (BODY + OVERHEAD) as u64).max(1 << 20);
+    // A sink would hold readings too, within a bound of its own.
+    let settings = [format!("coap.uploads_bytes={bound}"), "sinks.parquet.enabled=false".into()];
+    let gateway = settings.iter().fold(Setup::new(), |setup, setting| setup.set(setting)).start();
     let mut fleet = Fleet::new(gateway.coap, 50);
     let before = memory(&gateway, "VmRSS");
     let blocks = BODY >> (SZX + 4);
     let mut at = vec![0u16; devices as usize];
     let mut ready: VecDeque<u32> = (0..devices).collect();
     let mut timers: VecDeque<(Instant, u32, u16)> = VecDeque::new();
-    let (mut under_way, mut done, mut sent, mut refused, mut peak) = (0usize, 0, 0u64, 0u64, 0u64);
+    let (mut under_way, mut done, mut sent, mut refused, mut begun) = (0usize, 0, 0u64, 0u64, 0u64);
     let start = Instant::now();
     let mut looked = start;
     let request = |device: u32, num: u16| {
@@ -188,9 +198,12 @@ fn uploads(devices: u32) {
         }
         if looked.elapsed() > Duration::from_secs(1) {
             looked = Instant::now();
-            peak = peak.max(memory(&gateway, "VmRSS"));
+            if done == 0 {
+                begun = memory(&gateway, "VmRSS");
+            }
         }
     }
+    let peak = memory(&gateway, "VmHWM");
     let took = start.elapsed();
     let stored = Stored::all(&gateway.data_dir);
     assert_eq!(stored.len(), devices as usize, "each is stored once");
@@ -200,14 +213,18 @@ fn uploads(devices: u32) {
     }
     println!(
         "{devices} uploads of {BODY} bytes in blocks of {}, 5 % lost each way: complete and byte-exact in {:.1} s; {sent} requests, \
-         {} datagrams lost, {refused} answered 5.03; memory {} MiB before, {} MiB at most, bound {} MiB",
+         {} datagrams lost, {refused} answered 5.03; memory {:.1} MiB before, {:.1} MiB with all of them begun, {:.1} MiB at most; bound \
+         {:.1} MiB",
         16 << SZX,
         took.as_secs_f64(),
         fleet.lost,
-        before >> 20,
-        memory(&gateway, "VmHWM").max(peak) >> 20,
-        bound >> 20,
+        mib(before),
+        mib(begun),
+        mib(peak),
+        mib(bound),
     );
+    let sessions = u64::from(devices) * SESSION;
+    assert!(peak <= before + bound + sessions, "the bound does not hold");
 }
 
 fn observers(devices: u32, awake: u32) {

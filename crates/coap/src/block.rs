@@ -13,9 +13,10 @@
 //! duplicate (RFC 7252 §4.5) or not, so only the last block belongs in a [`Ring`](crate::dedup::Ring): it becomes the record.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
-use std::hash::Hash;
 use std::ops::Range;
+
+use hashbrown::HashTable;
+use slab::Slab;
 
 use crate::build::Response;
 use crate::code::Code;
@@ -45,8 +46,8 @@ pub const DEFAULT_MAX_BODY: usize = 64 * 1024;
 pub const DEFAULT_PER_DEVICE: usize = 2;
 /// Some 15,000 bodies of 4 kB under way.
 pub const DEFAULT_TOTAL: usize = 64 * 1024 * 1024;
-/// Bytes counted for an upload besides its body: its entries in three maps.
-pub const OVERHEAD: usize = 256;
+/// Bytes counted for an upload besides its body: its place, its entry in a table, and what the allocator adds.
+pub const OVERHEAD: usize = 128;
 /// Room made for a body because its sender says how large it will be; it may say anything, so what is beyond this grows with
 /// what has come.
 const TRUSTED_SIZE1: usize = 8 * 1024;
@@ -113,28 +114,42 @@ impl Progress<'_> {
 /// When to try again while there is no room: uploads under way take about that long at NB-IoT pace.
 const BUSY_SECONDS: u32 = 30;
 
-/// Unfinished uploads. `K` names a device.
+/// Unfinished uploads.
 #[derive(Debug)]
-pub struct Uploads<K> {
+pub struct Uploads {
     limits: Limits,
-    uploads: HashMap<(K, u64), Upload>,
-    /// The operations of each device that has any, in the order of their beginning.
-    by_device: HashMap<K, Vec<u64>>,
-    /// One an upload, the longest untouched first. The number tells equal times apart.
-    by_age: BTreeMap<Touched, (K, u64)>,
+    uploads: Slab<Upload>,
+    /// Where the uploads of each device are. A device has few, so its number alone finds them.
+    by_device: HashTable<u32>,
+    /// The ends of the list that [`Upload::older`] and [`Upload::newer`] make; [`NONE`] if there are no uploads.
+    oldest: u32,
+    newest: u32,
     /// The sum of all [`Upload::held`]; at most [`Limits::total`].
     held: usize,
-    touches: u64,
+    /// Uploads begun so far; wraps.
+    begun: u32,
 }
 
-type Touched = (Seconds, u64);
+/// No upload.
+const NONE: u32 = u32::MAX;
 
 #[derive(Debug)]
 struct Upload {
+    device: u64,
+    operation: u64,
     /// All blocks so far, without a gap.
     body: Vec<u8>,
-    touched: Touched,
+    touched: Seconds,
+    /// [`Uploads::begun`] when it began.
+    begun: u32,
+    /// Its neighbours in the order of their last blocks, or [`NONE`].
+    older: u32,
+    newer: u32,
 }
+
+// An upload's place; its entry in the table, which fills 7 of 16 buckets after it has doubled and keeps what it had before until then; and what
+// an allocator adds to a body: a word, rounded up to two, of four at least.
+const _: () = assert!(size_of::<Upload>() + 2 * (5 * 16 / 7) + 24 <= OVERHEAD);
 
 impl Upload {
     fn held(&self) -> usize {
@@ -142,17 +157,18 @@ impl Upload {
     }
 }
 
-impl<K: Clone + Eq + Hash> Uploads<K> {
+impl Uploads {
     /// None under way.
     #[must_use]
-    pub fn new(limits: Limits) -> Uploads<K> {
+    pub fn new(limits: Limits) -> Uploads {
         Uploads {
             limits,
-            uploads: HashMap::new(),
-            by_device: HashMap::new(),
-            by_age: BTreeMap::new(),
+            uploads: Slab::new(),
+            by_device: HashTable::new(),
+            oldest: NONE,
+            newest: NONE,
             held: 0,
-            touches: 0,
+            begun: 0,
         }
     }
 
@@ -174,83 +190,94 @@ impl<K: Clone + Eq + Hash> Uploads<K> {
         self.held
     }
 
-    /// Takes the block `payload` of `operation`. `size1` is what the sender says that the whole body has.
+    /// Takes the block `payload` of `operation`. `device` is the sender's number, which should be as good as random: a hash of its
+    /// name with a key. `size1` is what the sender says that the whole body has.
     pub fn accept<'a>(
         &mut self,
         now: Seconds,
-        device: &K,
+        device: u64,
         operation: u64,
         block: Block,
         size1: Option<u32>,
         payload: &'a [u8],
     ) -> Progress<'a> {
         let declared = size1.map_or(0, |size| size as usize);
-        let key = (device.clone(), operation);
         if payload.len() > block.size() || block.more && payload.len() != block.size() {
             return Progress::WrongSize;
         }
         let end = block.offset() + payload.len();
+        let found = self.find(device, operation);
         if end.max(declared) > self.limits.max_body {
-            self.drop_upload(&key);
+            found.map(|at| self.remove(at));
             return Progress::TooLarge(self.limits.max_body);
         }
         let answer = Block { szx: block.szx.min(self.limits.max_szx), ..block };
         if block.num == 0 {
             if !block.more {
-                self.drop_upload(&key);
+                found.map(|at| self.remove(at));
                 return Progress::Complete(Cow::Borrowed(payload), answer);
             }
             // A first block begins anew, unless it is the one that we have, come late or again. If its sender does mean to begin
             // anew, the blocks that follow will be the same, or tell.
-            if self.uploads.get(&key).is_some_and(|u| u.body.starts_with(payload)) {
-                self.touch(&key, now);
+            if let Some(at) = found.filter(|&at| self.uploads[at as usize].body.starts_with(payload)) {
+                self.touch(at, now);
                 return Progress::Continue(answer);
             }
-            self.drop_upload(&key);
-            return self.begin(now, key, declared, payload, answer);
+            found.map(|at| self.remove(at));
+            return self.begin(now, device, operation, declared, payload, answer);
         }
-        let Some(upload) = self.uploads.get(&key) else {
+        let Some(at) = found else {
             return Progress::Incomplete;
         };
-        if upload.body.len() != block.offset() {
-            if block.more && upload.body.get(block.offset()..end) == Some(payload) {
-                self.touch(&key, now);
+        let body = &self.uploads[at as usize].body;
+        if body.len() != block.offset() {
+            if block.more && body.get(block.offset()..end) == Some(payload) {
+                self.touch(at, now);
                 return Progress::Continue(answer);
             }
-            if block.offset() < upload.body.len() {
+            if block.offset() < body.len() {
                 // Other bytes than before: the sender works on another body, of which we have no beginning.
-                self.drop_upload(&key);
+                self.remove(at);
             }
             return Progress::Incomplete;
         }
         if !block.more {
-            let Some(mut upload) = self.remove(&key) else { return Progress::Incomplete };
-            upload.body.extend_from_slice(payload);
-            return Progress::Complete(Cow::Owned(upload.body), answer);
+            let mut body = self.remove(at);
+            body.extend_from_slice(payload);
+            return Progress::Complete(Cow::Owned(body), answer);
         }
-        if !self.make_room(now, &key, end, declared) {
+        if !self.make_room(now, at, end, declared) {
             return Progress::Busy;
         }
-        if let Some(upload) = self.uploads.get_mut(&key) {
-            upload.body.extend_from_slice(payload);
-        }
-        self.touch(&key, now);
+        self.uploads[at as usize].body.extend_from_slice(payload);
+        self.touch(at, now);
         Progress::Continue(answer)
+    }
+
+    fn find(&self, device: u64, operation: u64) -> Option<u32> {
+        let is_it = |&at: &u32| {
+            let upload = &self.uploads[at as usize];
+            upload.device == device && upload.operation == operation
+        };
+        self.by_device.find(device, is_it).copied()
     }
 
     fn begin<'a>(
         &mut self,
         now: Seconds,
-        key: (K, u64),
+        device: u64,
+        operation: u64,
         declared: usize,
         payload: &[u8],
         answer: Block,
     ) -> Progress<'a> {
-        let capacity = payload.len().max(declared.min(TRUSTED_SIZE1));
-        let first = self.by_device.get(&key.0).filter(|own| own.len() >= self.limits.per_device.max(1));
-        if let Some(&first) = first.and_then(|own| own.first()) {
-            self.drop_upload(&(key.0.clone(), first));
+        let own = self.by_device.iter_hash(device).filter(|&&at| self.uploads[at as usize].device == device);
+        if own.clone().count() >= self.limits.per_device.max(1) {
+            let age = |at: &&u32| self.begun.wrapping_sub(self.uploads[**at as usize].begun);
+            let first = own.max_by_key(age).copied();
+            first.map(|at| self.remove(at));
         }
+        let capacity = payload.len().max(declared.min(TRUSTED_SIZE1));
         if self.held + OVERHEAD + capacity > self.limits.total {
             self.expire(now);
             if self.held + OVERHEAD + capacity > self.limits.total {
@@ -260,76 +287,86 @@ impl<K: Clone + Eq + Hash> Uploads<K> {
         let mut body = Vec::new();
         body.reserve_exact(capacity);
         body.extend_from_slice(payload);
-        let upload = Upload { body, touched: self.next_touch(now) };
+        self.begun = self.begun.wrapping_add(1);
+        let upload =
+            Upload { device, operation, body, touched: now, begun: self.begun, older: self.newest, newer: NONE };
         self.held += upload.held();
-        self.by_age.insert(upload.touched, key.clone());
-        self.by_device.entry(key.0.clone()).or_default().push(key.1);
-        self.uploads.insert(key, upload);
+        // Every one is counted with OVERHEAD, so 2³² of them would be 512 GiB.
+        let at = self.uploads.insert(upload) as u32;
+        self.newest_is(at);
+        let Uploads { by_device, uploads, .. } = self;
+        by_device.insert_unique(device, at, |&at| uploads[at as usize].device);
         Progress::Continue(answer)
     }
 
     /// Makes room for a body of `end` bytes; false if the total does not allow it.
-    fn make_room(&mut self, now: Seconds, key: &(K, u64), end: usize, declared: usize) -> bool {
-        let capacity = self.uploads.get(key).map_or(0, |u| u.body.capacity());
+    fn make_room(&mut self, now: Seconds, at: u32, end: usize, declared: usize) -> bool {
+        let capacity = self.uploads[at as usize].body.capacity();
         if capacity >= end {
             return true;
         }
         let wanted = end.max(declared.min(TRUSTED_SIZE1)).max((capacity * 2).min(self.limits.max_body));
         if self.held - capacity + wanted > self.limits.total {
             // Itself it is not to expire over this.
-            self.touch(key, now);
+            self.touch(at, now);
             self.expire(now);
             if self.held - capacity + wanted > self.limits.total {
                 return false;
             }
         }
-        if let Some(upload) = self.uploads.get_mut(key) {
-            upload.body.reserve_exact(wanted - upload.body.len());
-            self.held = self.held - capacity + upload.body.capacity();
-        }
+        let body = &mut self.uploads[at as usize].body;
+        body.reserve_exact(wanted - body.len());
+        self.held = self.held - capacity + body.capacity();
         true
     }
 
-    fn next_touch(&mut self, now: Seconds) -> Touched {
-        self.touches += 1;
-        (now, self.touches)
+    fn touch(&mut self, at: u32, now: Seconds) {
+        self.unlink(at);
+        let upload = &mut self.uploads[at as usize];
+        (upload.touched, upload.older, upload.newer) = (now, self.newest, NONE);
+        self.newest_is(at);
     }
 
-    fn touch(&mut self, key: &(K, u64), now: Seconds) {
-        let touched = self.next_touch(now);
-        if let Some(upload) = self.uploads.get_mut(key) {
-            self.by_age.remove(&upload.touched);
-            upload.touched = touched;
-            self.by_age.insert(touched, key.clone());
+    /// Puts the upload, whose `older` is set, at the end of the list.
+    fn newest_is(&mut self, at: u32) {
+        match self.newest {
+            NONE => self.oldest = at,
+            before => self.uploads[before as usize].newer = at,
+        }
+        self.newest = at;
+    }
+
+    fn unlink(&mut self, at: u32) {
+        let Upload { older, newer, .. } = self.uploads[at as usize];
+        match older {
+            NONE => self.oldest = newer,
+            older => self.uploads[older as usize].newer = newer,
+        }
+        match newer {
+            NONE => self.newest = older,
+            newer => self.uploads[newer as usize].older = older,
         }
     }
 
-    fn remove(&mut self, key: &(K, u64)) -> Option<Upload> {
-        let upload = self.uploads.remove(key)?;
-        self.by_age.remove(&upload.touched);
+    fn remove(&mut self, at: u32) -> Vec<u8> {
+        self.unlink(at);
+        let upload = self.uploads.remove(at as usize);
         self.held -= upload.held();
-        if let Some(own) = self.by_device.get_mut(&key.0) {
-            own.retain(|&operation| operation != key.1);
-            if own.is_empty() {
-                self.by_device.remove(&key.0);
-            }
+        if let Ok(entry) = self.by_device.find_entry(upload.device, |&other| other == at) {
+            entry.remove();
         }
-        Some(upload)
-    }
-
-    fn drop_upload(&mut self, key: &(K, u64)) {
-        self.remove(key);
+        if self.uploads.is_empty() {
+            // What a flood of small ones took is not to stand beside the large ones that follow.
+            (self.uploads, self.by_device) = (Slab::new(), HashTable::new());
+        }
+        upload.body
     }
 
     /// Gives up what was not touched for [`Limits::lifetime`]; returns how many.
     pub fn expire(&mut self, now: Seconds) -> usize {
         let mut count = 0;
-        while let Some((&(touched, _), key)) = self.by_age.first_key_value() {
-            if now.since(touched) < self.limits.lifetime {
-                break;
-            }
-            let key = key.clone();
-            self.drop_upload(&key);
+        while self.oldest != NONE && now.since(self.uploads[self.oldest as usize].touched) >= self.limits.lifetime {
+            self.remove(self.oldest);
             count += 1;
         }
         count

@@ -44,7 +44,7 @@ pub(crate) fn uploads(bytes: &[u8]) {
         let fill = script.below(2);
         let payload: Vec<u8> = (0..len).map(|i| fill ^ ((block.offset() + i) % 251) as u8).collect();
         let size1 = if script.below(4) == 0 { Some(u32::from(script.below(255)) * 2) } else { None };
-        let progress = uploads.accept(now, &device, operation, block, size1, &payload);
+        let progress = uploads.accept(now, u64::from(device), operation, block, size1, &payload);
         assert!(uploads.held() <= limits.total && uploads.len() <= 8);
         let bodies = candidates.entry((device, operation)).or_default();
         let (start, end) = (block.offset(), block.offset() + len);

@@ -204,7 +204,7 @@ section! {
         upload_bytes: usize = "64 KiB", Size { min: KIB, max: MIB };
         /// Unfinished uploads of one device; another one takes the place of its first.
         uploads_per_device: usize = "2", Integer { min: 1, max: 1024 };
-        /// Bytes of all unfinished uploads, 256 for each included; what is beyond is answered 5.03. One that is not continued
+        /// Bytes of all unfinished uploads, 128 for each included; what is beyond is answered 5.03. One that is not continued
         /// within EXCHANGE_LIFETIME (RFC 7252 §4.8.2; 247 s with the default timers) is given up.
         uploads_bytes: usize = "64 MiB", Size { min: MIB, max: 64 * GIB };
         /// Observations (RFC 7641) of one endpoint; a registration beyond is answered as a plain GET.

@@ -1,7 +1,7 @@
 //! What the CoAP sides of all workers have in common: unfinished uploads, what needs the disk to be answered, and what one worker has for
 //! another.
 
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hash};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -46,7 +46,7 @@ struct Inbox {
 
 /// See the [module documentation](self).
 pub(crate) struct Common {
-    uploads: Mutex<Uploads<DeviceId>>,
+    uploads: Mutex<Uploads>,
     pub(super) challenger: Challenger,
     values: OnceLock<Values>,
     files: OnceLock<Files>,
@@ -97,14 +97,14 @@ impl Common {
         Ok(())
     }
 
-    pub(super) fn uploads(&self) -> MutexGuard<'_, Uploads<DeviceId>> {
+    pub(super) fn uploads(&self) -> MutexGuard<'_, Uploads> {
         // A panic of another worker ends the process; until then an upload may at worst be lost.
         self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells endpoints apart, for the names of uploads.
-    pub(super) fn number(&self, endpoint: &Endpoint) -> u64 {
-        self.hasher.hash_one(endpoint)
+    /// Tells endpoints and devices apart, for the names of uploads.
+    pub(super) fn number(&self, of: impl Hash) -> u64 {
+        self.hasher.hash_one(of)
     }
 
     pub(super) fn values(&self) -> Option<&Values> {

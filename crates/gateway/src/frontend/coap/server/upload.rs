@@ -3,7 +3,6 @@
 use tidegate_coap::block::{Progress, operation};
 use tidegate_coap::dedup::Lookup;
 use tidegate_coap::{Block, Code, Seconds};
-use tidegate_record::DeviceId;
 use tidegate_writer::{Pressure, Refused};
 
 use super::{MAX_WAITING, Post, Server, Store};
@@ -17,7 +16,6 @@ impl Server {
         let Post { request, topic, message, now, pressure } = post;
         let to = request.reply_to();
         let Some((ep, sender)) = self.admit(request, Asks::Publish, topic, message, now) else { return };
-        let Ok(device) = DeviceId::new(ep) else { return };
         let received = Seconds(now.seconds());
         if !block.more {
             // The upload is gone when its last block comes a second time.
@@ -37,9 +35,9 @@ impl Server {
             Pressure::Refuse(refused) => return self.refuse(&to, message, refused),
             Pressure::Normal | Pressure::Shed => {}
         }
-        let operation = operation(self.shared.coap.number(&message.from), &request.message);
-        let progress =
-            self.shared.coap.uploads().accept(received, &device, operation, block, request.size1, request.payload);
+        let common = &self.shared.coap;
+        let (device, operation) = (common.number(ep), operation(common.number(message.from), &request.message));
+        let progress = common.uploads().accept(received, device, operation, block, request.size1, request.payload);
         let metrics = &self.shared.metrics.coap_full;
         match &progress {
             Progress::Complete(body, block1) => {
