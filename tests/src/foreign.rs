@@ -1,5 +1,5 @@
 //! Other people's programs: libcoap's and mosquitto's clients, Python with aiocoap, paho-mqtt and DuckDB, Node with node-coap,
-//! Prometheus.
+//! coap-rs, Prometheus.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -149,6 +149,14 @@ pub fn node(script: &str) -> Command {
     let mut command = Command::new("node");
     command.arg(repo::root().join("tests/clients/node").join(script)).env("NODE_PATH", modules);
     command
+}
+
+/// The program around coap-rs, `tests/clients/coap_rs`.
+#[must_use]
+pub fn coap_rs() -> Command {
+    let program = repo::test_env().join("coap_rs/debug/coap-rs-client");
+    assert!(program.exists(), "{} is not there; cargo xtask setup builds it", program.display());
+    Command::new(program)
 }
 
 /// `prometheus` or `promtool`: from `PATH`, or where `cargo xtask setup` unpacked it.

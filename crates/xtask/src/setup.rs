@@ -5,6 +5,7 @@
 //! - **Python packages** at the versions in `tests/clients/requirements.txt`, into a virtual environment under the target
 //!   directory.
 //! - **Node packages** at the versions in `tests/clients/node/package-lock.json`, under the target directory.
+//! - **coap-rs** at the versions in `tests/clients/coap_rs/Cargo.lock`, built under the target directory.
 //! - **Prometheus**, which the tests of `deploy/` run: the Debian package is downloaded and unpacked under the target
 //!   directory instead of installed, because installing it would start a service.
 //!
@@ -20,10 +21,14 @@ use anyhow::{Context, Result, bail};
 use crate::place::{self, has, quietly};
 
 /// A program that the tests start, and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 16] = [
+    // DTLSSocket, by which aiocoap speaks DTLS, brings tinydtls as source.
+    ("autoconf", "autoconf"),
+    ("automake", "automake"),
     ("cc", "gcc"),
     ("coap-client-gnutls", "libcoap3-bin"),
     ("coap-client-notls", "libcoap3-bin"),
+    ("coap-client-openssl", "libcoap3-bin"),
     ("ip", "iproute2"),
     ("make", "make"),
     ("mosquitto_pub", "mosquitto-clients"),
@@ -44,6 +49,7 @@ pub(crate) fn run() -> Result<()> {
     }
     python_packages()?;
     node_packages()?;
+    coap_rs()?;
     prometheus()
 }
 
@@ -135,6 +141,14 @@ fn node_packages() -> Result<()> {
     quietly(Command::new("npm").args(install).current_dir(&node)).context("the tests need these packages from npm")?;
     // Last, so that an installation cut short is done again.
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
+}
+
+/// Builds the program around coap-rs; Cargo knows whether it is there already.
+fn coap_rs() -> Result<()> {
+    let manifest = place::root().join("tests/clients/coap_rs/Cargo.toml");
+    let mut build = place::cargo();
+    build.args(["build", "--quiet", "--locked", "--manifest-path"]).arg(manifest);
+    quietly(build.arg("--target-dir").arg(place::test_env()?.join("coap_rs"))).context("the tests need coap-rs")
 }
 
 fn prometheus() -> Result<()> {
