@@ -163,10 +163,14 @@ impl Writer {
         }
         queue.bytes.extend_from_slice(&changes.bytes);
         queue.changes += u64::from(changes.count);
-        queue.pending += changes.bytes.len();
+        let bytes = changes.bytes.len();
+        queue.pending += bytes;
         queue.last += 1;
         let ticket = Ticket(queue.last);
-        let wake = std::mem::take(&mut queue.idle);
+        // One that lets changes gather is woken when they have become half of what may wait.
+        let half = shared.pending_bytes / 2;
+        let filled = queue.pending >= half && queue.pending - bytes < half;
+        let wake = std::mem::take(&mut queue.idle) || filled;
         drop(queue);
         if wake {
             shared.work.notify_all();

@@ -237,6 +237,30 @@ fn what_comes_during_a_commit_is_the_next_one_and_bounded() {
 }
 
 #[test]
+fn a_flood_gathers_and_nobody_waits_for_more_of_it() {
+    let (store, faults) = faulty(1 << 20);
+    let writer = store.writer();
+    let submit = |count: usize| {
+        (0..count).for_each(|n| assert!(writer.submit(&mut put(Table::Wills, &n.to_be_bytes(), b"")).is_ok()));
+        writer.submit(&mut Changes::new()).unwrap()
+    };
+    // All but the first share a commit, which so is one of many.
+    stall(&faults, true);
+    let before = faults.syncs.load(Ordering::SeqCst);
+    submit(1);
+    wait_for(|| faults.syncs.load(Ordering::SeqCst) > before);
+    let last = submit(100);
+    stall(&faults, false);
+    assert!(store.durable().wait(last, LONG));
+    // What comes now is let gather, and stored though nothing follows it.
+    assert!(store.durable().wait(submit(1), LONG));
+    let last = submit(100);
+    assert!(store.stop(LONG).clean, "a stop ends the gathering");
+    assert_eq!(writer.submit(&mut put(Table::Wills, b"late", b"")), Err(Refused::Stopping));
+    assert!(last > Ticket(200));
+}
+
+#[test]
 fn a_hook_that_panics_fails_the_store() {
     let (store, _) = faulty(1000);
     store.durable().on_move({

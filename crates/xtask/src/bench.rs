@@ -11,11 +11,14 @@
 //! | `idle` | mosquitto, Tidegate | connecting, memory of an idle connection |
 //! | `storm` | Tidegate | latency of connected devices while 100,000 others connect |
 //! | `tls` | Tidegate | full and resumed TLS handshakes, memory of an idle TLS connection |
+//! | `dtls` | bare echo, DTLS echo, Tidegate | CoAP over DTLS: processor time of a handshake and of a request |
+//! | `dtls-million` | Tidegate | a million associations: memory, devices that move, `kill -9` and the start after it |
 //! | `million` | Tidegate | a million CoAP devices: memory, latency, every acknowledged message |
 //! | `log`, `parquet` | | the micro-benchmarks of the package `tidegate-benches` |
 //!
 //! Every run against Tidegate ends with an audit of what it stored. Reports are written to `target/bench/`.
 
+mod dtls;
 mod server;
 mod storm;
 mod table;
@@ -28,6 +31,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum as _;
 use serde_json::{Value, json};
 
 use crate::place;
@@ -65,10 +69,10 @@ pub(crate) struct Args {
     /// MQTT connections of `idle`; the default is 19,000 or what the limit of open files allows.
     #[arg(long)]
     connections: Option<u64>,
-    /// CoAP devices of `million`.
+    /// CoAP devices of `million` and `dtls-million`.
     #[arg(long, default_value_t = 1_000_000)]
     million_devices: u32,
-    /// Readings per second of `million`.
+    /// Readings per second of `million` and `dtls-million`.
     #[arg(long, default_value_t = 30_000)]
     million_rate: u32,
     /// Seconds measured of `million`.
@@ -92,6 +96,8 @@ enum What {
     Idle,
     Storm,
     Tls,
+    Dtls,
+    DtlsMillion,
     Million,
     Log,
     Parquet,
@@ -124,7 +130,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut table = Table::default();
     let mut reports = Vec::new();
     let mut benches = true;
-    for what in [What::Coap, What::Mqtt, What::Idle, What::Storm, What::Tls, What::Million, What::Log, What::Parquet] {
+    for &what in What::value_variants() {
         if !all && args.what != what {
             continue;
         }
@@ -134,6 +140,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             What::Idle => idle(&rig, args, &mut table, &mut reports)?,
             What::Storm => storm::run(&rig, args, &mut table, &mut reports)?,
             What::Tls => tls::run(&rig, args, &mut table)?,
+            What::Dtls => dtls::run(&rig, args, &mut table, &mut reports)?,
+            What::DtlsMillion => dtls::million(&rig, args, &mut table, &mut reports)?,
             What::Million => million(&rig, args, &mut table, &mut reports)?,
             What::Log => benches &= cargo_bench("log")?,
             What::Parquet => benches &= cargo_bench("parquet")?,
@@ -184,16 +192,10 @@ impl Rig {
         let file = self.out.join(format!("run-{}.json", std::process::id()));
         let target = ["--target".to_owned(), server.address.to_string()];
         let heading = format!("round {} {label}", round + 1);
-        let mut report = self.measure(server, &heading, args.iter().chain(&target), &file)?;
+        let report = self.measure(server, &heading, args.iter().chain(&target), &file)?;
         let _ = fs::remove_file(&file);
         let out = report.clone();
-        // The whole histograms are for merging, and long.
-        for path in ["/latency", "/lateness", "/connect/latency", "/consumer/latency"] {
-            if let Some(quantiles) = report.pointer_mut(path).and_then(Value::as_object_mut) {
-                quantiles.remove("histogram");
-            }
-        }
-        reports.push(json!({ "server": label, "round": round + 1, "report": report }));
+        keep(label, round, report, reports);
         Ok(out)
     }
 
@@ -219,6 +221,17 @@ impl Rig {
         let report = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         serde_json::from_slice(&report).context("tidegate-bench wrote no JSON")
     }
+}
+
+/// Keeps a report for the file that is written at the end.
+fn keep(label: &str, round: usize, mut report: Value, reports: &mut Vec<Value>) {
+    // The whole histograms are for merging, and long.
+    for path in ["/latency", "/lateness", "/connect/latency", "/consumer/latency"] {
+        if let Some(quantiles) = report.pointer_mut(path).and_then(Value::as_object_mut) {
+            quantiles.remove("histogram");
+        }
+    }
+    reports.push(json!({ "server": label, "round": round + 1, "report": report }));
 }
 
 /// A number of a report; NaN, which no bound accepts, if it is not there.

@@ -25,8 +25,10 @@ const USER_HZ: f64 = 100.0;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// `tidegate-bench echo`
+    /// `tidegate-bench echo coap`
     Echo,
+    /// `tidegate-bench echo coaps`: DTLS and nothing else
+    SecureEcho,
     /// `coap-server` of Debian's libcoap3-bin
     Libcoap,
     /// Debian's mosquitto
@@ -40,6 +42,7 @@ impl Kind {
     pub(crate) fn label(self) -> &'static str {
         match self {
             Kind::Echo => "bare echo",
+            Kind::SecureEcho => "DTLS echo",
             Kind::Libcoap => "libcoap",
             Kind::Mosquitto => "mosquitto",
             Kind::Rmqtt => "rmqtt",
@@ -51,8 +54,20 @@ impl Kind {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Coap,
+    Coaps,
     Mqtt,
     Mqtts,
+}
+
+impl Protocol {
+    fn name(self) -> &'static str {
+        match self {
+            Protocol::Coap => "coap",
+            Protocol::Coaps => "coaps",
+            Protocol::Mqtt => "mqtt",
+            Protocol::Mqtts => "mqtts",
+        }
+    }
 }
 
 /// A server that listens.
@@ -67,25 +82,15 @@ impl Running {
     /// Starts a server with fresh state on a free port.
     pub(crate) fn start(kind: Kind, protocol: Protocol, rig: &Rig, extra: &[&str]) -> Result<Running> {
         match kind {
-            Kind::Echo => {
+            Kind::Echo | Kind::SecureEcho => {
+                let name = if kind == Kind::Echo { "coap" } else { "coaps" };
                 let mut command = Command::new(rig.release.join("tidegate-bench"));
-                command.args(["echo", "coap", "--listen", "127.0.0.1:0"]);
-                Running::announced(command, "coap", None)
+                command.args(["echo", name, "--listen", "127.0.0.1:0"]);
+                Running::announced(command, name, None)
             }
             Kind::Tidegate => {
-                let dir = rig.disk.join(format!("data-{}-{}", std::process::id(), free_port(false)?.port()));
-                fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-                let mut command = Command::new(rig.release.join("tidegate"));
-                command.arg("serve").args(extra).arg("--data-dir").arg(&dir);
-                for key in ["coap.listen", "coaps.listen", "mqtt.listen", "http.listen"] {
-                    command.arg("--set").arg(format!("{key}=127.0.0.1:0"));
-                }
-                let name = match protocol {
-                    Protocol::Coap => "coap",
-                    Protocol::Mqtt => "mqtt",
-                    Protocol::Mqtts => "mqtts",
-                };
-                Running::announced(command, name, Some(dir))
+                let dir = fresh_dir(rig)?;
+                Running::gateway(dir, protocol, rig, extra)
             }
             Kind::Libcoap => {
                 let program = ["coap-server-notls", "coap-server"].into_iter().find(|program| place::has(program));
@@ -121,6 +126,24 @@ impl Running {
                 running
             }
         }
+    }
+
+    /// Starts the gateway on what is in `dir`, which is removed when it stops.
+    pub(crate) fn gateway(dir: PathBuf, protocol: Protocol, rig: &Rig, extra: &[&str]) -> Result<Running> {
+        let mut command = Command::new(rig.release.join("tidegate"));
+        command.arg("serve").arg("--data-dir").arg(&dir);
+        for key in ["coap.listen", "coaps.listen", "mqtt.listen", "http.listen"] {
+            command.arg("--set").arg(format!("{key}=127.0.0.1:0"));
+        }
+        command.args(extra);
+        Running::announced(command, protocol.name(), Some(dir))
+    }
+
+    /// Kills it, as a crash does, and gives its data directory.
+    pub(crate) fn crash(mut self) -> Result<PathBuf> {
+        self.child.kill().context("cannot kill the server")?;
+        self.child.wait().context("lost the server")?;
+        self.data_dir.take().context("this server stores nothing")
     }
 
     /// A server that says `<name> listening on <address>`, one line a listener.
@@ -172,15 +195,29 @@ impl Running {
         Ok(running)
     }
 
+    /// The data directory, as an argument.
+    pub(super) fn dir(&self) -> Result<&str> {
+        self.data_dir.as_deref().and_then(std::path::Path::to_str).context("no data directory with a name in UTF-8")
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Resident memory, in bytes.
     pub(crate) fn rss(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most of it that there ever was.
+    pub(super) fn rss_peak(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, what: &str) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).context("the server is gone")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().context("no number in VmRSS")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(what)).with_context(|| format!("no {what}"))?;
+        let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().context("no number in /proc")?;
         Ok(kilobytes * 1_024)
     }
 
@@ -220,6 +257,13 @@ impl Drop for Running {
             let _ = writeln!(std::io::stderr(), "xtask: cannot remove {}: {error}", dir.display());
         }
     }
+}
+
+/// An empty data directory.
+pub(super) fn fresh_dir(rig: &Rig) -> Result<PathBuf> {
+    let dir = rig.disk.join(format!("data-{}-{}", std::process::id(), free_port(false)?.port()));
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir)
 }
 
 /// A port that nobody uses now.

@@ -1,5 +1,6 @@
 //! Who may open an association, as the registry says.
 
+use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tidegate_dtls::{Key, Psk, Psks};
@@ -30,11 +31,47 @@ impl Identities {
     }
 }
 
-impl Psks for Identities {
-    fn psk(&self, identity: &[u8]) -> Option<Psk> {
-        let found = self.look_up(identity)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let mut keys = found.keys(now).filter_map(|secret| Key::new(secret.bytes()));
-        Some(Psk { key: keys.next()?, previous: keys.next(), owner: owner_of(found.device.as_str()) })
+/// What was looked up.
+pub(super) struct Found {
+    pub(super) identity: Box<[u8]>,
+    pub(super) whose: Identified,
+    /// Reviews made before that.
+    pub(super) reviews: u64,
+}
+
+/// What a handshake asks while one datagram is handled. Most have the client's `Finished` in that which brings its identity, and it
+/// need not be looked up twice.
+pub(super) struct Lookups<'a> {
+    identities: &'a Identities,
+    reviews: u64,
+    last: RefCell<Option<Found>>,
+}
+
+impl<'a> Lookups<'a> {
+    pub(super) fn new(identities: &'a Identities, reviews: u64) -> Lookups<'a> {
+        Lookups { identities, reviews, last: RefCell::default() }
     }
+
+    /// What the last lookup found.
+    pub(super) fn found(self) -> Option<Found> {
+        self.last.into_inner()
+    }
+}
+
+impl Psks for Lookups<'_> {
+    fn psk(&self, identity: &[u8]) -> Option<Psk> {
+        let found = self.identities.look_up(identity)?;
+        let psk = psk(&found);
+        let registry::Identity { device, tenant, .. } = found;
+        let whose = Identified { device, tenant };
+        *self.last.borrow_mut() = Some(Found { identity: identity.into(), whose, reviews: self.reviews });
+        psk
+    }
+}
+
+/// The keys of an identity.
+fn psk(found: &registry::Identity) -> Option<Psk> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let mut keys = found.keys(now).filter_map(|secret| Key::new(secret.bytes()));
+    Some(Psk { key: keys.next()?, previous: keys.next(), owner: owner_of(found.device.as_str()) })
 }

@@ -43,7 +43,7 @@ mod row;
 mod settings;
 mod tenants;
 
-use identities::Identities;
+use identities::{Found, Identities, Lookups};
 use locals::Locals;
 pub(crate) use metrics::AssociationMetrics;
 use owner::{Names, owner_of};
@@ -172,13 +172,14 @@ impl Associations {
         {
             let mut server = self.lock(self.router.shard(datagram, path));
             let Desk { random, outbox, events, .. } = desk;
+            let lookups = Lookups::new(&self.identities, self.reviews.load(Ordering::SeqCst));
             let mut environment = Environment {
-                psks: &self.identities,
+                psks: &lookups,
                 random,
                 sessions: self.sessions.as_ref().map(|sessions| sessions as &dyn Sessions),
             };
             server.handle(datagram, path, timestamp(now), &mut environment, outbox, events);
-            self.settle(&mut server, now, devices, desk);
+            self.settle(&mut server, lookups.found(), now, devices, desk);
         }
         self.close_doomed(now, devices, desk);
     }
@@ -233,7 +234,7 @@ impl Associations {
             let mut server = self.lock(shard as u32);
             if server.poll_timeout().is_some_and(|at| at <= time) {
                 server.handle_timeout(time, &mut desk.outbox, &mut desk.events);
-                self.settle(&mut server, now, devices, desk);
+                self.settle(&mut server, None, now, devices, desk);
             }
         }
         for (id, names) in std::mem::take(&mut desk.refused) {
@@ -248,7 +249,7 @@ impl Associations {
         let mut server = self.lock(id.shard(self.count()));
         let mut unsent = Outbox::new();
         server.close(id, &mut unsent, &mut desk.events);
-        self.settle(&mut server, now, devices, desk);
+        self.settle(&mut server, None, now, devices, desk);
     }
 
     /// Ends the associations of those `devices` whose identities are not theirs any more.
@@ -276,7 +277,14 @@ impl Associations {
     }
 
     /// Counts what happened, and does what follows from it, while the shard is locked.
-    fn settle(&self, server: &mut Server, now: Now, devices: &Devices<Device>, desk: &mut Desk) {
+    fn settle(
+        &self,
+        server: &mut Server,
+        mut found: Option<Found>,
+        now: Now,
+        devices: &Devices<Device>,
+        desk: &mut Desk,
+    ) {
         let mut events = std::mem::take(&mut desk.events);
         for event in events.drain(..) {
             match event {
@@ -287,7 +295,8 @@ impl Associations {
                 Event::Established { id, owner, identity, resumed } => {
                     self.metrics.established(resumed);
                     self.metrics.associations.inc();
-                    self.adopt(server, (id, &owner), &identity, now, devices, desk);
+                    let found = found.take().filter(|found| found.identity == identity);
+                    self.adopt(server, (id, &owner), (&identity, found), now, devices, desk);
                 }
                 Event::Reserve { id } => self.store(server, id, None, desk),
                 Event::Closed { id, owner, reason } => {
@@ -310,15 +319,17 @@ impl Associations {
         &self,
         server: &Server,
         (id, owner): (AssociationId, &Owner),
-        identity: &[u8],
+        (identity, found): (&[u8], Option<Found>),
         now: Now,
         devices: &Devices<Device>,
         desk: &mut Desk,
     ) {
-        // Between its first flight and now the identity may have been revoked.
-        let reviews = self.reviews.load(Ordering::SeqCst);
-        let Some(found) = self.identities.find(identity).filter(|found| owner_of(found.device.as_str()) == *owner)
-        else {
+        // Since it was looked up the identity may have been revoked: what was found a datagram ago is found anew.
+        let found = found.map(|Found { whose, reviews, .. }| (whose, reviews)).or_else(|| {
+            let reviews = self.reviews.load(Ordering::SeqCst);
+            self.identities.find(identity).map(|whose| (whose, reviews))
+        });
+        let Some((found, reviews)) = found.filter(|(found, _)| owner_of(found.device.as_str()) == *owner) else {
             if let Ok(nobody) = DeviceId::new("-") {
                 self.names.hold(owner, &nobody);
             }

@@ -40,7 +40,8 @@ pub(crate) const CURSOR: &str = "coaps";
 /// How often windows are written: a start reads the log of no longer time, some 5 s at 100,000 readings a second.
 pub(crate) const PERIOD: Duration = Duration::from_secs(60);
 
-/// Windows in one submission to the database: 100 KiB.
+/// Windows in one submission to the database: 160 KiB. The next one waits until it is stored, since a million at a time would take as
+/// much memory as a tenth of the associations.
 const AT_ONCE: usize = 4096;
 
 const META: &[u8] = b"m";
@@ -55,6 +56,20 @@ pub(super) struct Windows {
     cursor: Option<Cursor>,
     /// All uses before are written.
     since: Timestamp,
+}
+
+impl Windows {
+    /// Moves the cursor to `position`, before which no segment of the log is needed any more. `None` if the log could not be told.
+    fn advance(&mut self, position: Seq) -> Option<()> {
+        let cursor = self.cursor.as_mut()?;
+        if position > cursor.position()
+            && let Err(error) = cursor.advance(position)
+        {
+            tracing::warn!(%error, "the log cannot be told how far the replay windows are stored");
+            return None;
+        }
+        Some(())
+    }
 }
 
 /// The associations could not be opened.
@@ -203,9 +218,15 @@ impl Associations {
         restored.raised = raised.len();
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         *windows = Windows { cursor: Some(cursor), since: super::timestamp(now) };
-        let raised = raised.into_iter().filter_map(|id| self.lock(id.shard(self.count())).about(id));
+        let mut raised: Vec<_> = raised.into_iter().collect();
+        raised.sort_unstable_by_key(|id| (id.shard(self.count()), id.slot()));
+        let stored = raised.chunks(AT_ONCE).try_for_each(|ids| {
+            self.write(ids.iter().filter_map(|id| self.lock(id.shard(self.count())).about(*id)).collect())
+        });
         // If this fails, the next start finds the same in the log.
-        let _ = self.write(&mut windows, raised.collect(), log.durable().get());
+        if stored.is_some() {
+            let _ = windows.advance(log.durable().get());
+        }
         self.metrics.associations.set(restored.associations as i64);
         Ok(restored)
     }
@@ -280,35 +301,28 @@ impl Associations {
     /// Writes what windows have seen since the last time, and moves the cursor to `durable`, which was read before.
     pub(crate) fn write_windows(&self, durable: Seq, now: Now) {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut used = Vec::new();
-        for shard in 0..self.count() {
-            used.extend(self.lock(shard).used_since(windows.since));
-        }
-        if self.write(&mut windows, used, durable).is_some() {
+        let stored = (0..self.count()).try_for_each(|shard| {
+            let used = self.lock(shard).used_since(windows.since).collect();
+            self.write(used)
+        });
+        // If not all of it was possible, all of it is done again.
+        if stored.is_some() && windows.advance(durable).is_some() {
             windows.since = super::timestamp(now);
         }
     }
 
-    /// Writes the windows of `used`, then moves the cursor. `None`: not all of it was possible, and is to be done again.
-    fn write(&self, windows: &mut Windows, used: Vec<About>, durable: Seq) -> Option<()> {
-        let cursor = windows.cursor.as_mut()?;
-        tracing::debug!(windows = used.len(), position = durable.0, "storing replay windows");
+    /// Writes the windows of `used`, all of one shard if they are many. `None` if that was not possible.
+    fn write(&self, mut used: Vec<About>) -> Option<()> {
+        tracing::debug!(windows = used.len(), "storing replay windows");
+        // In the order of their keys: neighbours share pages.
+        used.sort_unstable_by_key(|about| about.id.slot());
         let mut changes = Changes::new();
-        let mut last = Ticket::NONE;
         for chunk in used.chunks(AT_ONCE) {
             for about in chunk {
                 row::put_window(&mut changes, about);
             }
-            last = self.submit_patiently(&mut changes)?;
-        }
-        if !self.state.durable.wait(last, PATIENCE) {
-            return None;
-        }
-        if durable > cursor.position()
-            && let Err(error) = cursor.advance(durable)
-        {
-            tracing::warn!(%error, "the log cannot be told how far the replay windows are stored");
-            return None;
+            let last = self.submit_patiently(&mut changes)?;
+            self.state.durable.wait(last, PATIENCE).then_some(())?;
         }
         Some(())
     }

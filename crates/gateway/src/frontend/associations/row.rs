@@ -6,10 +6,13 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `a`, slot (4 bytes) | format (1 byte, 1), length of the device's name (1), the name, length of the PSK identity (1; 0 if it is the name), the identity, the export ([`EXPORT_LEN`]) |
-//! | `w`, slot (4 bytes) | association (8 bytes), one past the highest sequence number received (8), seconds of the last use (4) |
+//! | `a`, place (4 bytes) | format (1 byte, 1), length of the device's name (1), the name, length of the PSK identity (1; 0 if it is the name), the identity, the export ([`EXPORT_LEN`]) |
+//! | `w`, place (4 bytes) | association (8 bytes), one past the highest sequence number received (8), seconds of the last use (4) |
 //! | `l`, number (1 byte) | an address of ours (4 or 16 bytes) |
 //! | `m` | see [`super::restore`] |
+//!
+//! A place is the slot with its lower six bits in front ([`PLACE_BITS`]): the shards fill side by side, each from its first slot on, and
+//! associations that are stored together should share pages, in whichever shards they are.
 //!
 //! The export holds keys. The database's file is its owner's alone.
 
@@ -52,15 +55,18 @@ impl Owned {
     }
 }
 
+/// Bits of a slot that name its shard if there are as many shards as there may be; if there are fewer, some of them count on.
+const PLACE_BITS: u32 = super::settings::MAX_SHARDS.ilog2();
+
 fn key(kind: u8, id: AssociationId) -> [u8; 5] {
-    let [a, b, c, d] = id.slot().to_be_bytes();
+    let [a, b, c, d] = id.slot().rotate_right(PLACE_BITS).to_be_bytes();
     [kind, a, b, c, d]
 }
 
 /// The slot in a key of an association or a window.
 pub(super) fn slot(key: &[u8]) -> Option<u32> {
-    let (_, slot) = key.split_first()?;
-    slot.try_into().ok().map(u32::from_be_bytes)
+    let (_, place) = key.split_first()?;
+    place.try_into().ok().map(|place| u32::from_be_bytes(place).rotate_left(PLACE_BITS))
 }
 
 /// Adds a new association to the changes.
@@ -185,5 +191,7 @@ mod tests {
         assert_eq!(parse_window(&value), Some(window));
         assert_eq!(parse_window(&value[1..]), None);
         assert_eq!(slot(&key(WINDOW, window.id)), Some(0x0102_0304));
+        let keys = [0, 64, 1].map(|slot| key(ASSOCIATION, AssociationId(slot << 32)));
+        assert!(keys.is_sorted(), "neighbours of a shard are neighbours in the database: {keys:?}");
     }
 }

@@ -5,7 +5,7 @@ use tidegate_dtls::{AddressChanges, CidFormat, Retransmission, ServerConfig};
 use crate::config::keys::Coaps;
 
 /// Most shards. Two workers meet in a lock once in as many records; more would divide the associations too finely.
-const MAX_SHARDS: u32 = 64;
+pub(super) const MAX_SHARDS: u32 = 64;
 
 /// Associations that a shard is for, below which fewer shards do.
 const SHARD: usize = 1024;
