@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail};
 use crate::place::{self, has, quietly};
 
 /// A program that the tests start, and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 16] = [
+const PROGRAMS: [(&str, &str); 17] = [
     // DTLSSocket, by which aiocoap speaks DTLS, brings tinydtls as source.
     ("autoconf", "autoconf"),
     ("automake", "automake"),
@@ -32,6 +32,7 @@ const PROGRAMS: [(&str, &str); 16] = [
     ("ip", "iproute2"),
     ("make", "make"),
     ("mosquitto_pub", "mosquitto-clients"),
+    ("nft", "nftables"),
     ("node", "nodejs"),
     ("npm", "npm"),
     ("openssl", "openssl"),
