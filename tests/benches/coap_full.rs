@@ -5,7 +5,8 @@
 //!
 //! - `UPLOADS` (100,000) uploads of 4 kB in blocks of 256 bytes, all begun before the first one ends;
 //! - `OBSERVERS` (1,000,000) devices that each observe a topic of their own: the gateway's memory by each;
-//! - `AWAKE` (100,000) of them told of a change, confirmably, one exchange at a time each.
+//! - `AWAKE` (100,000) of them told of two changes in a row, confirmably, one exchange at a time each; and the same in
+//!   non-confirmable messages.
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
@@ -41,7 +42,9 @@ fn main() {
         return;
     }
     uploads(count("UPLOADS", 100_000));
-    observers(count("OBSERVERS", 1_000_000), count("AWAKE", 100_000));
+    for kind in [Kind::Con, Kind::Non] {
+        observers(count("OBSERVERS", 1_000_000), count("AWAKE", 100_000), kind);
+    }
 }
 
 /// A socket that is as many endpoints as it is asked for.
@@ -227,12 +230,36 @@ fn uploads(devices: u32) {
     assert!(peak <= before + bound + sessions, "the bound does not hold");
 }
 
-fn observers(devices: u32, awake: u32) {
-    // Every notification is confirmable, so that NSTART counts.
-    let gateway = Setup::new().set("coap.observe_confirm=0 s").start();
+/// Has every device observe a topic of its own, then tells some of them of changes.
+fn observers(devices: u32, awake: u32, kind: Kind) {
+    // Either every notification is confirmable, or none is before an hour has passed.
+    let confirm = if kind == Kind::Con { "coap.observe_confirm=0 s" } else { "coap.observe_confirm=1 h" };
+    let gateway = Setup::new().set(confirm).set("coap.observe_spacing=0 s").start();
     let mut fleet = Fleet::new(gateway.coap, 0);
     let before = memory(&gateway, "VmRSS");
     let start = Instant::now();
+    register(&mut fleet, devices);
+    let bytes = memory(&gateway, "VmRSS") - before;
+    println!(
+        "{devices} observers of a topic each: {:.0} bytes each, sessions included, registered in {:.1} s",
+        bytes as f64 / f64::from(devices),
+        start.elapsed().as_secs_f64()
+    );
+    let awake = awake.min(devices);
+    let start = Instant::now();
+    let repeated = tell(&mut fleet, devices, awake);
+    let metrics = gateway.metrics();
+    let count = |kind: &str| metrics.get("tidegate_coap_notifications_total", &[&format!("type=\"{kind}\"")]);
+    println!(
+        "{awake} of them told of {CHANGES} changes each: {:.2} s from the first publication until all know the last; {} confirmable \
+         notifications, never two at a time to a device, {} not confirmable, {repeated} sent again",
+        start.elapsed().as_secs_f64(),
+        count("con"),
+        count("non"),
+    );
+}
+
+fn register(fleet: &mut Fleet, devices: u32) {
     let mut observing = vec![false; devices as usize];
     let register = |device: u32| {
         let topic = format!("cmd/{device}");
@@ -264,25 +291,27 @@ fn observers(devices: u32, awake: u32) {
             }
         }
     }
-    let bytes = memory(&gateway, "VmRSS") - before;
-    println!(
-        "{devices} observers of a topic each: {:.0} bytes each, sessions included, registered in {:.1} s",
-        bytes as f64 / f64::from(devices),
-        start.elapsed().as_secs_f64()
-    );
+}
 
-    // One publisher, an endpoint like the others; it publishes to the topics of the first devices.
-    let publisher = devices;
-    let awake = awake.min(devices);
+/// Changes of each topic, one right after the other.
+const CHANGES: u32 = 2;
+/// How long a device takes for its acknowledgement.
+const PONDERING: Duration = Duration::from_millis(20);
+
+/// One publisher, an endpoint like the others, publishes to the topics of the first devices, until each knows the last change. Checks
+/// that no device is sent a confirmable notification while it has one to acknowledge (NSTART, RFC 7252 §4.7); returns how many came again.
+fn tell(fleet: &mut Fleet, publisher: u32, awake: u32) -> u32 {
     let start = Instant::now();
-    let (mut published, mut answered, mut told) = (0, 0, 0);
+    let (mut published, mut answered, mut told, mut repeated) = (0, 0, 0, 0);
     let mut knows = vec![false; awake as usize];
-    let mut unanswered = vec![false; awake as usize];
-    let mut repeated = 0;
+    // The message ID of what each has to acknowledge, and of what it had before.
+    let mut unanswered: Vec<(Option<u16>, Option<u16>)> = vec![(None, None); awake as usize];
+    let mut acks: VecDeque<(Instant, u32, u16)> = VecDeque::new();
     while told < awake {
-        while published < awake && published - answered < WINDOW as u32 / 2 {
+        while published < CHANGES * awake && published - answered < WINDOW as u32 / 2 {
+            let (topic, change) = (published / CHANGES, published % CHANGES);
             let mid = (published & 0xFFFF) as u16;
-            let mut post = Message::post(Kind::Con, mid, &format!("cmd/{published}"), "operator", b"on");
+            let mut post = Message::post(Kind::Con, mid, &format!("cmd/{topic}"), "operator", &[change as u8]);
             post.token = published.to_be_bytes().to_vec();
             fleet.send(publisher, &post);
             published += 1;
@@ -295,23 +324,31 @@ fn observers(devices: u32, awake: u32) {
             }
             assert_eq!((message.code, message.token.as_slice()), (CONTENT, &device.to_be_bytes()[..]));
             if message.kind == Kind::Con {
-                fleet.send(device, &Message::new(Kind::Ack, EMPTY, message.mid));
+                let (now, before) = &mut unanswered[device as usize];
+                if *now == Some(message.mid) || *before == Some(message.mid) {
+                    repeated += 1;
+                } else {
+                    assert_eq!(*now, None, "a second notification to {device} before the first is acknowledged");
+                    *now = Some(message.mid);
+                }
+                acks.push_back((Instant::now() + PONDERING, device, message.mid));
             }
-            repeated += u32::from(std::mem::replace(&mut unanswered[device as usize], true));
-            if !std::mem::replace(&mut knows[device as usize], true) {
+            let last = message.payload == [CHANGES as u8 - 1];
+            if last && !std::mem::replace(&mut knows[device as usize], true) {
                 told += 1;
             }
         }
+        while let Some(&(due, device, mid)) = acks.front()
+            && due <= Instant::now()
+        {
+            acks.pop_front();
+            let (now, before) = &mut unanswered[device as usize];
+            if *now == Some(mid) {
+                (*now, *before) = (None, Some(mid));
+            }
+            fleet.send(device, &Message::new(Kind::Ack, EMPTY, mid));
+        }
         assert!(start.elapsed() < Duration::from_secs(120), "{told} of {awake} were told, {answered} answered");
     }
-    println!(
-        "{awake} of them told of a change each: {:.2} s from the first publication to the last notification, {repeated} sent again",
-        start.elapsed().as_secs_f64()
-    );
-    let metrics = gateway.metrics();
-    println!(
-        "notifications: {} confirmable, {} not",
-        metrics.get("tidegate_coap_notifications_total", &["type=\"con\""]),
-        metrics.get("tidegate_coap_notifications_total", &["type=\"non\""])
-    );
+    repeated
 }
