@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use crate::dtls::Tunnel;
 use crate::wait::DEADLINE;
 
 /// Message types, as on the wire.
@@ -308,6 +309,8 @@ pub struct Endpoint {
     socket: UdpSocket,
     gateway: SocketAddr,
     mid: u16,
+    /// What it is behind; open as long as it lives.
+    tunnel: Option<Tunnel>,
 }
 
 impl Endpoint {
@@ -316,7 +319,16 @@ impl Endpoint {
     pub fn new(gateway: SocketAddr) -> Endpoint {
         let any = if gateway.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
         let socket = UdpSocket::bind(any).expect("a free port");
-        Endpoint { socket, gateway, mid: 0 }
+        Endpoint { socket, gateway, mid: 0, tunnel: None }
+    }
+
+    /// The same over DTLS, as the device `identity`.
+    #[must_use]
+    pub fn secure(gateway: SocketAddr, identity: &str, key: &[u8]) -> Endpoint {
+        let tunnel = Tunnel::open(gateway, identity, key);
+        let mut endpoint = Endpoint::new(tunnel.address);
+        endpoint.tunnel = Some(tunnel);
+        endpoint
     }
 
     /// A message ID that this endpoint has not used.

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::Read;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidegate_dtls::{
@@ -128,7 +130,11 @@ impl Device {
 
     /// Protects `message`, sends it, and gives the datagram.
     pub fn send(&mut self, message: &Message) -> Vec<u8> {
-        self.client.seal(&message.encode(), &mut self.out).expect("it is established");
+        self.send_text(&message.encode())
+    }
+
+    fn send_text(&mut self, text: &[u8]) -> Vec<u8> {
+        self.client.seal(text, &mut self.out).expect("it is established");
         self.flush();
         self.sent.last().expect("it was just sent").clone()
     }
@@ -221,6 +227,50 @@ impl Device {
             self.sent.push(datagram.to_vec());
         }
         self.out.clear();
+    }
+}
+
+/// A port of loopback whose datagrams travel within an association of a device: what is sent to it goes to the gateway, and back.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// The port.
+    pub address: SocketAddr,
+    stop: Arc<AtomicBool>,
+}
+
+impl Tunnel {
+    /// Makes a handshake.
+    #[must_use]
+    pub fn open(gateway: SocketAddr, identity: &str, key: &[u8]) -> Tunnel {
+        let mut device = Device::connect(gateway, identity, key);
+        let front = bind();
+        front.set_nonblocking(true).expect("a socket");
+        let address = front.local_addr().expect("it is bound");
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            let mut peer = None;
+            while !stopped.load(Ordering::Relaxed) {
+                while let Ok((len, from)) = front.recv_from(&mut buffer) {
+                    peer = Some(from);
+                    device.send_text(&buffer[..len]);
+                }
+                for text in device.texts(Instant::now() + Duration::from_millis(1)) {
+                    if let Some(peer) = peer {
+                        // One that has gone misses it, as it would without the tunnel.
+                        let _ = front.send_to(&text, peer);
+                    }
+                }
+            }
+        });
+        Tunnel { address, stop }
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

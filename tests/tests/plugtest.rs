@@ -1,19 +1,49 @@
-//! The cases of the ETSI CoAP plugtests (TD_COAP_CORE, LINK, BLOCK and OBS) that concern a server, under their names.
+//! The cases of the ETSI CoAP plugtests (TD_COAP_CORE, LINK, BLOCK and OBS) that concern a server, under their names; over UDP here, and
+//! over DTLS as a part of `plugtest_dtls.rs`.
 //!
 //! The events set up a server with resources such as `/test`, `/large` and `/obs`; here they are topics. Left out are the cases of proxies
 //! (CORE 24 to 31), those of a client alone (OBS 04: it notices that Max-Age has passed), Location-Path and Location-Query
 //! (CORE 18 and 19: a reading gets no address of its own) and If-Match and If-None-Match (CORE 22 and 23), which are
 //! answered 4.02, as RFC 7252 §5.10.8 has it for a server that does not check them.
 
+use std::fs;
+
 use tidegate_tests::coap::{
     self, Block, CHANGED, CONTENT, CONTINUE, DELETED, EMPTY, Endpoint, GET, Kind, Message, POST, PUT,
 };
-use tidegate_tests::{Gateway, Random, Setup, Shim, until};
+use tidegate_tests::{Gateway, Random, Setup, Shim, tidegate, until};
+
+/// Whether this is a part of `plugtest_dtls.rs`.
+fn is_over_dtls() -> bool {
+    module_path!().starts_with("plugtest_dtls")
+}
+
+const KEY: &[u8] = b"0123456789abcdef";
+
+/// Starts a gateway that knows the device `peer`.
+fn start(setup: Setup) -> Gateway {
+    let gateway = setup.start();
+    if is_over_dtls() {
+        let file = gateway.data_dir.join("keys.csv");
+        let key: String = KEY.iter().map(|byte| format!("{byte:02x}")).collect();
+        fs::write(&file, format!("identity,psk,device\npeer,hex:{key},peer\n")).expect("the directory is ours");
+        let mut import = tidegate();
+        import.arg("devices").arg("--data-dir").arg(&gateway.data_dir).arg("import").arg(&file);
+        let imported = import.output().expect("the binary starts");
+        assert!(imported.status.success(), "{imported:?}");
+    }
+    gateway
+}
+
+/// The client of the case: the device `peer`. Others that take part are over UDP.
+fn client(gateway: &Gateway) -> Endpoint {
+    if is_over_dtls() { Endpoint::secure(gateway.coaps, "peer", KEY) } else { Endpoint::new(gateway.coap) }
+}
 
 /// A gateway on which `/test` has a value.
 fn server() -> (Gateway, Endpoint) {
-    let gateway = Gateway::start();
-    let mut client = Endpoint::new(gateway.coap);
+    let gateway = start(Setup::new());
+    let mut client = client(&gateway);
     let post = Message::post(Kind::Con, client.mid(), "test", "peer", b"hello").option(coap::CONTENT_FORMAT, &[]);
     assert_eq!(client.exchange(&post).code, CHANGED);
     (gateway, client)
@@ -94,8 +124,8 @@ fn td_coap_core_08_post_non() {
 /// A response apart from its acknowledgement, which the gateway sends when the disk is slow.
 fn separate(kind: Kind, token: &[u8]) {
     let shim = Shim::new();
-    let gateway = Setup::new().shim(&shim).set("coap.ack_delay=100 ms").start();
-    let mut client = Endpoint::new(gateway.coap);
+    let gateway = start(Setup::new().shim(&shim).set("coap.ack_delay=100 ms"));
+    let mut client = client(&gateway);
     shim.hold();
     let mut request = Message::post(kind, client.mid(), "separate", "peer", b"x");
     request.token = token.to_vec();
@@ -171,8 +201,8 @@ fn td_coap_core_15_lossy_piggybacked() {
 #[test]
 fn td_coap_core_16_lossy_separate() {
     let shim = Shim::new();
-    let gateway = Setup::new().shim(&shim).set("coap.ack_delay=50 ms").set("coap.ack_timeout=100 ms").start();
-    let mut client = Endpoint::new(gateway.coap);
+    let gateway = start(Setup::new().shim(&shim).set("coap.ack_delay=50 ms").set("coap.ack_timeout=100 ms"));
+    let mut client = client(&gateway);
     shim.hold();
     let request = Message::post(Kind::Con, client.mid(), "separate", "peer", b"x");
     client.send(&request);
@@ -352,8 +382,8 @@ fn td_coap_block_06_get_with_16_byte_blocks() {
 #[test]
 fn td_coap_obs_01_con() {
     // Everything that is told within a minute of the last acknowledgement may be non-confirmable; here nothing may.
-    let gateway = Setup::new().set("coap.observe_confirm=0 s").start();
-    let (mut client, mut peer) = (Endpoint::new(gateway.coap), Endpoint::new(gateway.coap));
+    let gateway = start(Setup::new().set("coap.observe_confirm=0 s"));
+    let (mut client, mut peer) = (client(&gateway), Endpoint::new(gateway.coap));
     let first = client.observe("obs", b"tok", None);
     let mut last = first.find_uint(coap::OBSERVE).expect("Observe");
     for n in 0..3 {
@@ -369,8 +399,8 @@ fn td_coap_obs_01_con() {
 #[test]
 fn td_coap_obs_02_non() {
     // By default not more than one every three seconds is (RFC 7641 §4.5.1).
-    let gateway = Setup::new().set("coap.observe_spacing=0 s").start();
-    let (mut client, mut peer) = (Endpoint::new(gateway.coap), Endpoint::new(gateway.coap));
+    let gateway = start(Setup::new().set("coap.observe_spacing=0 s"));
+    let (mut client, mut peer) = (client(&gateway), Endpoint::new(gateway.coap));
     let mut last = client.observe("obs", b"tok", None).find_uint(coap::OBSERVE).expect("Observe");
     for n in 0..3 {
         assert_eq!(peer.post("obs", "peer", &[n]).code, CHANGED);
@@ -397,13 +427,9 @@ fn td_coap_obs_03_stop_by_get() {
 
 #[test]
 fn td_coap_obs_05_the_server_notices_that_the_client_is_gone() {
-    let gateway = Setup::new()
-        .set("coap.ack_timeout=100 ms")
-        .set("coap.ack_delay=50 ms")
-        .set("coap.max_retransmit=2")
-        .set("coap.observe_silence=0 s")
-        .start();
-    let (mut client, mut peer) = (Endpoint::new(gateway.coap), Endpoint::new(gateway.coap));
+    let setup = Setup::new().set("coap.ack_timeout=100 ms").set("coap.ack_delay=50 ms");
+    let gateway = start(setup.set("coap.max_retransmit=2").set("coap.observe_silence=0 s"));
+    let (mut client, mut peer) = (client(&gateway), Endpoint::new(gateway.coap));
     client.observe("obs", b"tok", None);
     peer.post("obs", "peer", b"x");
     until("the observation ends", || (gateway.metrics().get("tidegate_coap_observations", &[]) == 0.0).then_some(()));

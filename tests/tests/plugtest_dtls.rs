@@ -1,0 +1,4 @@
+//! The cases of `plugtest.rs` over DTLS.
+
+#[path = "plugtest.rs"]
+mod cases;
