@@ -333,7 +333,7 @@ section! {
         /// header (version 1 or 2), whose address then counts as the client's. A connection without one is closed. Whoever
         /// reaches the listeners past the balancer could claim any address.
         proxy_protocol: bool = "false", Flag;
-        /// Connections admitted in a second over all MQTT listeners, after a burst of a tenth of a second's; the others wait in the
+        /// Connections admitted in a second over all MQTT listeners, after a burst of a fiftieth of a second's; the others wait in the
         /// kernel's listen queues, so that a fleet that reconnects at once does not delay those that are connected. 0
         /// admits all.
         connect_rate: u32 = "20000", Integer { min: 0, max: 10_000_000 };

@@ -223,7 +223,7 @@ impl Reactor {
             self.shared.metrics.mqtt_paused.dec();
         }
         // Epoll is to know it by the session's name from now on.
-        let mut event = nix::sys::epoll::EpollEvent::new(nix::sys::epoll::EpollFlags::EPOLLIN, id.bits());
+        let mut event = nix::sys::epoll::EpollEvent::new(super::READS, id.bits());
         if epoll.modify(&socket, &mut event).is_err() {
             self.count_connections(arrived.kind, -1);
             return None;
@@ -258,8 +258,13 @@ impl Reactor {
         let Some(client) = self.clients.get_mut(slot) else { return };
         let Some(socket) = client.socket.take() else { return };
         let (out, sent) = client.take_unsent();
-        // One that lingers is in no epoll set; closing takes it out as well.
-        let lingers = !matches!(reason, "peer" | "reset");
+        // One that lingers is in no epoll set; closing takes it out as well. Who has gone, or has said that it goes and has all that it
+        // was sent, is told nothing.
+        let lingers = match reason {
+            "peer" | "reset" => false,
+            "disconnect" => sent < out.len(),
+            _ => true,
+        };
         if lingers {
             let _ = epoll.delete(&socket);
         }
@@ -276,7 +281,6 @@ impl Reactor {
         if std::mem::take(&mut client.flags.paused) {
             metrics.mqtt_paused.dec();
         }
-        // A peer that has gone hears nothing more.
         if lingers {
             self.farewells.add(socket, out, sent, now.steady_millis());
         }

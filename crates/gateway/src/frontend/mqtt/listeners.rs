@@ -22,7 +22,7 @@ pub(super) const MOST: u64 = 4;
 
 /// How long a burst of admissions may be: short enough that what it costs is hardly noticed, long enough that a few connections never
 /// wait.
-const BURST: Duration = Duration::from_millis(100);
+const BURST: Duration = Duration::from_millis(20);
 
 /// How a connection is carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,10 +252,10 @@ mod tests {
         let start = Instant::now();
         let mut bucket = Bucket::new(Some(1000), start);
         let take = |bucket: &mut Bucket, now| (0..10_000).take_while(|_| bucket.take(now).is_ok()).count();
-        assert_eq!(take(&mut bucket, start), 100, "a tenth of a second's");
+        assert_eq!(take(&mut bucket, start), 20, "a fiftieth of a second's");
         assert_eq!(take(&mut bucket, start + Duration::from_millis(10)), 10);
         let later = start + Duration::from_secs(10);
-        assert_eq!(take(&mut bucket, later), 100, "no more is saved up");
+        assert_eq!(take(&mut bucket, later), 20, "no more is saved up");
         let due = bucket.take(later).unwrap_err();
         assert!(due > later && due <= later + Duration::from_millis(2));
         assert!(bucket.take(due).is_ok(), "then there is one");

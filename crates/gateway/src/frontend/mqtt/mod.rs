@@ -24,7 +24,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use tokio::io::Interest;
 
 use super::pause::sleep_until;
@@ -57,6 +57,16 @@ pub(crate) use restore::{Restored, restore};
 /// Ready connections taken in one pass: their records make one append, and other tasks of the thread wait no longer than that
 /// takes (a few milliseconds at most).
 const EVENTS: usize = 512;
+
+/// Of those, connections whose peers have gone. Closing one costs as much as ten answers, and thousands end at once where a load balancer
+/// or a cell fails: the others wait, of which epoll tells again.
+const ENDS: usize = 32;
+
+/// What a connection is watched for while it is read.
+const READS: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP);
+
+/// How epoll tells that a peer has gone. What it sent before is read first.
+const GONE: EpollFlags = EpollFlags::EPOLLRDHUP.union(EpollFlags::EPOLLHUP).union(EpollFlags::EPOLLERR);
 
 /// How often deadlines are looked at; they are kept to the second.
 const TICK: Duration = Duration::from_millis(500);

@@ -15,7 +15,6 @@ use tidegate_state::registry::Account;
 use tidegate_writer::{Batch, Refused};
 use tracing::warn;
 
-use super::Now;
 use super::clients::{Clients, Slot};
 use super::commit::Commits;
 use super::farewell::Farewells;
@@ -25,6 +24,7 @@ use super::publish::Ack;
 use super::replay::Replays;
 use super::sys::Sys;
 use super::wills::Waiting;
+use super::{ENDS, GONE, Now, READS};
 use crate::acl::View;
 use crate::frontend::acks::AckQueue;
 use crate::frontend::limiter::Limiter;
@@ -237,6 +237,7 @@ impl Reactor {
             ready => ready?,
         };
         let now = Now::read();
+        let mut ends = ENDS;
         for event in &events[..ready] {
             if let Some(listener) = self.listeners.index(event.data()) {
                 self.accept(epoll, listener, now);
@@ -249,6 +250,10 @@ impl Reactor {
             let id = SessionId::from_bits(event.data());
             let Some((slot, _)) = id.and_then(|id| self.clients.by_id(id)) else { continue };
             let flags = event.events();
+            if flags.intersects(GONE) {
+                let Some(left) = ends.checked_sub(1) else { continue };
+                ends = left;
+            }
             if flags.intersects(EpollFlags::EPOLLOUT) {
                 self.mark_dirty(slot);
             }
@@ -468,7 +473,7 @@ impl Reactor {
         }
         (client.flags.deaf, client.flags.wants_write) = (deaf, wants_write);
         let mut flags = EpollFlags::empty();
-        flags.set(EpollFlags::EPOLLIN, !deaf);
+        flags.set(READS, !deaf);
         flags.set(EpollFlags::EPOLLOUT, wants_write);
         let mut event = EpollEvent::new(flags, client.id.bits());
         let set = if client.flags.shaking_hands { self.handshakes.epoll() } else { epoll };

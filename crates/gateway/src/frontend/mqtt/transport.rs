@@ -3,20 +3,20 @@
 use std::io;
 use std::time::Duration;
 
-use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollEvent};
 use tidegate_mqtt::Connection;
 use tidegate_transport::{Layers, Transport};
 use tracing::warn;
 
-use super::Now;
 use super::clients::Slot;
 use super::handshakes::CROWDED_PAUSE;
 use super::listeners::{Kind, deferral};
 use super::reactor::Reactor;
+use super::{Now, READS};
 use crate::frontend::router::Arrival;
 
 /// Accepted in one pass; the rest waits in the kernel's queue while those that are connected are served.
-const ACCEPTS: usize = 64;
+const ACCEPTS: usize = 16;
 
 /// How long a listener is left alone when the system does not let us accept.
 const REFUSED_PAUSE: Duration = Duration::from_millis(500);
@@ -125,7 +125,7 @@ impl Reactor {
             client.connection = Connection::new(now.steady_millis().saturating_sub(deferred));
         }
         let set = if shakes_hands { self.handshakes.epoll() } else { epoll };
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, id.bits());
+        let event = EpollEvent::new(READS, id.bits());
         if let Some(Err(error)) = client.fd().map(|fd| set.add(fd, event)) {
             warn!(%error, "a connection could not be registered");
             self.clients.remove(slot);
