@@ -34,6 +34,9 @@ pub(super) struct MqttCommand {
     /// Publish nothing: connect, hold the connections, and report the server's memory.
     #[arg(long, conflicts_with_all = ["rate", "window", "messages", "qos"])]
     idle: bool,
+    /// Break all connections at the end instead of saying DISCONNECT, as devices do that lose their network.
+    #[arg(long)]
+    abrupt: bool,
     /// Topic; {device} stands for the client's name.
     #[arg(long, default_value = "telemetry/{device}")]
     topic: String,
@@ -116,6 +119,7 @@ impl MqttCommand {
             qos: self.qos,
             window,
             publishes: !self.idle,
+            abrupt: self.abrupt,
             prefix: common.device_prefix.clone(),
             topic: self.topic.clone(),
             payload,

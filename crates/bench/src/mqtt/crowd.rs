@@ -17,7 +17,7 @@ use socket2::SockRef;
 
 use super::consumer::{Consumer, Received};
 use super::layer::Layer;
-use super::lifecycle::Lifecycle;
+use super::lifecycle::{Lifecycle, end};
 use super::wire::{DISCONNECT, PINGREQ, Template};
 use super::{Share, Workload};
 use crate::clock::{Clock, SECOND};
@@ -363,8 +363,11 @@ impl<'a> Crowd<'a> {
         }
     }
 
-    /// Says DISCONNECT on all connections and waits for the server to close them.
+    /// Says DISCONNECT on all connections and waits for the server to close them, or breaks them.
     fn part(&mut self) {
+        if self.workload.abrupt {
+            return self.connections.iter().filter_map(|c| c.stream.as_ref()).for_each(|stream| end(stream, true));
+        }
         for connection in &mut self.connections {
             let Some(stream) = &connection.stream else { continue };
             if let Some(layer) = &mut connection.layer {

@@ -173,7 +173,7 @@ impl Crowd<'_> {
     }
 }
 
-fn end(stream: &TcpStream, abrupt: bool) {
+pub(super) fn end(stream: &TcpStream, abrupt: bool) {
     // A reset leaves no TIME-WAIT behind, and is what a device does that loses its power and its network's memory.
     let linger = abrupt.then_some(Duration::ZERO);
     let _ = SockRef::from(stream).set_linger(linger);

@@ -81,6 +81,8 @@ pub struct Workload {
     pub window: u16,
     /// Publish at all.
     pub publishes: bool,
+    /// Connections end with a reset at last, not with DISCONNECT.
+    pub abrupt: bool,
     /// The run's identifier.
     pub run: u64,
     /// Clients are called this and their index.
@@ -195,6 +197,7 @@ impl Workload {
             qos: 1,
             window: 1,
             publishes: true,
+            abrupt: false,
             run,
             prefix: "bench-".to_owned(),
             topic: "telemetry/{device}".to_owned(),
