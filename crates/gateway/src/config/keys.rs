@@ -247,7 +247,7 @@ section! {
         /// Where to listen.
         listen: Option<SocketAddr> = "127.0.0.1:5684", Listen;
         /// Associations at a time; the one unused for longest makes room for a new one. They are spread over up to 64
-        /// shards by chance, which makes the bound good within an eighth. Each takes some 350 bytes, all included.
+        /// shards by chance, which makes the bound good within an eighth. Each takes some 420 bytes, all included.
         max_associations: usize = "1000000", Integer { min: 1, max: 16_000_000 };
         /// An association of which nothing was heard for so long ends; its device makes a new handshake then.
         association_idle: Duration = "30 d", Span { min: minutes(1), max: days(3_650) };
