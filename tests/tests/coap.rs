@@ -1,6 +1,6 @@
 //! CoAP over UDP at its edges, byte by byte (RFC 7252).
 
-use tidegate_tests::coap::{self, CHANGED, EMPTY, Endpoint, GET, Kind, Message, POST, PUT};
+use tidegate_tests::coap::{self, Block, CHANGED, EMPTY, Endpoint, GET, Kind, Message, POST, PUT};
 use tidegate_tests::{Gateway, Random, Setup, Shim, until};
 
 #[test]
@@ -165,6 +165,17 @@ fn no_response_is_respected() {
     device.send(&quiet);
     until("it is stored", || (gateway.payloads() == ["quiet"]).then_some(()));
     device.expect_silence();
+
+    // Neither is an error told, nor that a block has come.
+    for request in [
+        Message::request(Kind::Non, 0x05, device.mid(), "t").option(coap::NO_RESPONSE, &[8]),
+        Message::post(Kind::Non, device.mid(), "t", "d", &[b'b'; 16])
+            .block(coap::BLOCK1, Block { num: 0, more: true, szx: 0 })
+            .option(coap::NO_RESPONSE, &[2]),
+    ] {
+        device.send(&request);
+        device.expect_silence();
+    }
 
     // Only what it names is left out: interest in 2.xx remains here.
     let curious = Message::post(Kind::Non, device.mid(), "t", "d", b"curious").option(coap::NO_RESPONSE, &[24]);

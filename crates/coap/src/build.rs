@@ -168,6 +168,15 @@ pub struct ReplyTo {
     pub token: Token,
 }
 
+impl ReplyTo {
+    /// Whether a response of this code is a message at all: one that its sender does not want is, if an acknowledgement is
+    /// (RFC 7967 §2.1).
+    #[must_use]
+    pub fn is_told(&self, code: Code) -> bool {
+        self.kind == Type::Con || !self.no_response.suppresses(code)
+    }
+}
+
 /// What [`Response::write`] appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {

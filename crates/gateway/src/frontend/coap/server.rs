@@ -323,8 +323,10 @@ impl Server {
             Outcome::Request(request) => self.request(&request, message, now, pressure),
             Outcome::Answer(answer) => {
                 self.front(message.from).refused(answer.reason.name());
-                self.stranger_mid = self.stranger_mid.wrapping_add(1);
-                self.out.push(message.from, |bytes| answer.write(bytes, self.stranger_mid));
+                if answer.to.is_told(answer.code) {
+                    self.stranger_mid = self.stranger_mid.wrapping_add(1);
+                    self.out.push(message.from, |bytes| answer.write(bytes, self.stranger_mid));
+                }
             }
             Outcome::Reset { mid, reason } => {
                 if reason != Reason::Ping {
@@ -547,6 +549,9 @@ impl Server {
 
     /// Answers a request that needs nothing stored.
     pub(super) fn answer(&mut self, to: &ReplyTo, message: &Message<'_>, response: &Response<'_>) {
+        if !to.is_told(response.code) {
+            return;
+        }
         self.stranger_mid = self.stranger_mid.wrapping_add(1);
         let mid = self.stranger_mid;
         self.out.push(message.from, |bytes| response.write(bytes, to, mid));
