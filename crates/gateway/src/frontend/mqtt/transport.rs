@@ -8,12 +8,12 @@ use tidegate_mqtt::Connection;
 use tidegate_transport::{Layers, Transport};
 use tracing::warn;
 
-use super::clients::Slot;
+use super::clients::{Client, Slot};
 use super::handshakes::CROWDED_PAUSE;
 use super::listeners::{Kind, deferral};
 use super::reactor::Reactor;
 use super::{Now, READS};
-use crate::frontend::router::Arrival;
+use crate::frontend::router::{Arrival, SessionId};
 
 /// Accepted in one pass; the rest waits in the kernel's queue while those that are connected are served.
 const ACCEPTS: usize = 16;
@@ -119,11 +119,6 @@ impl Reactor {
         let Some(client) = self.clients.get_mut(slot) else { return };
         let id = client.id;
         client.flags.shaking_hands = shakes_hands;
-        if bytes.is_empty() && !client.has_input() {
-            // New, and silent: the kernel has kept it for so long, and its time runs since.
-            let deferred = deferral(self.shared.config.mqtt.connect_timeout).as_millis() as u64;
-            client.connection = Connection::new(now.steady_millis().saturating_sub(deferred));
-        }
         let set = if shakes_hands { self.handshakes.epoll() } else { epoll };
         let event = EpollEvent::new(READS, id.bits());
         if let Some(Err(error)) = client.fd().map(|fd| set.add(fd, event)) {
@@ -135,12 +130,27 @@ impl Reactor {
         self.file(slot);
         if shakes_hands {
             self.handshakes.begin(id, now.steady_millis());
+            if !self.clients.get(slot).is_some_and(Client::has_input) {
+                self.is_silent(id, now);
+            }
         } else if bytes.is_empty() {
             // The CONNECT is commonly there, and if not, it costs one system call to learn.
+            let before = self.read_bytes;
             self.read(epoll, slot, now);
+            if self.read_bytes == before {
+                self.is_silent(id, now);
+            }
         } else if let Some(slot) = self.input(epoll, slot, bytes, now) {
             self.after_transport(epoll, slot, now);
         }
+    }
+
+    /// A new client says nothing: the kernel has kept it for as long as it does, and its time runs since.
+    fn is_silent(&mut self, id: SessionId, now: Now) {
+        let Some((slot, client)) = self.clients.by_id(id) else { return };
+        let deferred = deferral(self.shared.config.mqtt.connect_timeout).as_millis() as u64;
+        client.connection = Connection::new(now.steady_millis().saturating_sub(deferred));
+        self.file(slot);
     }
 
     pub(super) fn count_connections(&self, kind: Kind, more: i64) {
