@@ -30,9 +30,9 @@ impl Server {
         }
         // What cannot be stored in the end is refused at once; what came before is kept.
         match pressure {
-            _ if self.acks.len() >= MAX_WAITING => return self.refuse(&to, message, Refused::Full),
+            _ if self.acks.len() >= MAX_WAITING => return self.refuse(&to, message.from, Refused::Full),
             Pressure::Shed if !request.is_confirmable() => return self.front(message.from).shed("non"),
-            Pressure::Refuse(refused) => return self.refuse(&to, message, refused),
+            Pressure::Refuse(refused) => return self.refuse(&to, message.from, refused),
             Pressure::Normal | Pressure::Shed => {}
         }
         let common = &self.shared.coap;
