@@ -234,6 +234,13 @@ fn read_until(stream: &mut TcpStream, needle: &[u8]) -> Vec<u8> {
     read
 }
 
+/// A kept session that has subscribed to `t` at QoS 2 and is away.
+fn leave_watcher(gateway: &Gateway) {
+    let (mut watcher, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
+    assert_eq!(watcher.subscribe("t", 2), 2);
+    watcher.disconnect();
+}
+
 #[test]
 fn a_qos_2_publish_that_a_crash_cut_short_keeps_its_properties_and_its_publisher() {
     /// User property `k` = `v`, response topic `r`, a message expiry that is far off.
@@ -241,9 +248,7 @@ fn a_qos_2_publish_that_a_crash_cut_short_keeps_its_properties_and_its_publisher
 
     let shim = Shim::new();
     let mut gateway = Setup::new().shim(&shim).start();
-    let (mut watcher, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
-    assert_eq!(watcher.subscribe("t", 2), 2);
-    watcher.disconnect();
+    leave_watcher(&gateway);
     let (mut device, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("device"));
     assert_eq!(device.subscribe("t", 2 | NO_LOCAL), 2);
     let mut body = b"\x00\x01t\x00\x09".to_vec();
@@ -275,9 +280,7 @@ fn a_qos_2_publish_that_a_crash_cut_short_keeps_its_properties_and_its_publisher
 fn a_client_that_forgot_what_a_crash_cut_short_means_another_message_by_its_identifier() {
     let shim = Shim::new();
     let mut gateway = Setup::new().shim(&shim).start();
-    let (mut watcher, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
-    assert_eq!(watcher.subscribe("t", 2), 2);
-    watcher.disconnect();
+    leave_watcher(&gateway);
     let (mut device, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("device"));
     shim.hold();
     device.send(&mqtt::publish(Version::V5, "t", b"first", 2, 9));
