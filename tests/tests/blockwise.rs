@@ -52,6 +52,38 @@ fn a_body_in_blocks_is_stored_as_one_reading_at_every_size() {
 }
 
 #[test]
+fn a_body_that_begins_like_one_that_was_given_up_takes_its_place() {
+    let gateway = Gateway::start();
+    let mut device = Endpoint::new(gateway.coap);
+    // The same header, and other readings.
+    let old = body(200);
+    let new = [&old[..70], &body(300)[170..]].concat();
+    for num in 0..3 {
+        assert_eq!(put(&mut device, &old, num, 2).code, CONTINUE);
+    }
+    assert_eq!(upload(&mut device, &new, 2).code, CHANGED);
+    for num in 0..3 {
+        assert_eq!(put(&mut device, &old, num, 2).code, CONTINUE);
+    }
+    assert_eq!(upload(&mut device, &old[..100], 2).code, CHANGED, "a shorter one that is a part of it");
+    let stored: Vec<_> = gateway.records().into_iter().map(|record| record.payload).collect();
+    assert_eq!(stored, [new, old[..100].to_vec()]);
+}
+
+#[test]
+fn only_the_last_block_need_say_that_no_response_is_wanted() {
+    let gateway = Gateway::start();
+    let mut device = Endpoint::new(gateway.coap);
+    let body = body(100);
+    assert_eq!(put(&mut device, &body, 0, 2).code, CONTINUE);
+    // Of class 2.
+    let last = part(device.mid(), &body, 1, 2).option(coap::NO_RESPONSE, &[2]);
+    let ack = device.exchange(&last);
+    assert_eq!((ack.kind, ack.code), (Kind::Ack, coap::EMPTY));
+    assert_eq!(gateway.records().last().expect("a record").payload, body);
+}
+
+#[test]
 fn the_last_block_again_gets_the_first_answer_also_after_a_crash() {
     let mut gateway = Gateway::start();
     let mut device = Endpoint::new(gateway.coap);

@@ -68,12 +68,15 @@ impl Default for Limits {
 
 /// Names the operation that a request is a part of: requests from the same endpoint with the same code and options belong
 /// together, Block1, Block2 and options that are no part of a cache key aside (RFC 7959 §2.5, RFC 9175 §3.3; Request-Tag is
-/// among those that count). `endpoint` tells endpoints apart.
+/// among those that count), and No-Response, which may go with the last block only: it says what is wanted of one response, not
+/// which body it is. `endpoint` tells endpoints apart.
 #[must_use]
 pub fn operation(endpoint: u64, message: &Message<'_>) -> u64 {
     message
         .options()
-        .filter(|o| !matches!(o.number, number::BLOCK1 | number::BLOCK2) && !is_no_cache_key(o.number))
+        .filter(|o| {
+            !matches!(o.number, number::BLOCK1 | number::BLOCK2 | number::NO_RESPONSE) && !is_no_cache_key(o.number)
+        })
         .fold(endpoint ^ u64::from(message.code.0), |hash, o| scope_in(hash ^ u64::from(o.number) << 16, o.value))
 }
 
@@ -132,6 +135,8 @@ pub struct Uploads {
 
 /// No upload.
 const NONE: u32 = u32::MAX;
+/// The first block came once. No body is as long.
+const ONCE: u32 = u32::MAX;
 
 #[derive(Debug)]
 struct Upload {
@@ -139,6 +144,8 @@ struct Upload {
     operation: u64,
     /// All blocks so far, without a gap.
     body: Vec<u8>,
+    /// How much of it came again, in order, since its first block did; [`ONCE`] while that has not.
+    again: u32,
     touched: Seconds,
     /// [`Uploads::begun`] when it began.
     begun: u32,
@@ -218,8 +225,9 @@ impl Uploads {
                 return Progress::Complete(Cow::Borrowed(payload), answer);
             }
             // A first block begins anew, unless it is the one that we have, come late or again. If its sender does mean to begin
-            // anew, the blocks that follow will be the same, or tell.
+            // anew, the blocks that follow are the same, or tell where the new body differs.
             if let Some(at) = found.filter(|&at| self.uploads[at as usize].body.starts_with(payload)) {
+                self.uploads[at as usize].again = end as u32;
                 self.touch(at, now);
                 return Progress::Continue(answer);
             }
@@ -229,18 +237,28 @@ impl Uploads {
         let Some(at) = found else {
             return Progress::Incomplete;
         };
-        let body = &self.uploads[at as usize].body;
-        if body.len() != block.offset() {
-            if block.more && body.get(block.offset()..end) == Some(payload) {
+        let upload = &mut self.uploads[at as usize];
+        let is_next_again = upload.again as usize == block.offset();
+        if block.offset() < upload.body.len() {
+            if block.more && upload.body.get(block.offset()..end) == Some(payload) {
+                if is_next_again {
+                    upload.again = end as u32;
+                }
                 self.touch(at, now);
                 return Progress::Continue(answer);
             }
-            if block.offset() < body.len() {
+            if !is_next_again {
                 // Other bytes than before: the sender works on another body, of which we have no beginning.
                 self.remove(at);
+                return Progress::Incomplete;
             }
+            // The body that was begun anew differs from here on.
+            upload.body.truncate(block.offset());
+        }
+        if upload.body.len() != block.offset() {
             return Progress::Incomplete;
         }
+        upload.again = ONCE;
         if !block.more {
             let mut body = self.remove(at);
             body.extend_from_slice(payload);
@@ -288,8 +306,16 @@ impl Uploads {
         body.reserve_exact(capacity);
         body.extend_from_slice(payload);
         self.begun = self.begun.wrapping_add(1);
-        let upload =
-            Upload { device, operation, body, touched: now, begun: self.begun, older: self.newest, newer: NONE };
+        let upload = Upload {
+            device,
+            operation,
+            body,
+            again: ONCE,
+            touched: now,
+            begun: self.begun,
+            older: self.newest,
+            newer: NONE,
+        };
         self.held += upload.held();
         // Every one is counted with OVERHEAD, so 2³² of them would be 512 GiB.
         let at = self.uploads.insert(upload) as u32;

@@ -87,29 +87,37 @@ fn another_body_that_begins_alike_is_not_mixed_with_the_one_before() {
     for num in 0..4 {
         assert!(matches!(offer(&mut uploads, 1, 1, &one, num, 2), Progress::Continue(_)));
     }
-    // The device starts over with the other one; it is found out, starts over once more and gets through.
-    assert!(matches!(offer(&mut uploads, 1, 1, &other, 0, 2), Progress::Continue(_)));
-    assert!(matches!(offer(&mut uploads, 1, 1, &other, 1, 2), Progress::Continue(_)));
+    // The device gives it up and sends the other one, of which one block is lost on the way and one repeated.
+    for num in [0, 1, 2, 2, 3] {
+        assert!(matches!(offer(&mut uploads, 1, 1, &other, num, 2), Progress::Continue(_)), "{num}");
+    }
+    let whole = |body: &[u8], num| Progress::Complete(Cow::Owned(body.to_vec()), block(num, false, 2));
+    assert_eq!(offer(&mut uploads, 1, 1, &other, 4, 2), whole(&other, 4));
+    // A shorter one that is a part of the one before, and one that differs in its last block.
+    for part in [one[..100].to_vec(), [&one[..64], &[7; 30]].concat()] {
+        for num in 0..4 {
+            assert!(matches!(offer(&mut uploads, 1, 1, &one, num, 2), Progress::Continue(_)));
+        }
+        assert!(matches!(offer(&mut uploads, 1, 1, &part, 0, 2), Progress::Continue(_)));
+        assert_eq!(offer(&mut uploads, 1, 1, &part, 1, 2), whole(&part, 1));
+    }
+    assert!(uploads.is_empty() && uploads.held() == 0);
+}
+
+#[test]
+fn a_first_block_that_comes_late_does_not_disturb_the_upload() {
+    let mut uploads = Uploads::new(LIMITS);
+    let (one, other) = (body(300), [&body(300)[..64], &[9; 236]].concat());
+    for num in [0, 1, 2, 0, 3, 1, 0, 2] {
+        assert!(matches!(offer(&mut uploads, 1, 1, &one, num, 2), Progress::Continue(_)), "{num}");
+    }
+    assert_eq!(offer(&mut uploads, 1, 1, &one, 4, 2), Progress::Complete(Cow::Owned(one.clone()), block(4, false, 2)));
+    // A block that differs is taken only in the place where the body that began anew has come to.
+    for num in [0, 1, 2, 0] {
+        assert!(matches!(offer(&mut uploads, 1, 1, &one, num, 2), Progress::Continue(_)), "{num}");
+    }
     assert_eq!(offer(&mut uploads, 1, 1, &other, 2, 2), Progress::Incomplete);
-    for num in 0..4 {
-        assert!(matches!(offer(&mut uploads, 1, 1, &other, num, 2), Progress::Continue(_)));
-    }
-    assert_eq!(
-        offer(&mut uploads, 1, 1, &other, 4, 2),
-        Progress::Complete(Cow::Owned(other.clone()), block(4, false, 2))
-    );
-    // A shorter one that is a part of the one before.
-    for num in 0..4 {
-        assert!(matches!(offer(&mut uploads, 1, 1, &one, num, 2), Progress::Continue(_)));
-    }
-    let part = &one[..100];
-    assert!(matches!(offer(&mut uploads, 1, 1, part, 0, 2), Progress::Continue(_)));
-    assert_eq!(offer(&mut uploads, 1, 1, part, 1, 2), Progress::Incomplete);
-    assert!(matches!(offer(&mut uploads, 1, 1, part, 0, 2), Progress::Continue(_)));
-    assert_eq!(
-        offer(&mut uploads, 1, 1, part, 1, 2),
-        Progress::Complete(Cow::Owned(part.to_vec()), block(1, false, 2))
-    );
+    assert!(uploads.is_empty());
 }
 
 #[test]
@@ -196,6 +204,7 @@ fn an_operation_is_its_endpoint_method_and_cache_key() {
         &[path, (number::BLOCK2, b"\x06")],
         &[path, (number::SIZE1, b"\x80")],
         &[path, (number::ECHO, b"e")],
+        &[path, (number::NO_RESPONSE, b"\x02")],
     ] {
         assert_eq!(op(1, Code::POST, same), base);
     }
