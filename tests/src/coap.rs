@@ -82,6 +82,14 @@ pub const URI_QUERY: u16 = 15;
 pub const ETAG: u16 = 4;
 /// Observe (RFC 7641).
 pub const OBSERVE: u16 = 6;
+
+/// Whether the Observe number `second`, which came within 128 seconds of `first`, is the newer one (RFC 7641 §3.4).
+#[must_use]
+pub const fn is_newer(second: u64, first: u64) -> bool {
+    let ahead = second.wrapping_sub(first) % (1 << 24);
+    ahead != 0 && ahead < 1 << 23
+}
+
 /// Hop-Limit (RFC 8768).
 pub const HOP_LIMIT: u16 = 16;
 /// Accept.

@@ -95,7 +95,7 @@ fn an_observer_and_a_subscriber_are_told_the_same_over_either_protocol() {
         let told = observer.notified();
         assert_eq!((told.code, told.token.as_slice(), told.text()), (CONTENT, &b"tok"[..], text.clone()));
         let sequence = told.find_uint(coap::OBSERVE).expect("a sequence number");
-        assert!(sequence > last, "{sequence} after {last}");
+        assert!(coap::is_newer(sequence, last), "{sequence} after {last}");
         last = sequence;
         let Packet::Publish { payload, .. } = subscriber.next_publish() else { panic!("not a PUBLISH") };
         assert_eq!(payload, text.as_bytes());
@@ -139,6 +139,89 @@ fn an_observation_ends_by_get_by_reset_and_by_giving_up() {
     assert_eq!(observer.receive(), first, "sent again");
     held(0.0);
     publisher.post("t", "p", b"5");
+    observer.expect_silence();
+}
+
+#[test]
+fn numbers_grow_whatever_becomes_of_the_relation_and_of_the_gateway() {
+    let mut gateway = Gateway::start();
+    let mut publisher = Endpoint::new(gateway.coap);
+    let mut observer = Endpoint::new(gateway.coap);
+    let mut last = None;
+    let mut newer = |told: &Message| {
+        let number = told.find_uint(coap::OBSERVE).expect("an Observe number");
+        assert!(last.is_none_or(|last| coap::is_newer(number, last)), "{number} after {last:?}");
+        last = Some(number);
+    };
+    for round in 0..4 {
+        newer(&observer.observe("t", b"tok", None));
+        for payload in [b"1", b"2"] {
+            publisher.post("t", "p", payload);
+            newer(&observer.notified());
+        }
+        match round {
+            // RFC 7641 §3.6: by GET, by reset.
+            0 => {
+                let mut end = Message::request(Kind::Con, GET, observer.mid(), "t").option(coap::OBSERVE, &[1]);
+                end.token = b"tok".to_vec();
+                assert_eq!(observer.ask(&end).find(coap::OBSERVE), None);
+            }
+            1 => {
+                publisher.post("t", "p", b"3");
+                let told = observer.receive();
+                newer(&told);
+                observer.send(&Message::new(Kind::Rst, 0, told.mid));
+            }
+            2 => {
+                gateway.kill();
+                gateway.restart();
+                (publisher, observer) = (Endpoint::new(gateway.coap), Endpoint::new(gateway.coap));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_reset_ends_the_observation_also_when_something_newer_was_told_meanwhile() {
+    let gateway = Setup::new().set("coap.observe_spacing=0 s").start();
+    let mut publisher = Endpoint::new(gateway.coap);
+    let mut observer = Endpoint::new(gateway.coap);
+    observer.observe("t", b"tok", None);
+    let mut told = Vec::new();
+    for payload in [b"1", b"2", b"3"] {
+        publisher.post("t", "p", payload);
+        told.push(observer.receive());
+        assert_eq!(told[told.len() - 1].kind, Kind::Non);
+    }
+    observer.send(&Message::new(Kind::Rst, 0, told[0].mid));
+    until("the observation ends", || (gateway.metrics().get("tidegate_coap_observations", &[]) == 0.0).then_some(()));
+    publisher.post("t", "p", b"4");
+    observer.expect_silence();
+}
+
+#[test]
+fn what_is_observed_before_it_has_a_value_keeps_to_the_format_that_was_asked_for() {
+    let gateway = Gateway::start();
+    let mut publisher = Endpoint::new(gateway.coap);
+    let mut observer = Endpoint::new(gateway.coap);
+    let mut get = Message::request(Kind::Con, GET, observer.mid(), "t").option(coap::OBSERVE, &[]);
+    get.token = b"tok".to_vec();
+    let first = observer.ask(&get.uint(coap::ACCEPT, 60));
+    assert_eq!((first.code, first.payload.len(), first.find(coap::OBSERVE).is_some()), (CONTENT, 0, true));
+    let mut post = |format: u8| {
+        let mid = publisher.mid();
+        let post = Message::post(Kind::Con, mid, "t", "p", b"x").option(coap::CONTENT_FORMAT, &[format]);
+        assert_eq!(publisher.exchange(&post).code, CHANGED);
+    };
+    post(60);
+    let told = observer.notified();
+    assert_eq!((told.code, told.find(coap::CONTENT_FORMAT)), (CONTENT, Some(&[60][..])));
+    // RFC 7641 §4.2: what it cannot be told in its format is the end.
+    post(50);
+    let told = observer.notified();
+    assert_eq!((told.code, told.find(coap::OBSERVE)), (coap::NOT_ACCEPTABLE, None));
+    post(60);
     observer.expect_silence();
 }
 

@@ -2,8 +2,12 @@
 //!
 //! # Constraints
 //!
-//! A device has its [`Relations`]: 8 bytes while there are none, then 16 and, a relation, 32 and what names the topic. Tokens
+//! A device has its [`Relations`]: 8 bytes while there are none, then 16 and, a relation, 40 and what names the topic. Tokens
 //! longer than 8 bytes are not observed with: such a request is answered as a plain GET, which RFC 7641 §4.1 allows.
+//!
+//! Numbers grow for an observer even when its relation ends and begins anew, or the server is started again: they are those of a
+//! clock, as RFC 7641 §4.4 proposes, so the time that is passed in does not go back. Where one may know a number that the clock has
+//! not passed, from a relation that just [ended](Ended), the caller says so ([`Begin::above`]).
 //!
 //! Without an estimate of the round-trip time, a server should not send more than one non-confirmable notification every 3
 //! seconds (RFC 7641 §4.5.1); what changes faster is told confirmably, at the pace of the acknowledgements.
@@ -26,6 +30,8 @@
 //! [heard of](Relations::heard), and then what it missed; it is forgotten if that takes longer than [`Policy::silence`]. With a
 //! `silence` of zero it is forgotten at once, as the RFC says.
 
+use std::time::Duration;
+
 use thin_vec::ThinVec;
 
 use crate::code::Type;
@@ -39,6 +45,19 @@ pub const ANY_FORMAT: u16 = u16::MAX;
 
 /// The range of sequence numbers (RFC 7641 §3.4): 24 bits.
 const SEQUENCE_MASK: u32 = (1 << 24) - 1;
+
+/// Sequence numbers that the clock goes on by in a second. Faster than notifications follow each other, of which one is under way
+/// at a time, and slow enough: they begin again after an hour, of which 256 seconds may take half (RFC 7641 §4.4).
+const TICKS: u64 = 1 << 12;
+
+/// Seconds after which an observer takes any number for a newer one (RFC 7641 §3.4).
+pub const ANY_NUMBER: u32 = 128;
+
+const _: () = assert!(256 * TICKS < 1 << 23);
+
+/// Notifications of a relation by whose message ID a reset ends it: a non-confirmable one leaves every 3 seconds, and a round trip
+/// takes up to 10.
+const REMEMBERED: usize = 4;
 
 /// When notifications are confirmable and when relations end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +105,7 @@ pub struct Relations<T> {
     relations: ThinVec<Relation<T>>,
 }
 
-const _: () = assert!(size_of::<Relations<u32>>() == 8 && size_of::<Relation<u32>>() <= 36);
+const _: () = assert!(size_of::<Relations<u32>>() == 8 && size_of::<Relation<u32>>() <= 44);
 
 #[derive(Debug, Clone)]
 struct Relation<T> {
@@ -99,8 +118,10 @@ struct Relation<T> {
     /// Size exponent of the blocks that it asked for.
     szx: u8,
     state: State,
-    /// The message ID of the last notification; meaningless before the first.
-    mid: u16,
+    /// The message IDs of the last notifications, the latest first.
+    mids: [u16; REMEMBERED],
+    /// How many of `mids` there are.
+    sent: u8,
     /// Content-Format of the responses so far; [`ANY_FORMAT`] while they had none.
     format: u16,
     /// Of the last notification; at most [`SEQUENCE_MASK`].
@@ -132,8 +153,32 @@ impl<T> Relation<T> {
         self.endpoint == endpoint && self.token() == token
     }
 
-    fn notification(&mut self, now: Seconds, policy: &Policy) -> Notification<'_, T> {
-        self.sequence = (self.sequence + 1) & SEQUENCE_MASK;
+    /// Whether one of its notifications has `mid`.
+    fn had(&self, mid: u16) -> bool {
+        self.mids[..usize::from(self.sent)].contains(&mid)
+    }
+
+    fn has_sent(&mut self, mid: u16) {
+        self.mids.copy_within(..REMEMBERED - 1, 1);
+        self.mids[0] = mid;
+        self.sent = (self.sent + 1).min(REMEMBERED as u8);
+    }
+
+    /// Whether the confirmable notification `mid` to `endpoint` is under way.
+    fn waits_for(&self, endpoint: u32, mid: u16) -> bool {
+        let waits = matches!(self.state, State::Waiting | State::WaitingChanged);
+        waits && self.endpoint == endpoint && self.mids[0] == mid
+    }
+
+    /// Takes the number of the next notification: the clock's, unless that has not gone on since the last one.
+    fn next_number(&mut self, now: Duration) {
+        let is_long_ago = seconds(now).since(self.since) >= ANY_NUMBER;
+        self.sequence = number(now, if is_long_ago { None } else { Some(self.sequence) });
+    }
+
+    fn notification(&mut self, now: Duration, policy: &Policy) -> Notification<'_, T> {
+        self.next_number(now);
+        let now = seconds(now);
         let unconfirmed = policy.confirm_every.min(MAX_UNCONFIRMED);
         let too_soon = now.since(self.since) < policy.non_spacing;
         let kind = if too_soon || now.since(self.confirmed) >= unconfirmed { Type::Con } else { Type::Non };
@@ -149,6 +194,28 @@ impl<T> Relation<T> {
             format: &mut self.format,
         }
     }
+}
+
+/// The number that the clock stands at, or the one that follows `above` if the clock has not passed that.
+fn number(now: Duration, above: Option<u32>) -> u32 {
+    let ticks = now.as_secs() * TICKS + u64::from(now.subsec_nanos()) * TICKS / 1_000_000_000;
+    let clock = ticks as u32 & SEQUENCE_MASK;
+    match above {
+        Some(above) if !is_newer(clock, above) => (above + 1) & SEQUENCE_MASK,
+        _ => clock,
+    }
+}
+
+/// Whether an observer that got the number `before` less than [`ANY_NUMBER`] seconds ago takes `number` for a newer one
+/// (RFC 7641 §3.4).
+#[must_use]
+pub const fn is_newer(number: u32, before: u32) -> bool {
+    let ahead = number.wrapping_sub(before) & SEQUENCE_MASK;
+    ahead != 0 && ahead < 1 << 23
+}
+
+fn seconds(now: Duration) -> Seconds {
+    Seconds(u32::try_from(now.as_secs()).unwrap_or(u32::MAX))
 }
 
 /// A notification to be sent: the topic's present state.
@@ -169,6 +236,26 @@ pub struct Notification<'a, T> {
     /// The Content-Format that its responses have, which must not change (RFC 7641 §4.2); [`ANY_FORMAT`] while they had
     /// none, to be set by the first that has one.
     pub format: &'a mut u16,
+}
+
+/// How a relation begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begin {
+    /// It wants bodies in blocks of 2^(`szx` + 4) bytes.
+    pub szx: u8,
+    /// The Content-Format that it is answered with, or [`ANY_FORMAT`].
+    pub format: u16,
+    /// A number that the observer may have got less than [`ANY_NUMBER`] seconds ago.
+    pub above: Option<u32>,
+}
+
+/// A relation that is no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended<T> {
+    /// What it was about.
+    pub topic: T,
+    /// The number of its last notification.
+    pub number: u32,
 }
 
 /// What became of a registration.
@@ -273,26 +360,26 @@ impl<T: PartialEq> Relations<T> {
         }
     }
 
-    /// Registers the request with `token` from `endpoint`, which wants bodies in blocks of 2^(`body.0` + 4) bytes and is answered
-    /// with the Content-Format `body.1`, or [`ANY_FORMAT`]. One with the same token replaces the one before (RFC 7641 §4.1).
+    /// Registers the request with `token` from `endpoint`; one with the same token replaces the one before (RFC 7641 §4.1). `now`
+    /// is, here and everywhere, the time since an epoch that outlasts the process.
     pub fn register(
         &mut self,
         endpoint: u32,
         token: &[u8],
         topic: T,
-        (szx, format): (u8, u16),
-        now: Seconds,
+        begin: Begin,
+        now: Duration,
         policy: &Policy,
     ) -> Registered {
         if token.len() > MAX_TOKEN {
             return Registered::No;
         }
         if let Some(relation) = self.relations.iter_mut().find(|r| r.is(endpoint, token)) {
-            (relation.topic, relation.szx, relation.format) = (topic, szx, format);
-            relation.state = State::Told;
-            (relation.confirmed, relation.since) = (now, now);
+            (relation.topic, relation.szx, relation.format) = (topic, begin.szx, begin.format);
             // The response is a notification (RFC 7641 §4.2), so it counts on.
-            relation.sequence = (relation.sequence + 1) & SEQUENCE_MASK;
+            relation.next_number(now);
+            (relation.state, relation.sent) = (State::Told, 0);
+            (relation.confirmed, relation.since) = (seconds(now), seconds(now));
             return Registered::Yes { observe: relation.sequence };
         }
         if self.relations.len() >= policy.per_device {
@@ -300,35 +387,44 @@ impl<T: PartialEq> Relations<T> {
         }
         let mut padded = [0; MAX_TOKEN];
         padded[..token.len()].copy_from_slice(token);
+        let observe = number(now, begin.above);
         self.relations.reserve_exact(1);
         self.relations.push(Relation {
             topic,
             endpoint,
             token: padded,
             token_len: token.len() as u8,
-            szx,
+            szx: begin.szx,
             state: State::Told,
-            mid: 0,
-            format,
-            sequence: 1,
-            confirmed: now,
-            since: now,
+            mids: [0; REMEMBERED],
+            sent: 0,
+            format: begin.format,
+            sequence: observe,
+            confirmed: seconds(now),
+            since: seconds(now),
         });
-        Registered::Yes { observe: 1 }
+        Registered::Yes { observe }
     }
 
-    /// Ends the relation of `endpoint` with `token` (RFC 7641 §3.6); returns its topic.
-    pub fn deregister(&mut self, endpoint: u32, token: &[u8]) -> Option<T> {
+    /// The response that registered `endpoint` with `token` has a message ID of its own.
+    pub fn responded(&mut self, endpoint: u32, token: &[u8], mid: u16) {
+        if let Some(relation) = self.relations.iter_mut().find(|r| r.is(endpoint, token)) {
+            relation.has_sent(mid);
+        }
+    }
+
+    /// Ends the relation of `endpoint` with `token` (RFC 7641 §3.6).
+    pub fn deregister(&mut self, endpoint: u32, token: &[u8]) -> Option<Ended<T>> {
         self.remove(|r| r.is(endpoint, token))
     }
 
-    fn remove(&mut self, which: impl Fn(&Relation<T>) -> bool) -> Option<T> {
+    fn remove(&mut self, which: impl Fn(&Relation<T>) -> bool) -> Option<Ended<T>> {
         let i = self.relations.iter().position(which)?;
         let relation = self.relations.swap_remove(i);
         if self.relations.is_empty() {
             self.relations = ThinVec::new();
         }
-        Some(relation.topic)
+        Some(Ended { topic: relation.topic, number: relation.sequence })
     }
 
     /// `topic` changed: `send` is called with the notifications that are to be sent now, and returns the message ID that it gave
@@ -336,7 +432,7 @@ impl<T: PartialEq> Relations<T> {
     pub fn notify(
         &mut self,
         topic: &T,
-        now: Seconds,
+        now: Duration,
         policy: &Policy,
         mut send: impl FnMut(Notification<'_, T>) -> Option<u16>,
     ) {
@@ -355,14 +451,12 @@ impl<T: PartialEq> Relations<T> {
         &mut self,
         endpoint: u32,
         mid: u16,
-        now: Seconds,
+        now: Duration,
         policy: &Policy,
         mut send: impl FnMut(Notification<'_, T>) -> Option<u16>,
     ) -> bool {
-        let waiting = |r: &&mut Relation<T>| matches!(r.state, State::Waiting | State::WaitingChanged);
-        let mine = self.relations.iter_mut().filter(waiting).find(|r| r.endpoint == endpoint && r.mid == mid);
-        let Some(relation) = mine else { return false };
-        relation.confirmed = now;
+        let Some(relation) = self.relations.iter_mut().find(|r| r.waits_for(endpoint, mid)) else { return false };
+        relation.confirmed = seconds(now);
         if relation.state == State::WaitingChanged {
             tell(relation, now, policy, &mut send);
         } else {
@@ -371,38 +465,35 @@ impl<T: PartialEq> Relations<T> {
         true
     }
 
-    /// The notification with `mid` is reset, confirmable or not: the observer has no use for it, and the relation ends
-    /// (RFC 7641 §3.6). Returns its topic.
-    pub fn refused(&mut self, endpoint: u32, mid: u16) -> Option<T> {
-        self.remove(|r| r.endpoint == endpoint && r.mid == mid && r.sequence != 1)
+    /// The notification with `mid`, one of the last ones and confirmable or not, is reset: the observer has no use for it, and the
+    /// relation ends (RFC 7641 §3.6).
+    pub fn refused(&mut self, endpoint: u32, mid: u16) -> Option<Ended<T>> {
+        self.remove(|r| r.endpoint == endpoint && r.had(mid))
     }
 
     /// The confirmable notification with `mid` was not answered. The relation falls silent, or ends if [`Policy::silence`] is
-    /// zero; then its topic is returned.
-    pub fn gave_up(&mut self, endpoint: u32, mid: u16, now: Seconds, policy: &Policy) -> Option<T> {
-        let waiting = |r: &Relation<T>| {
-            r.endpoint == endpoint && r.mid == mid && matches!(r.state, State::Waiting | State::WaitingChanged)
-        };
+    /// zero.
+    pub fn gave_up(&mut self, endpoint: u32, mid: u16, now: Duration, policy: &Policy) -> Option<Ended<T>> {
         if policy.silence == 0 {
-            return self.remove(waiting);
+            return self.remove(|r| r.waits_for(endpoint, mid));
         }
-        let relation = self.relations.iter_mut().find(|r| waiting(r))?;
-        (relation.state, relation.since) = (State::Silent, now);
+        let relation = self.relations.iter_mut().find(|r| r.waits_for(endpoint, mid))?;
+        (relation.state, relation.since) = (State::Silent, seconds(now));
         None
     }
 
     /// The device sent something: `send` is called for what fell silent, as by [`notify`](Self::notify).
-    pub fn heard(&mut self, now: Seconds, policy: &Policy, mut send: impl FnMut(Notification<'_, T>) -> Option<u16>) {
+    pub fn heard(&mut self, now: Duration, policy: &Policy, mut send: impl FnMut(Notification<'_, T>) -> Option<u16>) {
         for relation in self.relations.iter_mut().filter(|r| r.state == State::Silent) {
             tell(relation, now, policy, &mut send);
         }
     }
 
     /// Ends what was silent for longer than [`Policy::silence`]; `ended` is called with each topic.
-    pub fn expire(&mut self, now: Seconds, policy: &Policy, mut ended: impl FnMut(T)) {
-        let over = |r: &Relation<T>| r.state == State::Silent && now.since(r.since) >= policy.silence;
-        while let Some(topic) = self.remove(over) {
-            ended(topic);
+    pub fn expire(&mut self, now: Duration, policy: &Policy, mut ended: impl FnMut(T)) {
+        let over = |r: &Relation<T>| r.state == State::Silent && seconds(now).since(r.since) >= policy.silence;
+        while let Some(over) = self.remove(over) {
+            ended(over.topic);
         }
     }
 }
@@ -410,12 +501,12 @@ impl<T: PartialEq> Relations<T> {
 /// Sends the relation the present state. What could not be sent leaves it silent, to be told when the device is heard of.
 fn tell<T>(
     relation: &mut Relation<T>,
-    now: Seconds,
+    now: Duration,
     policy: &Policy,
     send: &mut impl FnMut(Notification<'_, T>) -> Option<u16>,
 ) {
     match send(relation.notification(now, policy)) {
-        Some(mid) => relation.mid = mid,
+        Some(mid) => relation.has_sent(mid),
         None => relation.state = State::Silent,
     }
 }

@@ -4,9 +4,10 @@
 #![allow(dead_code, reason = "each of those that include it uses a part")]
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use tidegate_coap::block::{Limits, Progress, Uploads};
-use tidegate_coap::observe::{ANY_FORMAT, Notification, Policy, Registered, Relations};
+use tidegate_coap::observe::{ANY_FORMAT, Begin, Notification, Policy, Registered, Relations};
 use tidegate_coap::{Block, Seconds, Type};
 
 /// Numbers from bytes; zeros when they have run out.
@@ -92,8 +93,9 @@ struct Observer {
     topic: u8,
     /// What it was told last.
     known: u32,
-    /// Sequence number of that.
+    /// Sequence number of that, and when.
     sequence: u32,
+    told: Duration,
     /// A confirmable notification that it has not answered: message ID and state told.
     under_way: Option<(u16, u32)>,
     asleep: bool,
@@ -105,10 +107,11 @@ pub(crate) fn observations(bytes: &[u8]) {
     let policy = Policy { per_device: 5, confirm_every: 30, silence: 100_000, non_spacing: 3 };
     let mut relations: Relations<u8> = Relations::new();
     let mut observers: HashMap<u8, Observer> = HashMap::new();
+    let begin = Begin { szx: 6, format: ANY_FORMAT, above: None };
     let mut states = [0u32; 3];
-    let (mut now, mut mid) = (Seconds(1_000), 0u16);
+    let (mut now, mut mid) = (Duration::from_secs(1_000), 0u16);
     let mut script = Script(bytes);
-    let mut step = |action: u8, script: &mut Script<'_>, relations: &mut Relations<u8>, now: Seconds| {
+    let mut step = |action: u8, script: &mut Script<'_>, relations: &mut Relations<u8>, now: Duration| {
         let token = script.below(8);
         let mut told = Vec::new();
         let send = |n: Notification<'_, u8>| {
@@ -119,13 +122,14 @@ pub(crate) fn observations(bytes: &[u8]) {
         match action {
             0 => {
                 let topic = script.below(3);
-                match relations.register(0, &[token], topic, (6, ANY_FORMAT), now, &policy) {
+                match relations.register(0, &[token], topic, begin, now, &policy) {
                     Registered::Yes { observe } => {
                         let observer = observers.entry(token).or_default();
                         *observer = Observer {
                             topic,
                             known: states[usize::from(topic)],
                             sequence: observe,
+                            told: now,
                             ..Observer::default()
                         };
                     }
@@ -133,7 +137,10 @@ pub(crate) fn observations(bytes: &[u8]) {
                 }
             }
             1 => {
-                assert_eq!(relations.deregister(0, &[token]), observers.remove(&token).map(|o| o.topic));
+                assert_eq!(
+                    relations.deregister(0, &[token]).map(|ended| ended.topic),
+                    observers.remove(&token).map(|o| o.topic)
+                );
             }
             2 | 3 => {
                 let topic = script.below(3);
@@ -162,7 +169,10 @@ pub(crate) fn observations(bytes: &[u8]) {
             }
             8 => {
                 if let Some((mid, _)) = observers.get(&token).and_then(|o| o.under_way) {
-                    assert_eq!(relations.refused(0, mid), observers.remove(&token).map(|o| o.topic));
+                    assert_eq!(
+                        relations.refused(0, mid).map(|ended| ended.topic),
+                        observers.remove(&token).map(|o| o.topic)
+                    );
                 }
             }
             _ => {
@@ -175,8 +185,10 @@ pub(crate) fn observations(bytes: &[u8]) {
         for (kind, sequence, token, topic, mid) in told {
             let observer = observers.get_mut(&token).expect("nobody else is told");
             assert!(!observer.asleep && observer.under_way.is_none() && observer.topic == topic);
-            assert!(sequence > observer.sequence, "{sequence} after {}", observer.sequence);
-            observer.sequence = sequence;
+            let ahead = sequence.wrapping_sub(observer.sequence) % (1 << 24);
+            let is_newer = (1..1 << 23).contains(&ahead) || now - observer.told > Duration::from_secs(128);
+            assert!(is_newer, "{sequence} after {}", observer.sequence);
+            (observer.sequence, observer.told) = (sequence, now);
             let state = states[usize::from(topic)];
             if kind == Type::Con {
                 observer.under_way = Some((mid, state));
@@ -188,7 +200,7 @@ pub(crate) fn observations(bytes: &[u8]) {
         observers.values().all(|o| o.asleep || o.known == states[usize::from(o.topic)])
     };
     while !script.is_over() {
-        now.0 += u32::from(script.below(12));
+        now += Duration::from_secs(script.below(12).into());
         let action = script.below(10);
         step(action, &mut script, &mut relations, now);
     }

@@ -26,12 +26,16 @@ impl Now {
         u32::try_from(self.steady_millis() / 1000).unwrap_or(u32::MAX)
     }
 
-    /// Milliseconds since the Unix epoch on a clock that never goes back: the wall clock at the start of the process, and the
-    /// monotonic one since.
-    pub(crate) fn steady_millis(&self) -> u64 {
+    /// Time since the Unix epoch on a clock that never goes back: the wall clock at the start of the process, and the monotonic
+    /// one since.
+    pub(crate) fn steady(&self) -> Duration {
         let (start, millis) = *START;
-        let since = self.instant.saturating_duration_since(start);
-        millis + u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        Duration::from_millis(millis) + self.instant.saturating_duration_since(start)
+    }
+
+    /// The same in milliseconds.
+    pub(crate) fn steady_millis(&self) -> u64 {
+        u64::try_from(self.steady().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Time since the process first asked for the time.

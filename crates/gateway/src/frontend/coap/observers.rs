@@ -2,7 +2,7 @@
 //!
 //! # Constraints
 //!
-//! An endpoint that observes takes 64 bytes here and, a relation, 40 ([`tidegate_coap::observe`]); it has no timer. Not more than NSTART
+//! An endpoint that observes takes 64 bytes here and, a relation, 48 ([`tidegate_coap::observe`]); it has no timer. Not more than NSTART
 //! notifications are under way to it (RFC 7641 §4.5.1), and not more than [`ROUND`] are begun between two looks at the
 //! socket, so that the acknowledgements of a change that a hundred thousand observe are read while it is told.
 //!
@@ -16,6 +16,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
@@ -23,7 +24,7 @@ use slab::Slab;
 use thin_vec::ThinVec;
 use tidegate_coap::Seconds;
 use tidegate_coap::mid::Sequence;
-use tidegate_coap::observe::{Notification, Policy, Registered, Relations};
+use tidegate_coap::observe::{ANY_NUMBER, Begin, Ended, Notification, Policy, Registered, Relations, is_newer};
 use tidegate_record::DeviceId;
 
 use super::transport::Endpoint;
@@ -88,8 +89,10 @@ pub(super) struct Observers {
     line: VecDeque<(u32, Option<TopicRef>)>,
     /// The endpoints of devices that sleep.
     asleep: HashMap<DeviceId, ThinVec<u32>>,
+    /// The highest number of relations that ended, whose observers may come back, and when one last did in seconds.
+    ended: Option<(u32, u64)>,
     /// Slot that the sweep goes on with, and when it last did.
-    swept: (usize, u32),
+    swept: (usize, u64),
     /// Scratch.
     topics: Vec<TopicRef>,
     found: Vec<u32>,
@@ -106,6 +109,7 @@ impl Observers {
             relations: 0,
             line: VecDeque::new(),
             asleep: HashMap::new(),
+            ended: None,
             swept: (0, 0),
             topics: Vec::new(),
             found: Vec::new(),
@@ -161,15 +165,17 @@ impl Observers {
         of: (Endpoint, Option<&DeviceId>),
         token: &[u8],
         topic: &TopicRef,
-        body: (u8, u16),
-        now: Seconds,
+        (szx, format): (u8, u16),
+        now: Duration,
         random: u32,
     ) -> Registered {
+        let above = self.ended.filter(|(_, at)| now.as_secs() - at <= u64::from(ANY_NUMBER)).map(|(number, _)| number);
+        let begin = Begin { szx, format, above };
         let slot = self.slot_or_insert(of.0, of.1, random);
         let observer = &mut self.slots[slot as usize];
         let before = observer.relations.observed(OWN, token).cloned();
         let observed = observer.relations.of_topic(topic) > 0;
-        let registered = observer.relations.register(OWN, token, topic.clone(), body, now, &self.policy);
+        let registered = observer.relations.register(OWN, token, topic.clone(), begin, now, &self.policy);
         if registered != Registered::No {
             if !observed {
                 topics.watch(topic, self.worker, slot);
@@ -188,37 +194,48 @@ impl Observers {
         registered
     }
 
-    /// Ends the relation with `token`.
-    pub(super) fn deregister(&mut self, topics: &Topics, endpoint: &Endpoint, token: &[u8]) {
+    /// The response that registered `endpoint` with `token` has a message ID of its own: a reset of it ends the relation.
+    pub(super) fn responded(&mut self, endpoint: &Endpoint, token: &[u8], mid: u16) {
         if let Some(slot) = self.slot(endpoint) {
-            self.end(topics, slot, token);
+            self.slots[slot as usize].relations.responded(OWN, token, mid);
         }
     }
 
-    fn end(&mut self, topics: &Topics, slot: u32, token: &[u8]) {
+    /// Ends the relation with `token`.
+    pub(super) fn deregister(&mut self, topics: &Topics, endpoint: &Endpoint, token: &[u8], now: Duration) {
+        if let Some(slot) = self.slot(endpoint) {
+            self.end(topics, slot, token, now);
+        }
+    }
+
+    fn end(&mut self, topics: &Topics, slot: u32, token: &[u8], now: Duration) {
         let Some(observer) = self.slots.get_mut(slot as usize) else { return };
-        if let Some(topic) = observer.relations.deregister(OWN, token) {
-            self.ended(topics, slot, &topic);
+        if let Some(ended) = observer.relations.deregister(OWN, token) {
+            self.ended(topics, slot, &ended, now);
         }
     }
 
     /// The notification with `mid` was reset: the relation ends.
-    pub(super) fn refused(&mut self, topics: &Topics, endpoint: &Endpoint, mid: u16) -> bool {
+    pub(super) fn refused(&mut self, topics: &Topics, endpoint: &Endpoint, mid: u16, now: Duration) -> bool {
         let Some(slot) = self.slot(endpoint) else { return false };
-        let topic = self.slots[slot as usize].relations.refused(OWN, mid);
-        if let Some(topic) = &topic {
-            self.ended(topics, slot, topic);
+        let ended = self.slots[slot as usize].relations.refused(OWN, mid);
+        if let Some(ended) = &ended {
+            self.ended(topics, slot, ended, now);
         }
         // What waited for the exchange can go now.
         self.put_in_line(slot);
-        topic.is_some()
+        ended.is_some()
     }
 
-    fn ended(&mut self, topics: &Topics, slot: u32, topic: &TopicRef) {
+    fn ended(&mut self, topics: &Topics, slot: u32, ended: &Ended<TopicRef>, now: Duration) {
         self.relations -= 1;
-        if self.slots[slot as usize].relations.of_topic(topic) == 0 {
-            topics.unwatch(topic, self.worker, slot);
+        if self.slots[slot as usize].relations.of_topic(&ended.topic) == 0 {
+            topics.unwatch(&ended.topic, self.worker, slot);
         }
+        let before = self
+            .ended
+            .filter(|&(number, at)| is_newer(number, ended.number) && now.as_secs() - at <= u64::from(ANY_NUMBER));
+        self.ended = Some((before.map_or(ended.number, |(number, _)| number), now.as_secs()));
         self.remove_if_empty(slot);
     }
 
@@ -273,7 +290,7 @@ impl Observers {
     pub(super) fn tell(
         &mut self,
         topics: &Topics,
-        now: Seconds,
+        now: Duration,
         mut send: impl FnMut(&Endpoint, Option<&DeviceId>, &mut Sequence, Notification<'_, TopicRef>) -> Sent,
     ) {
         for _ in 0..ROUND {
@@ -312,7 +329,7 @@ impl Observers {
                 }
             }
             for token in last {
-                self.end(topics, slot, &token);
+                self.end(topics, slot, &token, now);
             }
             if full {
                 self.put_in_line(slot);
@@ -327,7 +344,7 @@ impl Observers {
         topics: &Topics,
         endpoint: &Endpoint,
         mid: u16,
-        now: Seconds,
+        now: Duration,
         mut send: impl FnMut(&Endpoint, Option<&DeviceId>, &mut Sequence, Notification<'_, TopicRef>) -> Sent,
     ) {
         let Some(slot) = self.slot(endpoint) else { return };
@@ -345,20 +362,26 @@ impl Observers {
             }
         });
         if let Some(token) = last {
-            self.end(topics, slot, &token);
+            self.end(topics, slot, &token, now);
         }
         self.put_in_line(slot);
     }
 
     /// What was under way to `endpoint` with `mid` was not answered. Returns the device, if it is known and now counts as asleep.
-    pub(super) fn gave_up(&mut self, topics: &Topics, endpoint: &Endpoint, mid: u16, now: Seconds) -> Option<DeviceId> {
+    pub(super) fn gave_up(
+        &mut self,
+        topics: &Topics,
+        endpoint: &Endpoint,
+        mid: u16,
+        now: Duration,
+    ) -> Option<DeviceId> {
         let slot = self.slot(endpoint)?;
         let observer = &mut self.slots[slot as usize];
         // Only a device that says its name can be known again at another address; of others, the RFC has it right.
         let silence = if observer.device.is_some() { self.policy.silence } else { 0 };
         let policy = Policy { silence, ..self.policy };
-        if let Some(topic) = observer.relations.gave_up(OWN, mid, now, &policy) {
-            self.ended(topics, slot, &topic);
+        if let Some(ended) = observer.relations.gave_up(OWN, mid, now, &policy) {
+            self.ended(topics, slot, &ended, now);
             self.put_in_line(slot);
             return None;
         }
@@ -454,14 +477,14 @@ impl Observers {
     }
 
     /// Ends relations that are silent for too long, some at a call. Returns the devices of which nothing sleeps here any more.
-    pub(super) fn sweep(&mut self, topics: &Topics, now: Seconds) -> Vec<DeviceId> {
+    pub(super) fn sweep(&mut self, topics: &Topics, now: Duration) -> Vec<DeviceId> {
         let mut gone = Vec::new();
-        if self.is_empty() || self.swept.1 == now.0 {
+        if self.is_empty() || self.swept.1 == now.as_secs() {
             return gone;
         }
         let from = self.swept.0;
         let upto = (from + SWEPT).min(self.slots.capacity());
-        self.swept = (if upto >= self.slots.capacity() { 0 } else { upto }, now.0);
+        self.swept = (if upto >= self.slots.capacity() { 0 } else { upto }, now.as_secs());
         let mut ended = Vec::new();
         for slot in from..upto {
             let Some(observer) = self.slots.get_mut(slot) else { continue };

@@ -88,7 +88,7 @@ impl Server {
         let Server { observers, out, exchanges, shared, random, drawn, .. } = self;
         let mut line = Line { out, exchanges, shared, random, drawn, now };
         let topics = &shared.router.topics;
-        observers.tell(topics, Seconds(now.seconds()), |to, device, mids, what| line.send(to, device, mids, what));
+        observers.tell(topics, now.steady(), |to, device, mids, what| line.send(to, device, mids, what));
     }
 
     /// The message `mid` to `from` was acknowledged.
@@ -98,15 +98,15 @@ impl Server {
         }
         let Server { observers, out, exchanges, shared, random, drawn, .. } = self;
         let mut line = Line { out, exchanges, shared, random, drawn, now };
-        let seconds = Seconds(now.seconds());
         let topics = &shared.router.topics;
-        observers.acknowledged(topics, &from, mid, seconds, |to, device, mids, what| line.send(to, device, mids, what));
+        observers
+            .acknowledged(topics, &from, mid, now.steady(), |to, device, mids, what| line.send(to, device, mids, what));
     }
 
     /// The message `mid` to `from` was reset; if it was a notification, it is the last one (RFC 7641 §3.6).
-    pub(super) fn was_reset(&mut self, from: Endpoint, mid: u16) {
+    pub(super) fn was_reset(&mut self, from: Endpoint, mid: u16, now: Now) {
         self.exchanges.refused(from, mid);
-        if !self.observers.is_empty() && self.observers.refused(&self.shared.router.topics, &from, mid) {
+        if !self.observers.is_empty() && self.observers.refused(&self.shared.router.topics, &from, mid, now.steady()) {
             self.shared.metrics.coap_full.observations_reset.inc();
             self.count_observers();
         }
@@ -121,8 +121,7 @@ impl Server {
         if self.observers.is_empty() {
             return;
         }
-        let seconds = Seconds(now.seconds());
-        if let Some(device) = self.observers.gave_up(&self.shared.router.topics, &peer, mid, seconds) {
+        if let Some(device) = self.observers.gave_up(&self.shared.router.topics, &peer, mid, now.steady()) {
             self.shared.table.peek(device.as_str(), |device| device.set_asleep(true));
         }
         self.count_observers();
@@ -130,7 +129,7 @@ impl Server {
 
     /// Ends observations of devices that stay silent.
     pub(super) fn sweep_observers(&mut self, now: Now) {
-        for device in self.observers.sweep(&self.shared.router.topics, Seconds(now.seconds())) {
+        for device in self.observers.sweep(&self.shared.router.topics, now.steady()) {
             self.shared.table.peek(device.as_str(), |device| device.set_asleep(false));
         }
         self.count_observers();
