@@ -46,7 +46,7 @@ fn a_token_of_every_length_comes_back() {
     let gateway = Gateway::start();
     let mut device = Endpoint::new(gateway.coap);
     // Beyond 8 bytes they are RFC 8974's, which lets a server take no more than it wants to (§2.2).
-    for len in [0, 1, 7, 8, 9, 12, 13, 300] {
+    for len in [0, 1, 7, 8, 9, 12, 13, 300, 5_000, 65_400] {
         let mut request = Message::post(Kind::Con, device.mid(), "t", "d", b"token");
         request.token = vec![0xA5; len];
         let answer = device.exchange(&request);
@@ -188,6 +188,24 @@ fn no_response_is_respected() {
 }
 
 #[test]
+fn message_ids_of_responses_do_not_return_to_an_endpoint_before_those_of_its_requests() {
+    let gateway = Gateway::start();
+    let (one, other) = (Endpoint::new(gateway.coap), Endpoint::new(gateway.coap));
+    // Nobody says a name, so the gateway counts nothing for them (RFC 7252 §4.4).
+    let ask = |endpoint: &Endpoint, mid| {
+        endpoint.send(&Message::request(Kind::Non, coap::GET, mid, "nothing/here"));
+        let told = endpoint.receive();
+        assert_eq!((told.kind, told.code), (Kind::Non, coap::NOT_FOUND));
+        told.mid
+    };
+    let first = ask(&one, 65_530);
+    for step in 1..=20 {
+        ask(&other, 100 + step % 3);
+        assert_eq!(ask(&one, 65_530_u16.wrapping_add(step)), first.wrapping_add(step));
+    }
+}
+
+#[test]
 fn options_are_understood_or_refused_or_ignored() {
     let gateway = Gateway::start();
     let mut device = Endpoint::new(gateway.coap);
@@ -220,6 +238,8 @@ fn a_payload_beyond_the_limit_gets_4_13_with_the_limit() {
     assert_eq!(answer.find_uint(coap::SIZE1), Some(100), "{answer:?}");
     assert_eq!(gateway.records(), []);
     assert_eq!(device.post("t", "d", &[b'x'; 100]).code, CHANGED);
+    // As long as a datagram can be.
+    assert_eq!(device.post("t", "d", &[b'x'; 65_400]).code, coap::TOO_LARGE);
 }
 
 #[test]

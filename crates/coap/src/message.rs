@@ -92,7 +92,7 @@ impl<'a> Message<'a> {
 
     /// Reads header and token of `datagram`; returns a message without options and payload, and what follows the token.
     #[inline]
-    pub(crate) fn parse_head(datagram: &'a [u8]) -> Result<(Message<'a>, &'a [u8]), Malformed> {
+    fn parse_head(datagram: &'a [u8]) -> Result<(Message<'a>, &'a [u8]), Malformed> {
         let Some((&[first, code, mid_high, mid_low], rest)) = datagram.split_first_chunk::<HEADER_LEN>() else {
             return Err(Malformed { reason: Reason::Short, reject: Reject::Silence });
         };

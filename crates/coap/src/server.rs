@@ -33,7 +33,7 @@ use tidegate_record::DeviceId;
 
 use crate::build::{ReplyTo, Response, Written};
 use crate::code::{Code, Method, Type};
-use crate::message::{Malformed, Message, Opt, Reject};
+use crate::message::{Message, Opt, Reject};
 use crate::option::{Block, NoResponse, definition, is_critical, number};
 use crate::reason::Reason;
 use crate::token::Token;
@@ -293,20 +293,6 @@ impl Rules {
             }
         };
         if message.code.is_request() { self.request(message, scratch) } else { not_a_request(&message) }
-    }
-
-    /// Classifies the beginning of a datagram that was longer than the buffer it was received into: a request gets a 4.13, as
-    /// far as its token is there.
-    pub fn classify_cut<'a>(&self, beginning: &'a [u8]) -> Outcome<'a> {
-        // The options may be cut anywhere and the payload is not all there, so neither is looked at.
-        match Message::parse_head(beginning) {
-            Ok((message, _)) if message.code.is_request() => {
-                Outcome::Answer(self.too_large(&message, NoResponse::NONE))
-            }
-            Ok((Message { kind: Type::Con, mid, .. }, _)) => Outcome::Reset { mid, reason: Reason::TooLarge },
-            Err(Malformed { reject: Reject::Reset(mid), .. }) => Outcome::Reset { mid, reason: Reason::TooLarge },
-            _ => Outcome::Ignored(Reason::TooLarge),
-        }
     }
 
     #[inline]

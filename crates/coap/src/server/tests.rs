@@ -337,28 +337,6 @@ fn a_payload_over_the_limit_is_refused_with_the_limit() {
 }
 
 #[test]
-fn a_datagram_longer_than_the_buffer() {
-    let rules = Rules::default();
-    let whole = request(Type::Con, Code::POST, &[PATH, (number::URI_QUERY, b"ep=1")], &[1; 2000]);
-    for cut in [7, 8, 9, 20, 1500] {
-        let Outcome::Answer(answer) = rules.classify_cut(&whole[..cut]) else { panic!("cut at {cut}") };
-        assert_eq!((answer.code, answer.size1), (Code::REQUEST_ENTITY_TOO_LARGE, Some(1024)));
-        assert_eq!((answer.to.mid, answer.to.token.as_slice()), (7, &b"tok"[..]));
-    }
-    let mut bad = whole.clone();
-    bad[0] = 0x4F;
-    assert!(matches!(rules.classify_cut(&bad), Outcome::Reset { mid: 7, reason: Reason::TooLarge }));
-    bad[0] = 0x43;
-    bad[1] = Code::CONTENT.0;
-    assert!(matches!(rules.classify_cut(&bad), Outcome::Reset { mid: 7, reason: Reason::TooLarge }));
-    for first in [0x5F, 0x6F, 0x83] {
-        bad[0] = first;
-        assert!(matches!(rules.classify_cut(&bad), Outcome::Ignored(Reason::TooLarge)));
-    }
-    assert!(matches!(rules.classify_cut(b"\x40"), Outcome::Ignored(Reason::TooLarge)));
-}
-
-#[test]
 fn a_token_longer_than_kept_gets_it_back_in_a_4_00() {
     let rules = Rules { max_token: 20, ..Rules::default() };
     for len in [20, 21, 1000] {

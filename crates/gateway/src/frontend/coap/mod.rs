@@ -12,7 +12,7 @@ use tokio::io::Interest;
 use super::pause::sleep_until;
 use super::worker::watch;
 use super::{Now, Shared};
-use server::{OVERHEAD, Server};
+use server::{DATAGRAM, Server};
 use transport::{Listening, readable};
 
 pub(crate) use common::Common;
@@ -40,10 +40,7 @@ pub(super) async fn serve(
 ) -> io::Result<()> {
     let wake = shared.router.coap_wake(index);
     let receiver = |socket: &Option<UdpSocket>, bytes| socket.as_ref().map(|s| Receiver::new(s, BATCH, bytes));
-    let mut receivers = Receivers {
-        plain: receiver(&plain, shared.config.coap.max_payload_bytes + OVERHEAD),
-        secure: receiver(&secure, secure::DATAGRAM),
-    };
+    let mut receivers = Receivers { plain: receiver(&plain, DATAGRAM), secure: receiver(&secure, secure::DATAGRAM) };
     let watched = |socket: Option<UdpSocket>| {
         socket.map(|socket| watch(socket, Interest::READABLE | Interest::WRITABLE)).transpose()
     };

@@ -85,7 +85,6 @@ impl Opened {
             let Some(device) = associations.name_of(owner) else { continue };
             each(&Message {
                 bytes: &self.datagram[range.clone()],
-                truncated: false,
                 is_group: false,
                 from: Endpoint::Secure(*id),
                 proven: Some(Proven { device: &device, sequence: *sequence }),

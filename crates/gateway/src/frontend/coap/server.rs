@@ -65,9 +65,9 @@ mod upload;
 /// datagrams take some 1.5 ms. One append for all of them wakes the log once, and gives it a commit worth its price.
 const ROUNDS: usize = 8;
 
-/// Room beside the payload for header, token, a topic of the longest length (1,024 bytes), a device's name (128) and some options;
-/// more than that is cut, and answered 4.13.
-pub(super) const OVERHEAD: usize = 1536;
+/// Room for a datagram: the longest that there is. What exceeds a limit is refused for what it is, so it is read first; memory is taken
+/// as datagrams fill it.
+pub(super) const DATAGRAM: usize = u16::MAX as usize - 8;
 
 /// Separate responses that may be unacknowledged at once on one worker. They occur when the disk is slow; at 100 bytes each
 /// they may take some megabytes, and what is beyond is sent once and not again.
@@ -143,8 +143,6 @@ pub(super) struct Server {
     asked: HashMap<Waiting, Asked>,
     random: RandomState,
     drawn: u64,
-    /// Message IDs of answers to those who name no device.
-    stranger_mid: u16,
     resources: Vec<link::Resource>,
 }
 
@@ -184,7 +182,6 @@ impl Server {
             asked: HashMap::new(),
             random: RandomState::new(),
             drawn: 0,
-            stranger_mid: RandomState::new().hash_one(index) as u16,
             resources: resources(&shared.config.coap),
             shared,
         }
@@ -288,19 +285,14 @@ impl Server {
         // Not the server's own for the time that the request borrows from them.
         let mut topic = std::mem::take(&mut self.topic);
         let rules = self.rules.clone();
-        let outcome = if message.truncated {
-            rules.classify_cut(message.bytes)
-        } else {
-            rules.classify(message.bytes, &mut topic)
-        };
-        match outcome {
+        match rules.classify(message.bytes, &mut topic) {
             _ if message.is_group => self.front(message.from).malformed(Reason::Multicast.name()),
             Outcome::Request(request) => self.request(&request, message, now, pressure),
             Outcome::Answer(answer) => {
                 self.front(message.from).refused(answer.reason.name());
                 if answer.to.is_told(answer.code) {
-                    self.stranger_mid = self.stranger_mid.wrapping_add(1);
-                    self.out.push(message.from, |bytes| answer.write(bytes, self.stranger_mid));
+                    let mid = self.mid_after(message.from, answer.to.mid);
+                    self.out.push(message.from, |bytes| answer.write(bytes, mid));
                 }
             }
             Outcome::Reset { mid, reason } => {
@@ -310,7 +302,7 @@ impl Server {
                 self.out.push(message.from, |bytes| build::reset(bytes, mid));
             }
             Outcome::Acknowledged { mid } => self.acknowledged(message.from, mid, now),
-            Outcome::Refused { mid } => self.was_reset(message.from, mid),
+            Outcome::Refused { mid } => self.was_reset(message.from, mid, now),
             Outcome::Ignored(reason) => self.front(message.from).malformed(reason.name()),
         }
         self.topic = topic;

@@ -64,10 +64,7 @@ impl Endpoint {
 /// A CoAP message as it came.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Message<'a> {
-    /// The message; its beginning, if `truncated`.
     pub(super) bytes: &'a [u8],
-    /// It was longer than the buffer.
-    pub(super) truncated: bool,
     /// It was sent to a group of hosts (RFC 7252 §8).
     pub(super) is_group: bool,
     pub(super) from: Endpoint,
@@ -80,7 +77,6 @@ impl<'a> Message<'a> {
     pub(super) fn plain(datagram: &Datagram<'a>) -> Message<'a> {
         Message {
             bytes: datagram.bytes,
-            truncated: datagram.truncated,
             is_group: datagram.group,
             from: Endpoint::Plain { peer: datagram.peer, local: datagram.local },
             proven: None,

@@ -69,9 +69,15 @@ impl Server {
         if !to.is_told(response.code) {
             return;
         }
-        self.stranger_mid = self.stranger_mid.wrapping_add(1);
-        let mid = self.stranger_mid;
+        let mid = self.mid_after(message.from, to.mid);
         self.out.push(message.from, |bytes| response.write(bytes, to, mid));
+    }
+
+    /// A message ID for what answers the request `mid` from `endpoint` in a message of its own, where no device is known that counts
+    /// them. Who sends requests uses no ID twice within EXCHANGE_LIFETIME (RFC 7252 §4.4), so one that follows from it does not return
+    /// either, and nothing is remembered.
+    pub(super) fn mid_after(&self, endpoint: Endpoint, mid: u16) -> u16 {
+        mid.wrapping_add(self.random.hash_one(endpoint) as u16)
     }
 
     /// Turns a reading away: a confirmable one is told when to come again, another is dropped.

@@ -138,7 +138,7 @@ impl Server {
         // A later block is of the same state as the first, which alone registers (RFC 7959 §2.6).
         let observe = request.observe.filter(|_| request.block2.is_none_or(|block| block.num == 0));
         if observe == Some(1) {
-            self.observers.deregister(topics, &message.from, request.message.token);
+            self.observers.deregister(topics, &message.from, request.message.token, now.steady());
             self.count_observers();
         }
         let mut asked = Asked::new(request, message, device, now);
@@ -293,14 +293,16 @@ impl Server {
         }
         let mut observe = None;
         if let Some(topic) = topic {
-            let body = (asked.block2.map_or(6, |block| block.szx), content_format.unwrap_or(ANY_FORMAT));
+            // While there is no value, what its format shall be is known from the request alone.
+            let format = content_format.or(asked.accept).unwrap_or(ANY_FORMAT);
+            let body = (asked.block2.map_or(6, |block| block.szx), format);
             let may = self.shared.coap.relations() < self.shared.config.coap.observations;
             let random = self.draw();
             let topics = &self.shared.router.topics;
             let registered = if may {
                 let of = (asked.from, asked.device.as_ref());
                 let token = asked.to.token.as_slice();
-                self.observers.register(topics, of, token, topic, body, Seconds(now.seconds()), random)
+                self.observers.register(topics, of, token, topic, body, now.steady(), random)
             } else {
                 Registered::No
             };
@@ -396,9 +398,12 @@ impl Server {
         if to.no_response.suppresses(response.code) {
             return;
         }
-        let Some(mid) = self.mid_to(*from, asked.device.as_ref(), now) else {
+        let Some(mid) = self.mid_to(*from, asked.device.as_ref(), to.mid, now) else {
             return self.front(*from).shed("message_ids");
         };
+        if response.observe.is_some() {
+            self.observers.responded(from, to.token.as_slice(), mid);
+        }
         if to.kind == Type::Non {
             self.out.push(*from, |bytes| response.write(bytes, to, mid));
             return;
@@ -414,21 +419,20 @@ impl Server {
         });
     }
 
-    /// A message ID for a message to `endpoint` of `device`.
-    fn mid_to(&mut self, endpoint: Endpoint, device: Option<&DeviceId>, now: Now) -> Option<u16> {
+    /// A message ID for the response to the request `mid` that `endpoint` of `device` sent.
+    fn mid_to(&mut self, endpoint: Endpoint, device: Option<&DeviceId>, mid: u16, now: Now) -> Option<u16> {
         let lifetime = self.shared.dedup.exchange_lifetime;
         let random = self.draw();
         if let Some(device) = device {
-            let mid = self.shared.table.peek(device.as_str(), |d| d.next_mid(now.seconds(), lifetime, || random));
-            if let Some(mid) = mid {
-                return mid;
+            let own = self.shared.table.peek(device.as_str(), |d| d.next_mid(now.seconds(), lifetime, || random));
+            if let Some(own) = own {
+                return own;
             }
         }
-        if let Some(mid) = self.observers.next_mid(&endpoint, Seconds(now.seconds()), lifetime) {
-            return Some(mid);
+        if let Some(own) = self.observers.next_mid(&endpoint, Seconds(now.seconds()), lifetime) {
+            return Some(own);
         }
-        self.stranger_mid = self.stranger_mid.wrapping_add(1);
-        Some(self.stranger_mid)
+        Some(self.mid_after(endpoint, mid))
     }
 
     /// Empty acknowledgements for what waits for the disk for too long.
