@@ -147,6 +147,22 @@ impl Seen {
     }
 }
 
+/// A run that ended in its first stage.
+pub(crate) struct NotBegun {
+    /// Why.
+    pub(crate) why: anyhow::Error,
+    /// What its threads told until then.
+    pub(crate) stages: Vec<Part>,
+    /// Connections or associations that stood, those of threads that told nothing included.
+    pub(crate) set_up: u32,
+}
+
+impl From<NotBegun> for anyhow::Error {
+    fn from(not_begun: NotBegun) -> anyhow::Error {
+        not_begun.why
+    }
+}
+
 impl<'a> Lookout<'a> {
     /// To be called before anything is set up.
     pub(crate) fn new(control: &'a Control, signals: &'a Signals, server: Option<u32>, quiet: bool) -> Lookout<'a> {
@@ -162,12 +178,16 @@ impl<'a> Lookout<'a> {
         (threads, groups): (usize, usize),
         wanted: u32,
         accept: impl FnOnce(&[Part]) -> anyhow::Result<()>,
-    ) -> anyhow::Result<Seen> {
+    ) -> Result<Seen, NotBegun> {
         let Lookout { control, signals, server, quiet, before } = *self;
         let sample = || server.and_then(|pid| process::sample(pid).ok());
-        let stages = await_all(told, threads, groups, wanted, control, quiet)
-            .and_then(|stages| accept(&stages).map(|()| stages))
-            .inspect_err(|_| control.call_off())?;
+        let mut stages: Vec<Part> = (0..groups).map(|_| Part::begin(u64::MAX)).collect();
+        if let Err(why) =
+            await_all(told, threads, &mut stages, wanted, control, signals, quiet).and_then(|()| accept(&stages))
+        {
+            control.call_off();
+            return Err(NotBegun { why, stages, set_up: control.connected() });
+        }
         let after = sample();
         if wanted > 0 {
             std::thread::sleep(SETTLE);
@@ -179,17 +199,17 @@ impl<'a> Lookout<'a> {
     }
 }
 
-/// Waits for the parts of `threads` threads, each of one of some groups, which want `wanted` in all.
+/// Waits for the parts of `threads` threads, adds each to the stage of its group, and sees whether they get on towards `wanted` in all.
 fn await_all(
     told: &mpsc::Receiver<(usize, SetUp)>,
     threads: usize,
-    groups: usize,
+    stages: &mut [Part],
     wanted: u32,
     control: &Control,
+    signals: &Signals,
     quiet: bool,
-) -> anyhow::Result<Vec<Part>> {
+) -> anyhow::Result<()> {
     let started = Instant::now();
-    let mut stages: Vec<Part> = (0..groups).map(|_| Part::begin(u64::MAX)).collect();
     let mut heard = 0;
     let (mut last_count, mut last_moved) = (0, Instant::now());
     let mut last_line = started;
@@ -203,6 +223,9 @@ fn await_all(
             Err(mpsc::RecvTimeoutError::Disconnected) => bail!("a generator thread ended early"),
         }
         let count = control.connected();
+        if signals.came() {
+            bail!("a signal ended the run before it began: {count} of {wanted} were connected");
+        }
         if count != last_count {
             (last_count, last_moved) = (count, Instant::now());
         } else if count < wanted && last_moved.elapsed() > STALLED {
@@ -217,5 +240,5 @@ fn await_all(
             eprintln!("{:>5.0} s  {count} of {wanted} connected", started.elapsed().as_secs_f64());
         }
     }
-    Ok(stages)
+    Ok(())
 }

@@ -81,6 +81,7 @@ fn write_report(out: &mut String, report: &Report) -> std::fmt::Result {
     let (class, word) = match report.verdict.outcome {
         Outcome::Pass => ("pass", "pass"),
         Outcome::Void => ("void", "void"),
+        Outcome::Undone => ("void", "could not be done"),
         Outcome::Fail => ("fail", "fail"),
     };
     writeln!(out, "<header>\n<h1>{} <span class=\"verdict {class}\">{word}</span></h1>", escape(&report.scenario))?;
@@ -327,7 +328,15 @@ fn write_populations(out: &mut String, report: &Report) -> std::fmt::Result {
         let Quantiles { p50, p99, p99_9, p99_99, max, .. } = population.latency;
         let period = population.period_seconds.map_or_else(|| "–".to_owned(), |period| format!("{} s", shown(period)));
         let received = population.delivered.as_ref().map_or_else(String::new, |delivered| {
-            format!("{} of {}", thousands(delivered.messages as f64), thousands(delivered.expected as f64))
+            let messages = thousands(delivered.messages as f64);
+            match (delivered.latest, delivered.expected - delivered.acked_and_missing.min(delivered.expected)) {
+                (false, _) => format!("{messages} of {}", thousands(delivered.expected as f64)),
+                (true, known) => format!(
+                    "{messages}; {} of {} know their latest",
+                    thousands(known as f64),
+                    thousands(delivered.expected as f64)
+                ),
+            }
         });
         write!(
             out,
@@ -356,6 +365,7 @@ fn write_errors(out: &mut String, report: &Report) -> std::fmt::Result {
         (c.handshakes_failed, "handshakes failed"),
         (c.handshakes_again, "handshakes of devices that had an association"),
         (c.records_dropped, "DTLS records dropped"),
+        (c.observations_ended, "observations ended by the server"),
     ];
     let named = c.unserved_by_kind().into_iter().chain(c.faults_by_kind()).chain(others);
     let named = named.map(|(n, name)| (n, name.to_owned()));

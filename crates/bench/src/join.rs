@@ -6,11 +6,11 @@
 //!
 //! Messages are lines of JSON over TCP.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -23,14 +23,17 @@ use crate::ledger::{Dump, Ledger};
 use crate::mqtt::{Received, ReceivedDump};
 use crate::report::Report;
 use crate::run::{Signals, new_id};
-use crate::scenario::{self, Options, Outcome, Scenario};
+use crate::scenario::{self, Options, Outcome, Population, Scenario};
 use crate::slo;
 
 /// Version of the messages: processes of one run must have the same.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Longest wait for another process to set up, or to tell what it measured after the run.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How often signals are looked at while it is waited for.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// The command `run`.
 #[derive(Debug, Args)]
@@ -47,6 +50,9 @@ pub struct RunCommand {
     /// Measure so long instead of what the file says, as 30s or 15m.
     #[arg(long)]
     duration: Option<String>,
+    /// Do not see first whether a server is there.
+    #[arg(long)]
+    no_probe: bool,
     /// Only see whether the scenario is right.
     #[arg(long)]
     check: bool,
@@ -82,6 +88,7 @@ enum Order {
         run: u64,
         part: u32,
         parts: u32,
+        probe: bool,
     },
     Go,
 }
@@ -121,12 +128,24 @@ impl Peer {
         self.reader.get_mut().write_all(&line).with_context(|| format!("lost {}", self.name))
     }
 
-    fn hear<T: for<'de> Deserialize<'de>>(&mut self, patience: Option<Duration>) -> anyhow::Result<T> {
-        self.reader.get_ref().set_read_timeout(patience)?;
+    fn hear<T: for<'de> Deserialize<'de>>(&mut self, patience: Duration, signals: &Signals) -> anyhow::Result<T> {
+        self.reader.get_ref().set_read_timeout(Some(LOOK))?;
+        let started = Instant::now();
         let mut line = Vec::new();
-        let read = self.reader.read_until(b'\n', &mut line).with_context(|| format!("lost {}", self.name))?;
-        if read == 0 {
-            bail!("{} left", self.name);
+        loop {
+            // What was read of a line before the time was over is in it.
+            match self.reader.read_until(b'\n', &mut line) {
+                Ok(_) if line.ends_with(b"\n") => break,
+                Ok(_) => bail!("{} left", self.name),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) => return Err(error).with_context(|| format!("lost {}", self.name)),
+            }
+            if signals.came() {
+                bail!("a signal ended the wait for {}", self.name);
+            }
+            if started.elapsed() > patience {
+                bail!("{} said nothing for {} s", self.name, patience.as_secs());
+            }
         }
         serde_json::from_slice(&line).with_context(|| format!("{} does not speak as this program does", self.name))
     }
@@ -157,17 +176,18 @@ impl RunCommand {
         let ceilings = (self.ceilings || scenario.slo.ceiling_ratio.is_some())
             .then(|| Ceilings::measure(&signals, self.disk.as_deref()))
             .transpose()?;
-        let mut peers = self.gather(&scenario, &name, run)?;
+        let mut peers = self.gather(&scenario, &name, run, &signals)?;
         let options = Options {
             run,
             part: (0, self.processes),
+            probe: !self.no_probe,
             server: self.reporting.server_pid,
             quiet: self.reporting.quiet,
             handicap: self.reporting.handicap(),
         };
         let mut outcome = scenario::run(&scenario, &options, &signals, || {
             for peer in &mut peers {
-                match peer.hear(Some(PATIENCE))? {
+                match peer.hear(PATIENCE, &signals)? {
                     Word::Ready => {}
                     Word::Failed(why) => bail!("{}: {why}", peer.name),
                     Word::Done(_) => bail!("{} is done before it began", peer.name),
@@ -175,8 +195,10 @@ impl RunCommand {
             }
             peers.iter_mut().try_for_each(|peer| peer.say(&Order::Go))
         })?;
-        for peer in &mut peers {
-            match peer.hear(Some(PATIENCE)) {
+        // Nobody waits for those who share a run that did not begin: they see that this process is gone.
+        let begun = !outcome.received.is_empty();
+        for peer in peers.iter_mut().filter(|_| begun) {
+            match peer.hear(PATIENCE, &signals) {
                 Ok(Word::Done(part)) => add(&mut outcome, *part)?,
                 Ok(Word::Failed(why)) => outcome.report.verdict.void(format!("{}: {why}", peer.name)),
                 Ok(Word::Ready) => outcome.report.verdict.void(format!("{} did not run", peer.name)),
@@ -184,7 +206,7 @@ impl RunCommand {
                 Err(error) => outcome.report.verdict.void(format!("{error:#}")),
             }
         }
-        self.judge(&scenario, outcome, ceilings, source.as_ref(), run)
+        self.judge(&scenario, outcome, ceilings, source.as_ref(), &signals, run)
     }
 
     /// Applies the flags that change a scenario.
@@ -205,7 +227,7 @@ impl RunCommand {
     }
 
     /// Waits for the other processes and gives each its part.
-    fn gather(&self, scenario: &Scenario, name: &str, run: u64) -> anyhow::Result<Vec<Peer>> {
+    fn gather(&self, scenario: &Scenario, name: &str, run: u64, signals: &Signals) -> anyhow::Result<Vec<Peer>> {
         if self.processes == 1 {
             return Ok(Vec::new());
         }
@@ -215,6 +237,9 @@ impl RunCommand {
         }
         let mut peers = Vec::new();
         for part in 1..self.processes {
+            if !signals.wait_for(&listener) {
+                bail!("a signal ended the run before all {} processes were there", self.processes);
+            }
             let mut peer = Peer::new(listener.accept().context("cannot accept another process")?.0)?;
             peer.say(&Order::Task {
                 version: VERSION,
@@ -226,6 +251,7 @@ impl RunCommand {
                 run,
                 part,
                 parts: self.processes,
+                probe: !self.no_probe,
             })?;
             peers.push(peer);
         }
@@ -236,8 +262,9 @@ impl RunCommand {
     fn take_part(&self, address: &str) -> anyhow::Result<ExitCode> {
         let stream = TcpStream::connect(address).with_context(|| format!("--join {address}: nobody listens there"))?;
         let mut first = Peer::new(stream)?;
-        let Order::Task { version, name, text, targets, scale, millis, run, part, parts } =
-            first.hear(Some(PATIENCE))?
+        let signals = Signals::take()?;
+        let Order::Task { version, name, text, targets, scale, millis, run, part, parts, probe } =
+            first.hear(PATIENCE, &signals)?
         else {
             bail!("{address} gave no task");
         };
@@ -250,22 +277,28 @@ impl RunCommand {
         }
         scenario.scale(scale);
         scenario.duration = Duration::from_millis(millis);
-        let signals = Signals::take()?;
         let options = Options {
             run,
             part: (part, parts),
+            probe,
             server: None,
             quiet: self.reporting.quiet,
             handicap: self.reporting.handicap(),
         };
         let result = scenario::run(&scenario, &options, &signals, || {
             first.say(&Word::Ready)?;
-            match first.hear(Some(PATIENCE))? {
+            match first.hear(PATIENCE, &signals)? {
                 Order::Go => Ok(()),
                 Order::Task { .. } => bail!("{address} gave another task"),
             }
         });
         match result {
+            Ok(Outcome { report, received, .. }) if received.is_empty() => {
+                let why = report.verdict.reasons.join("; ");
+                // It may be the first process that is gone.
+                let _ = first.say(&Word::Failed(why.clone()));
+                bail!("{why}")
+            }
             Ok(outcome) => {
                 let part = Part {
                     report: outcome.report,
@@ -289,8 +322,13 @@ impl RunCommand {
         mut outcome: Outcome,
         ceilings: Option<Ceilings>,
         source: Option<&Source>,
+        signals: &Signals,
         run: u64,
     ) -> anyhow::Result<ExitCode> {
+        if outcome.received.is_empty() {
+            // It did not begin, and its verdict says why.
+            return self.reporting.publish(&outcome.report);
+        }
         outcome.settle_deliveries(scenario);
         let Outcome { mut report, ledgers, .. } = outcome;
         let stored = |group: usize| scenario.populations[group].stored;
@@ -305,7 +343,14 @@ impl RunCommand {
             .filter(|(population, _)| population.stored)
             .map(|(population, base)| Audited { prefix: population.prefix.clone(), base, devices: population.count })
             .collect();
-        self.reporting.audit(source, run, &names, &mut ledgers, &mut report);
+        let unmarked =
+            |population: &&Population| population.pattern.as_ref().is_some_and(|pattern| !pattern.is_marked());
+        for population in scenario.populations.iter().filter(unmarked).filter(|_| source.is_some()) {
+            let note =
+                format!("the audit does not look for messages of {}: their payload has no {{mark}}", population.name);
+            report.verdict.notes.push(note);
+        }
+        self.reporting.audit(source, run, &names, &mut ledgers, &mut report, signals);
         report.slo = slo::judge(&scenario.slo, &report);
         report.judge(self.reporting.max_late_millis);
         self.reporting.publish(&report)

@@ -160,6 +160,11 @@ impl Ledger {
         self.acked.iter().map(|k| self.id(k))
     }
 
+    /// Messages that were found.
+    pub fn stored(&self) -> impl Iterator<Item = MessageId> {
+        self.stored.iter().map(|k| self.id(k))
+    }
+
     /// Devices of which at least one message was acknowledged.
     #[must_use]
     pub fn devices_acked(&self) -> u32 {

@@ -33,6 +33,7 @@ pub mod ledger;
 mod live;
 pub mod meter;
 pub mod mqtt;
+pub mod pattern;
 pub mod payload;
 pub mod process;
 pub mod report;

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use crate::clock::SECOND;
-use crate::run::{Control, Phase, Second, micros};
+use crate::run::{Control, Phase, PopulationSecond, Second, micros};
 
 /// Width of the progress bar.
 const BAR: usize = 30;
@@ -52,23 +52,39 @@ impl Live {
 
     /// A line for each population; the worst one is marked.
     fn populations(&mut self, control: &Control, second: &Second) -> Vec<String> {
-        let worst = second.populations.iter().map(|population| population.p99_micros).max().unwrap_or(0);
+        let names: Vec<&str> = control.groups.iter().map(|(name, _)| &**name).collect();
         self.last.resize(second.populations.len(), (0, 0));
-        let mut lines = Vec::new();
-        for (at, ((name, _), population)) in control.groups.iter().zip(&second.populations).enumerate() {
-            let (acked, failed) = std::mem::replace(&mut self.last[at], (population.acked, population.failed));
-            let mark = if population.p99_micros == worst && worst > 0 { "  ◂ slowest" } else { "" };
-            lines.push(format!(
-                "        {name:<20} {:>10} acked (+{})  {:>8} failed (+{})  p99 {}{mark}",
-                population.acked,
-                population.acked.saturating_sub(acked),
-                population.failed,
-                population.failed.saturating_sub(failed),
-                micros(population.p99_micros)
-            ));
-        }
-        lines
+        let last = std::mem::replace(
+            &mut self.last,
+            second.populations.iter().map(|population| (population.acked, population.failed)).collect(),
+        );
+        table(&names, &second.populations, &last)
     }
+}
+
+/// The lines of the populations, given the acknowledged and failed messages of each when they were drawn last.
+fn table(names: &[&str], populations: &[PopulationSecond], last: &[(u64, u64)]) -> Vec<String> {
+    // Whoever fails most is the worst, and among those that fail nothing the slowest.
+    let failing = |at: usize| populations[at].failed.saturating_sub(last[at].1);
+    let worst = (0..populations.len()).max_by_key(|&at| (failing(at), populations[at].p99_micros));
+    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    let mut lines = Vec::new();
+    for (at, (name, population)) in names.iter().zip(populations).enumerate() {
+        let mark = match (worst == Some(at), failing(at), population.p99_micros) {
+            (true, 1.., _) => "  ◂ most failures",
+            (true, 0, 1..) => "  ◂ slowest",
+            _ => "",
+        };
+        lines.push(format!(
+            "        {name:<width$}  {:>10} acked (+{})  {:>8} failed (+{})  p99 {}{mark}",
+            population.acked,
+            population.acked.saturating_sub(last[at].0),
+            population.failed,
+            failing(at),
+            micros(population.p99_micros)
+        ));
+    }
+    lines
 }
 
 fn progress(control: &Control, now: u64) -> String {
@@ -105,4 +121,22 @@ fn line(control: &Control, second: &Second, now: u64, watched: bool) -> String {
         micros(second.p50_micros),
         micros(second.p99_micros),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_population_is_the_one_that_fails_most_or_else_the_slowest() {
+        let second = |acked, failed, p99_micros| PopulationSecond { acked, failed, p99_micros };
+        let populations = [second(100, 5, 900), second(50, 0, 40_000), second(0, 0, 0)];
+        let lines = table(&["meters", "gateways", "listeners"], &populations, &[(90, 5), (50, 0), (0, 0)]);
+        assert!(lines[0].contains("meters     ") && lines[0].contains("100 acked (+10)"), "{}", lines[0]);
+        assert!(lines[1].ends_with("p99 40.0 ms  ◂ slowest") && !lines[0].contains('◂') && !lines[2].contains('◂'));
+        let lines = table(&["meters", "gateways", "listeners"], &populations, &[(90, 3), (50, 0), (0, 0)]);
+        assert!(lines[0].ends_with("◂ most failures") && lines[0].contains("5 failed (+2)"), "{}", lines[0]);
+        let idle = table(&["a"], &[second(0, 0, 0)], &[(0, 0)]);
+        assert!(!idle[0].contains('◂'), "{}", idle[0]);
+    }
 }

@@ -3,10 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use tidegate_bench::cli::Cli;
-
-/// The command could not be carried out: wrong flags, no server, a limit of the system.
-const CANNOT: u8 = 2;
+use tidegate_bench::cli::{CANNOT, Cli};
 
 fn main() -> ExitCode {
     match Cli::parse().run() {

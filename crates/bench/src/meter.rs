@@ -78,6 +78,15 @@ pub struct Counts {
     /// Datagrams that came to a device while it slept.
     #[serde(default)]
     pub slept: u64,
+    /// Datagrams that came to an address from which a NAT no longer forwards to the device.
+    #[serde(default)]
+    pub forgotten: u64,
+    /// Devices that observe a resource.
+    #[serde(default)]
+    pub observations: u64,
+    /// Observations that the server ended.
+    #[serde(default)]
+    pub observations_ended: u64,
     /// Connections that were made again, after a storm, a sleep or a loss.
     #[serde(default)]
     pub reconnects: u64,
@@ -163,6 +172,9 @@ impl Counts {
         self.rebinds += other.rebinds;
         self.lost_by_client += other.lost_by_client;
         self.slept += other.slept;
+        self.forgotten += other.forgotten;
+        self.observations += other.observations;
+        self.observations_ended += other.observations_ended;
         self.reconnects += other.reconnects;
         self.tls_handshakes += other.tls_handshakes;
         self.tls_resumed += other.tls_resumed;

@@ -13,11 +13,25 @@
 //! | 20 | 4 | number of the message among those of its device, from 0 |
 //! | 24 | 8 | when it was due, microseconds since 1970 |
 //! | 32 | … | filler up to the size: pseudo-random bytes, which do not compress |
+//!
+//! In a payload that is text ([`crate::pattern`]) the mark is [`MARK_LEN`] letters somewhere in it: `tgb:`, the CRC32C in 8 hexadecimal digits
+//! of all that is before and behind those digits, and bytes 8 to 31 of the table in base64.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 /// Smallest payload.
 pub const MIN_LEN: usize = 32;
 
 const MAGIC: &[u8; 4] = b"TGB1";
+
+/// Bytes of a mark in a text.
+pub const MARK_LEN: usize = TEXT_MAGIC.len() + CRC_DIGITS + TEXT_BODY;
+
+const TEXT_MAGIC: &[u8; 4] = b"tgb:";
+const CRC_DIGITS: usize = 8;
+/// 24 bytes in base64, which need no padding.
+const TEXT_BODY: usize = (MIN_LEN - BODY_AT) / 3 * 4;
 const CRC_AT: usize = 4;
 const BODY_AT: usize = 8;
 
@@ -61,6 +75,46 @@ impl Mark {
         out[start + CRC_AT..start + BODY_AT].copy_from_slice(&crc.to_le_bytes());
     }
 
+    /// Appends the mark as text; [`Mark::sum_text`] completes it when the whole payload is there.
+    pub(crate) fn write_text(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(TEXT_MAGIC);
+        out.extend_from_slice(&[b'0'; CRC_DIGITS]);
+        let mut body = [0; MIN_LEN - BODY_AT];
+        body[..8].copy_from_slice(&self.run.to_le_bytes());
+        body[8..12].copy_from_slice(&self.device.to_le_bytes());
+        body[12..16].copy_from_slice(&self.number.to_le_bytes());
+        body[16..].copy_from_slice(&self.due_micros.to_le_bytes());
+        let at = out.len();
+        out.resize(at + TEXT_BODY, 0);
+        // It fits: that is how long 24 bytes are.
+        let _ = URL_SAFE_NO_PAD.encode_slice(body, &mut out[at..]);
+    }
+
+    /// Writes the checksum of a payload into its mark at `at`.
+    pub(crate) fn sum_text(payload: &mut [u8], at: usize) {
+        let digits = at + TEXT_MAGIC.len()..at + TEXT_MAGIC.len() + CRC_DIGITS;
+        let crc = text_crc(payload, digits.clone());
+        payload[digits].copy_from_slice(format!("{crc:08x}").as_bytes());
+    }
+
+    fn read_text(payload: &[u8], at: usize) -> Result<Mark, Corrupt> {
+        let digits = at + TEXT_MAGIC.len()..at + TEXT_MAGIC.len() + CRC_DIGITS;
+        let crc = payload.get(digits.clone()).ok_or(Corrupt)?;
+        if crc != format!("{:08x}", text_crc(payload, digits.clone())).as_bytes() {
+            return Err(Corrupt);
+        }
+        let text = payload.get(digits.end..digits.end + TEXT_BODY).ok_or(Corrupt)?;
+        let mut body = [0; MIN_LEN - BODY_AT];
+        URL_SAFE_NO_PAD.decode_slice(text, &mut body).map_err(|_| Corrupt)?;
+        Ok(Mark::of(&body))
+    }
+
+    fn of(body: &[u8; MIN_LEN - BODY_AT]) -> Mark {
+        let word = |at: usize| u32::from_le_bytes([body[at], body[at + 1], body[at + 2], body[at + 3]]);
+        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
+        Mark { run: long(0), device: word(8), number: word(12), due_micros: long(16) }
+    }
+
     /// Reads the mark of a payload; `None` if it is none of a simulated device.
     ///
     /// # Errors
@@ -68,18 +122,24 @@ impl Mark {
     /// The payload was one, but is damaged.
     pub fn read(payload: &[u8]) -> Result<Option<Mark>, Corrupt> {
         if !payload.starts_with(MAGIC) {
-            return Ok(None);
+            let at = payload.windows(TEXT_MAGIC.len()).position(|window| window == TEXT_MAGIC);
+            return at.map(|at| Mark::read_text(payload, at)).transpose();
         }
-        let (Some(header), Some(body)) = (payload.first_chunk::<MIN_LEN>(), payload.get(BODY_AT..)) else {
+        let (Some(crc), Some(body)) = (payload.get(CRC_AT..BODY_AT), payload.get(BODY_AT..)) else {
             return Err(Corrupt);
         };
-        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
-        if crc32c::crc32c(body) != word(CRC_AT) {
+        if crc32c::crc32c(body).to_le_bytes() != crc {
             return Err(Corrupt);
         }
-        Ok(Some(Mark { run: long(8), device: word(16), number: word(20), due_micros: long(24) }))
+        let header = body.first_chunk().ok_or(Corrupt)?;
+        Ok(Some(Mark::of(header)))
     }
+}
+
+/// The checksum of a text but for the digits of the checksum itself.
+fn text_crc(payload: &[u8], digits: std::ops::Range<usize>) -> u32 {
+    let before = crc32c::crc32c(&payload[..digits.start]);
+    crc32c::crc32c_append(before, &payload[digits.end..])
 }
 
 /// One step of SplitMix64: spreads a counter over 64 bits.

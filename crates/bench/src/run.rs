@@ -374,6 +374,26 @@ impl Signals {
             .context("cannot make a signal descriptor")?;
         Ok(Signals(fd))
     }
+
+    /// Whether one has come since it was last asked.
+    pub(crate) fn came(&self) -> bool {
+        matches!(self.0.read_signal(), Ok(Some(_)))
+    }
+
+    /// Waits until something can be read from a descriptor; false if a signal came first.
+    pub(crate) fn wait_for(&self, fd: &impl AsFd) -> bool {
+        loop {
+            let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN), PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            // An error here (EINTR) is a wake-up like any other.
+            let _ = ppoll(&mut fds, None, None);
+            if self.came() {
+                return false;
+            }
+            if fds[0].any() == Some(true) {
+                return true;
+            }
+        }
+    }
 }
 
 /// Starts a run once its threads are ready, and watches it until all of its threads are done.
@@ -439,7 +459,7 @@ pub fn watch(control: &Control, signals: &Signals, server: Option<u32>, quiet: b
         // An error here (EINTR) is a wake-up like any other.
         let _ = ppoll(&mut fds, Some(TimeSpec::from(wait)), None);
         let _ = control.wake.read();
-        if let Ok(Some(_)) = signals.0.read_signal() {
+        if signals.came() {
             observed.interrupted = true;
             control.stops.fetch_add(1, Relaxed);
         }

@@ -70,9 +70,7 @@ pub fn judge(slo: &Slo, report: &Report) -> Vec<Objective> {
         format!("{n:.0}")
     });
     if let Some(least) = slo.reported_ratio {
-        let senders = report.populations.iter().filter(|population| population.period_seconds.is_some());
-        let senders: u32 = senders.map(|population| population.devices).sum();
-        let found = f64::from(report.reported_devices) / f64::from(senders.max(1));
+        let found = f64::from(report.reported_devices) / f64::from(report.senders().max(1));
         objectives.push(Objective {
             name: "devices that had a message acknowledged".to_owned(),
             wanted: format!("at least {}", percent(least)),

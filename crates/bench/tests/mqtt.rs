@@ -240,7 +240,7 @@ fn wrong_duplicate_and_refusing_acknowledgements_are_counted() {
     assert_eq!(counts.refused, BTreeMap::from([("PUBACK 0x97".to_owned(), 100)]));
     assert_eq!((counts.wrong, counts.duplicate), (100, 100));
     let report = report(&workload, &plan(Drive::Window(1), 1_000), &mut outcome, None);
-    assert_eq!(report.verdict.outcome, report::Outcome::Fail);
+    assert_eq!(report.verdict.outcome, report::Outcome::Undone);
 }
 
 #[test]
@@ -297,7 +297,7 @@ fn refused_and_absent_brokers_are_said_in_one_line() {
     let error = run(&workload(gone, 5));
     assert!(error.contains("nothing listens on tcp"), "{error}");
     let error = run(&workload(gone, 100_000_000));
-    assert!(error.contains("open files") && error.contains("use at most --connections"), "{error}");
+    assert!(error.contains("open files") && error.contains("use at most"), "{error}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use tidegate_bench::report::{Outcome, Report};
 use tidegate_bench::scenario::Scenario;
 
+use toy::observe::{Fault, ObserveToy};
 use toy::{Store, Toy, changed};
 
 fn bench(args: &[&str]) -> Command {
@@ -116,7 +117,7 @@ population = "b"
         "x.toml:8: population.count: 0 is not possible; allowed: a whole number from 1 to",
         "x.toml:11: population.name: \"a\" is taken; allowed:",
         "x.toml:13: population.rebind: it does not apply to mqtt; allowed: this key for coap and coaps",
-        "x.toml:14: population.payload: a list is not possible; allowed: a whole number from 32 to 1048576, or two",
+        "x.toml:14: population.payload: a list is not possible; allowed: a whole number from 32 to 1048576, two",
         "x.toml:15: population.device: \"no index\" is not possible; allowed: a text",
         "x.toml:18: storm.population: there is no population \"b\"; allowed: one of a, a",
     ];
@@ -223,10 +224,10 @@ fn a_server_that_loses_one_in_a_hundred_and_a_generator_that_is_late_are_caught(
         }
         vec![changed(request)]
     });
-    let source = store.source();
     let target = format!("coap={}", toy.addr);
-    let audit = ["-t", &target, "--audit", source.data_dir.to_str().unwrap(), "--tidegate"];
-    let audit = [&audit[..], &[source.tidegate.to_str().unwrap(), "--max-late-millis", "60000"]].concat();
+    let flags = store.flags();
+    let audit: Vec<&str> =
+        ["-t", &target, "--max-late-millis", "60000"].into_iter().chain(flags.iter().map(|flag| &**flag)).collect();
     let ran = run(text, &audit);
     assert_eq!(ran.code, Some(1), "{}", ran.said);
     let report = ran.report.unwrap();
@@ -285,4 +286,121 @@ fn two_reports_are_compared_and_one_is_turned_into_a_page() {
     assert!(fs::read_to_string(&page).unwrap().contains("Messages a second"));
     let output = bench(&["compare"]).args([&page, &two]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
+}
+
+const OBSERVED: &str = r#"
+duration = "2s"
+drain = "20s"
+
+[[population]]
+name = "valves"
+protocol = "coap"
+count = 20
+observe = "cmd/{device}"
+KEYS
+
+[[population]]
+name = "backend"
+protocol = "coap"
+count = 2
+topic = "cmd/{device}"
+to = "valves"
+period = "20ms"
+payload = '{"open":{random:0..100},"mark":"{mark}"}'
+content_format = 50
+
+[slo]
+loss_ratio = 0.0
+"#;
+
+fn observe(fault: Fault, keys: &str) -> (Ran, u64) {
+    let toy = ObserveToy::start(fault);
+    let target = format!("coap={}", toy.addr);
+    let ran = run(&OBSERVED.replace("KEYS", keys), &["-t", &target, "--max-late-millis", "60000"]);
+    (ran, toy.registrations.load(std::sync::atomic::Ordering::Relaxed))
+}
+
+#[test]
+fn observers_are_told_what_is_sent_to_them() {
+    let (ran, registrations) = observe(Fault::None, "");
+    assert_eq!((ran.code, registrations), (Some(0), 20), "{}", ran.said);
+    let report = ran.report.unwrap();
+    let delivered = report.populations[0].delivered.as_ref().unwrap();
+    assert_eq!((delivered.expected, delivered.acked_and_missing, delivered.latest), (20, 0, true));
+    // Each of some 200 messages is a change, and the server tells each.
+    assert_eq!((delivered.messages, delivered.latency.count), (report.counts.acked, report.counts.acked));
+    assert_eq!((report.counts.observations, report.counts.wrong), (20, 0), "{}", ran.said);
+}
+
+#[test]
+fn a_server_that_tells_observers_nothing_is_caught() {
+    let (ran, _) = observe(Fault::Silent, "");
+    assert_eq!(ran.code, Some(1), "{}", ran.said);
+    let report = ran.report.unwrap();
+    assert_eq!(report.populations[0].delivered.as_ref().unwrap().acked_and_missing, 20);
+    assert!(ran.said.contains("loss ratio is 100.0000 %"), "{}", ran.said);
+}
+
+#[test]
+fn a_device_that_sleeps_is_told_when_it_is_paged_and_asks_at_the_end() {
+    let (ran, registrations) =
+        observe(Fault::None, "sleep = { awake = \"1ms\", edrx = \"400ms\", paging = \"100ms\" }");
+    assert_eq!((ran.code, registrations), (Some(0), 40), "{}", ran.said);
+    let report = ran.report.unwrap();
+    let delivered = report.populations[0].delivered.as_ref().unwrap();
+    // A quarter of the time is paging; the rest is lost, but for the latest.
+    let (slept, told) = (report.counts.slept, delivered.latency.count);
+    assert!(slept > told && told * 8 > slept, "{slept} lost, {told} told: {}", ran.said);
+    assert_eq!((delivered.expected, delivered.acked_and_missing), (20, 0));
+    assert!(delivered.messages > told, "the latest is asked for at the end: {}", ran.said);
+}
+
+#[test]
+fn what_is_sent_to_an_address_that_a_nat_has_forgotten_is_lost() {
+    let keys = "period = \"300ms\"\ntopic = \"up/{device}\"\nrebind = { messages = 1 }";
+    let (ran, _) = observe(Fault::None, keys);
+    assert_eq!(ran.code, Some(0), "{}", ran.said);
+    let report = ran.report.unwrap();
+    let delivered = report.populations[0].delivered.as_ref().unwrap();
+    assert!(
+        report.counts.forgotten > 0 && delivered.latency.count < report.populations[1].counts.acked,
+        "{}",
+        ran.said
+    );
+    assert_eq!(delivered.acked_and_missing, 0, "they registered again: {}", ran.said);
+}
+
+#[test]
+fn payloads_of_a_pattern_reach_the_server_and_are_found_by_the_audit() {
+    let store = Store::new();
+    let kept = store.clone();
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let sees = seen.clone();
+    let toy = Toy::start(move |request, _| {
+        let at = request.iter().position(|byte| *byte == b'{').unwrap();
+        let payload = &request[at..];
+        let name = format!("bench-{:08}", u32::from_be_bytes([0, request[4], request[5], request[6]]));
+        kept.line(&name, payload);
+        sees.lock().unwrap().push((name, String::from_utf8(payload.to_vec()).unwrap()));
+        vec![changed(request)]
+    });
+    let text = "duration = \"1s\"\n[[population]]\nname = \"a\"\ndevice = \"bench-{index}\"\nprotocol = \"coap\"\ncount = 5\n\
+                period = \"100ms\"\npayload = '{\"d\":\"{device}\",\"c\":{random:1.5..9.5},\"m\":\"{mark}\"}'\n";
+    let (flags, target) = (store.flags(), format!("coap={}", toy.addr));
+    let args: Vec<&str> =
+        ["-t", &target, "--max-late-millis", "60000"].into_iter().chain(flags.iter().map(|flag| &**flag)).collect();
+    let ran = run(text, &args);
+    assert_eq!(ran.code, Some(0), "{}", ran.said);
+    let audit = ran.report.unwrap().audit.unwrap();
+    assert!(audit.acked >= 45 && audit.stored == audit.acked, "{audit}");
+    for (name, payload) in seen.lock().unwrap().iter() {
+        let json: serde_json::Value = serde_json::from_str(payload).unwrap();
+        assert_eq!(json["d"].as_str(), Some(&**name));
+        assert!((1.5..=9.5).contains(&json["c"].as_f64().unwrap()), "{payload}");
+    }
+
+    // Without marks there is nothing to look for, which the report says.
+    let ran = run(&text.replace(",\"m\":\"{mark}\"", ""), &args);
+    assert_eq!(ran.code, Some(0), "{}", ran.said);
+    assert!(ran.said.contains("the audit does not look for messages of a"), "{}", ran.said);
 }

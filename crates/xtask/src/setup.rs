@@ -6,8 +6,8 @@
 //!   directory.
 //! - **Node packages** at the versions in `tests/clients/node/package-lock.json`, under the target directory.
 //! - **coap-rs** at the versions in `tests/clients/coap_rs/Cargo.lock`, built under the target directory.
-//! - **Prometheus**, which the tests of `deploy/` run: the Debian package is downloaded and unpacked under the target
-//!   directory instead of installed, because installing it would start a service.
+//! - **Prometheus**, which the tests of `deploy/` run, and **nats-server**, whose streams the harness audits: the Debian packages are
+//!   downloaded and unpacked under the target directory instead of installed, because installing them would start services.
 //!
 //! A second run looks at a few files and does nothing.
 
@@ -51,7 +51,8 @@ pub(crate) fn run() -> Result<()> {
     python_packages()?;
     node_packages()?;
     coap_rs()?;
-    prometheus()
+    unpack("prometheus", &["prometheus", "promtool"])?;
+    unpack("nats-server", &["nats-server"])
 }
 
 /// Installs the servers that Tidegate is measured beside.
@@ -152,20 +153,24 @@ fn coap_rs() -> Result<()> {
     quietly(build.arg("--target-dir").arg(place::test_env()?.join("coap_rs"))).context("the tests need coap-rs")
 }
 
-fn prometheus() -> Result<()> {
+/// Unpacks programs of a Debian package whose installation would start a service.
+fn unpack(package: &str, programs: &[&str]) -> Result<()> {
     let tools = place::test_env()?.join("tools");
-    if has("prometheus") && has("promtool") || tools.join("usr/bin/promtool").is_file() {
+    let is_there = |program: &&str| {
+        has(program) || ["usr/bin", "usr/sbin"].iter().any(|dir| tools.join(dir).join(program).is_file())
+    };
+    if programs.iter().all(|program| is_there(&program)) {
         return Ok(());
     }
     if !has("apt-get") {
-        bail!("the tests need prometheus and promtool on PATH, and there is no apt-get here to fetch them");
+        bail!("the tests need {} on PATH, and there is no apt-get here to fetch them", programs.join(" and "));
     }
     let downloads = tools.join("downloads");
     fs::create_dir_all(&downloads).with_context(|| format!("cannot make {}", downloads.display()))?;
-    eprintln!("xtask: unpacking prometheus into {}", tools.display());
-    if download(&downloads).is_err() {
-        quietly(apt_get(&["prometheus"])?.arg("update"))?;
-        download(&downloads).context("the tests need the Debian package prometheus")?;
+    eprintln!("xtask: unpacking {package} into {}", tools.display());
+    if download(package, &downloads).is_err() {
+        quietly(apt_get(&[package])?.arg("update"))?;
+        download(package, &downloads).with_context(|| format!("the tests need the Debian package {package}"))?;
     }
     for entry in fs::read_dir(&downloads)? {
         quietly(Command::new("dpkg-deb").arg("--extract").arg(entry?.path()).arg(&tools))?;
@@ -174,6 +179,6 @@ fn prometheus() -> Result<()> {
     Ok(())
 }
 
-fn download(into: &Path) -> Result<()> {
-    quietly(Command::new("apt-get").args(["-qq", "download", "prometheus"]).current_dir(into))
+fn download(package: &str, into: &Path) -> Result<()> {
+    quietly(Command::new("apt-get").args(["-qq", "download", package]).current_dir(into))
 }

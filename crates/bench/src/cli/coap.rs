@@ -248,7 +248,10 @@ pub(super) fn run_coap(
     report.connect = outcome.connect.take();
     report.generator.dropped_answers = outcome.dropped_answers;
     report.generator.bytes_per_device = outcome.bytes_per_device;
-    common.audit(source.as_ref(), workload.run, &mut outcome.ledgers, &mut report);
+    common.audit(source.as_ref(), workload.run, &mut outcome.ledgers, &mut report, &signals);
+    if let Some(failure) = outcome.failure.take() {
+        report.verdict.undone(failure);
+    }
     report.judge(common.reporting.max_late_millis);
     if outcome.reused_message_ids {
         report.verdict.notes.push(

@@ -9,7 +9,7 @@ use crate::audit::{Population as Audited, Source};
 use crate::ledger::Ledger;
 use crate::payload::MIN_LEN;
 use crate::report::Report;
-use crate::run::{Drive, Plan, Until};
+use crate::run::{Drive, Plan, Signals, Until};
 use crate::schedule::DEFAULT_TICK_MICROS;
 
 #[derive(Debug, Args)]
@@ -88,10 +88,17 @@ impl Common {
     }
 
     /// Accounts for what was acknowledged, in the report.
-    pub(super) fn audit(&self, source: Option<&Source>, run: u64, ledgers: &mut [Ledger], report: &mut Report) {
+    pub(super) fn audit(
+        &self,
+        source: Option<&Source>,
+        run: u64,
+        ledgers: &mut [Ledger],
+        report: &mut Report,
+        signals: &Signals,
+    ) {
         report.reported_devices = ledgers.iter().map(Ledger::devices_acked).sum();
         let devices = ledgers.iter().map(|ledger| ledger.devices().1).sum();
         let names = [Audited { prefix: self.device_prefix.clone(), base: 0, devices }];
-        self.reporting.audit(source, run, &names, ledgers, report);
+        self.reporting.audit(source, run, &names, ledgers, report, signals);
     }
 }

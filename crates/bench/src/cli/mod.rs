@@ -26,6 +26,9 @@ use mqtt::MqttCommand;
 use psks::PsksCommand;
 pub(crate) use reporting::{Reporting, read_report};
 
+/// Exit code if a command could not be carried out: wrong flags, no server, a limit of the system.
+pub const CANNOT: u8 = 2;
+
 /// Simulated devices, ceilings and audits for IoT gateways.
 #[derive(Debug, Parser)]
 #[command(name = "tidegate-bench", version)]

@@ -165,12 +165,16 @@ impl MqttCommand {
                 messages: received.messages,
                 twice: received.twice,
                 expected: outcome.meter.counts.acked,
+                latest: false,
                 acked_and_missing: received.missing(&outcome.ledgers),
                 corrupted: received.corrupted,
                 latency: Quantiles::from(&received.latency),
             });
         }
-        common.audit(source.as_ref(), workload.run, &mut outcome.ledgers, &mut report);
+        common.audit(source.as_ref(), workload.run, &mut outcome.ledgers, &mut report, &signals);
+        if let Some(failure) = outcome.failure.take() {
+            report.verdict.undone(failure);
+        }
         report.judge(common.reporting.max_late_millis);
         if let Some(receive_maximum) = outcome.receive_maximum {
             report.verdict.notes.push(format!(

@@ -11,7 +11,10 @@ use clap::Args;
 use crate::audit::{Population, Source};
 use crate::ledger::Ledger;
 use crate::report::{Outcome, Report};
+use crate::run::Signals;
 use crate::{html, process};
+
+use super::CANNOT;
 
 /// Flags of every run that is reported.
 #[derive(Debug, Args)]
@@ -19,9 +22,10 @@ pub(crate) struct Reporting {
     /// Process whose processor time and memory are measured.
     #[arg(long)]
     pub(crate) server_pid: Option<u32>,
-    /// Read back what the server stored in this data directory, and account for every acknowledged message.
-    #[arg(long, value_name = "DATA_DIR")]
-    audit: Option<PathBuf>,
+    /// Read back what the server stored, and account for every acknowledged message: its data directory, a file of JSON lines with
+    /// `payload` in base64 and `device` (- for standard input), or jetstream://HOST:PORT/STREAM.
+    #[arg(long, value_name = "WHERE")]
+    audit: Option<String>,
     /// The program `tidegate` for --audit; the default is the one beside this program.
     #[arg(long, requires = "audit", value_name = "PATH")]
     tidegate: Option<PathBuf>,
@@ -52,7 +56,7 @@ impl Reporting {
         }
         for (flag, file) in [("--json", &self.json), ("--html", &self.html)] {
             if let Some(file) = file {
-                write(flag, file, "")?;
+                writable(flag, file)?;
             }
         }
         Ok(())
@@ -64,7 +68,7 @@ impl Reporting {
 
     /// Where to read back what was stored, if that is asked for.
     pub(crate) fn source(&self) -> anyhow::Result<Option<Source>> {
-        self.audit.clone().map(|dir| Source::new(dir, self.tidegate.clone())).transpose()
+        self.audit.as_ref().map(|place| Source::new(place, self.tidegate.clone())).transpose()
     }
 
     /// Reads it back and puts what was found into the report.
@@ -75,8 +79,9 @@ impl Reporting {
         populations: &[Population],
         ledgers: &mut [Ledger],
         report: &mut Report,
+        signals: &Signals,
     ) {
-        match source.map(|source| source.audit_all(run, populations, ledgers)) {
+        match source.map(|source| source.audit_all(run, populations, ledgers, &|| signals.came())) {
             None => {}
             Some(Ok(audit)) => report.audit = Some(audit),
             // What was measured is reported all the same.
@@ -93,8 +98,27 @@ impl Reporting {
         if let Some(file) = &self.html {
             write("--html", file, html::render(report))?;
         }
-        Ok(if report.verdict.outcome == Outcome::Pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(match report.verdict.outcome {
+            Outcome::Pass => ExitCode::SUCCESS,
+            Outcome::Void | Outcome::Fail => ExitCode::FAILURE,
+            Outcome::Undone => {
+                // The line that says why, where others read it that throw the summary away.
+                eprintln!("tidegate-bench: {}", report.verdict.reasons.join("; "));
+                ExitCode::from(CANNOT)
+            }
+        })
     }
+}
+
+/// Sees whether a file can be written, and leaves it as it is.
+fn writable(flag: &str, file: &Path) -> anyhow::Result<()> {
+    let is_new = !file.exists();
+    let open = fs::OpenOptions::new().append(true).create(true).open(file);
+    open.with_context(|| format!("{flag}: cannot write {}", file.display()))?;
+    if is_new {
+        fs::remove_file(file).with_context(|| format!("{flag}: cannot remove {}", file.display()))?;
+    }
+    Ok(())
 }
 
 fn write(flag: &str, file: &Path, text: impl AsRef<[u8]>) -> anyhow::Result<()> {

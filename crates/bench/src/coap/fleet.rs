@@ -8,14 +8,16 @@ use std::time::Duration;
 use anyhow::Context;
 use tidegate_net::{BATCH, Datagram, Receiver};
 
+use super::observe::{Observing, registration};
 use super::paths::{Paths, Rebind, Rebinding};
 use super::secure::Secure;
-use super::wire::{Answer, Request, TOKEN_LEN, Template, Type, code_name, empty};
+use super::wire::{Answer, Common, Request, TOKEN_LEN, Template, Type, code_name, empty};
 use super::{Delivery, EXCHANGE_LIFETIME, Share, Transmission, Workload};
 use crate::clock::{Clock, SECOND};
 use crate::connect::{Devices, Part as Stage, SetUp};
 use crate::ledger::{Ledger, MessageId};
 use crate::meter::Meter;
+use crate::mqtt::Received;
 use crate::payload::{Mark, mix};
 use crate::process;
 use crate::run::{Control, Phase, Plan};
@@ -27,14 +29,17 @@ use crate::timer::{TICK_MILLIS, Wheel};
 /// harm.
 const ANSWER_BYTES: usize = 256;
 
-/// The same under DTLS, where the flights of a handshake are longer.
-const SECURE_ANSWER_BYTES: usize = 1_500;
+/// The same under DTLS, where the flights of a handshake are longer, and for devices that observe.
+const LONG_ANSWER_BYTES: usize = 1_500;
 
 /// Batches that are received before anything else gets its turn.
 const RECEIVE_ROUNDS: usize = 16;
 
 /// Messages that are begun before answers get their turn: enough to catch up, few enough that answers do not queue for long.
 const BURST: usize = 256;
+
+/// How long observers may still be told nothing new, after the last acknowledgement, before they count as knowing all that they will.
+const QUIET: u64 = SECOND;
 
 /// One simulated device.
 #[derive(Debug, Clone, Copy)]
@@ -46,8 +51,8 @@ pub(super) struct Device {
     /// Messages due so far, in open loop: `begun <= due`.
     due: u32,
     /// Message ID of the current message.
-    mid: u16,
-    attempts: u8,
+    pub(super) mid: u16,
+    pub(super) attempts: u8,
     pub(super) state: State,
 }
 
@@ -56,6 +61,8 @@ pub(super) struct Device {
 pub(super) enum State {
     /// Nothing is outstanding.
     Idle,
+    /// Awaits the answer to its registration as an observer.
+    Registering,
     /// Awaits the end of a DTLS handshake, with which it sends the current message if there is one.
     Shaking,
     /// Awaits an acknowledgement or an answer.
@@ -77,6 +84,8 @@ pub(crate) struct Part {
     pub(crate) ledger: Ledger,
     pub(crate) dropped_answers: u64,
     pub(crate) reused_message_ids: bool,
+    /// What devices were told that observe.
+    pub(crate) delivered: Option<Received>,
 }
 
 /// The devices of one thread.
@@ -97,6 +106,8 @@ pub(crate) struct Fleet<'a> {
     template: Template,
     /// Without it, messages go in the clear.
     pub(super) secure: Option<Secure>,
+    /// Without it, devices observe nothing.
+    pub(super) observing: Option<Observing>,
     pub(super) ledger: Ledger,
     pub(super) meter: Meter,
     in_flight: usize,
@@ -111,7 +122,20 @@ impl Devices for Fleet<'_> {
     type Remains = Part;
 
     fn set_up(&mut self, control: &Control) -> SetUp {
-        if self.workload.set_ups() > 0 { self.associate(control) } else { Ok(Stage::begin(u64::MAX)) }
+        let mut stage = Stage::begin(u64::MAX);
+        if self.workload.shakes_first() {
+            stage = self.associate(control)?;
+        }
+        if self.observing.is_some() && (self.secure.is_none() || stage.set_up > 0) {
+            let observers = self.observe_first(control)?;
+            match self.secure {
+                None => stage = observers,
+                // The stage is that of the handshakes; but without a single observer there is nothing to run.
+                Some(_) if observers.set_up == 0 => (stage.set_up, stage.reason) = (0, observers.reason),
+                Some(_) => {}
+            }
+        }
+        Ok(stage)
     }
 
     fn run(mut self, control: &Control) -> anyhow::Result<Part> {
@@ -127,6 +151,7 @@ impl Devices for Fleet<'_> {
         Ok(Part {
             meter: self.meter,
             ledger: self.ledger,
+            delivered: self.observing.map(|observing| observing.received),
             dropped_answers: self.paths.sockets().map(|socket| process::udp_drops(socket.local_addr().port())).sum(),
             reused_message_ids: mids_used / lifetimes > f64::from(u16::MAX),
         })
@@ -150,6 +175,16 @@ impl<'a> Fleet<'a> {
             Delivery::NoResponse => (Type::NonConfirmable, true),
         };
         let Workload { method, path, prefix, ep, .. } = workload;
+        let common = Common {
+            ty,
+            method: *method,
+            path,
+            prefix: workload.to.as_ref().map_or(prefix, |to| &to.prefix),
+            ep: ep.then_some(prefix),
+            no_response,
+            content_format: workload.content_format,
+            pattern: workload.pattern.clone(),
+        };
         Fleet {
             workload,
             shard,
@@ -164,7 +199,11 @@ impl<'a> Fleet<'a> {
             rebinding: workload.rebinding,
             // Each endpoint starts somewhere else, so that a device that another run had at its address does not repeat its IDs.
             mids: (0..paths.endpoints(devices)).map(|endpoint| mix(workload.run ^ endpoint as u64) as u16).collect(),
-            template: Template::new(ty, *method, path, prefix, *ep, no_response),
+            template: Template::new(&common),
+            observing: workload
+                .observe
+                .as_ref()
+                .map(|path| Observing::new(Template::observe(path, prefix, *ep), workload.devices_in_run)),
             paths,
             secure: workload.security.as_ref().map(|security| Secure::new(security, workload, devices)),
             ledger: Ledger::new(workload.base + indices.start, devices as u32),
@@ -191,6 +230,8 @@ impl<'a> Fleet<'a> {
         let mut phase = Phase::Sending;
         let mut give_up_at = u64::MAX;
         let mut said = false;
+        // What observers were told so far, and since when nothing more.
+        let (mut news, mut news_at) = (0, 0);
         loop {
             if !self.workload.handicap.is_zero() {
                 std::thread::sleep(self.workload.handicap);
@@ -207,6 +248,7 @@ impl<'a> Fleet<'a> {
                 if self.is_all_started() || now >= measured.end || control.is_stopping() {
                     phase = Phase::Draining;
                     give_up_at = now.saturating_add(control.plan.drain.as_nanos() as u64);
+                    news_at = now;
                 }
             }
             self.flush()?;
@@ -216,7 +258,12 @@ impl<'a> Fleet<'a> {
                     // Not before the sums are out: the measured part ends when all threads are here.
                     control.enter(self.shard, Phase::Draining);
                 }
-                if self.in_flight == 0 || now >= give_up_at || control.is_abandoned() {
+                let told = self.observing.as_ref().map_or(0, |observing| observing.received.messages);
+                if told != news || self.in_flight > 0 {
+                    (news, news_at) = (told, now);
+                }
+                let is_quiet = self.observing.is_none() || now >= news_at + QUIET;
+                if self.in_flight == 0 && is_quiet || now >= give_up_at || control.is_abandoned() {
                     break;
                 }
             }
@@ -225,6 +272,10 @@ impl<'a> Fleet<'a> {
             }
         }
         self.write_off();
+        // Of those that listen all the time, what they were told is what counts.
+        if self.workload.sleep.is_some() || self.rebinding.is_some() {
+            self.observe_again(control, give_up_at)?;
+        }
         Ok(())
     }
 
@@ -233,7 +284,7 @@ impl<'a> Fleet<'a> {
         let now = self.clock.now();
         for i in 0..self.devices.len() {
             let device = self.devices[i];
-            if device.state != State::Idle {
+            if !matches!(device.state, State::Idle | State::Registering) {
                 self.meter.counts.unanswered += 1;
                 self.meter.answered(device.due_at, now);
             }
@@ -273,7 +324,8 @@ impl<'a> Fleet<'a> {
 
     /// A receiver for each socket. They stay on the thread that made them.
     pub(super) fn receivers(&self) -> Vec<Receiver> {
-        let bytes = if self.secure.is_some() { SECURE_ANSWER_BYTES } else { ANSWER_BYTES };
+        let is_long = self.secure.is_some() || self.observing.is_some();
+        let bytes = if is_long { LONG_ANSWER_BYTES } else { ANSWER_BYTES };
         self.paths.sockets().map(|socket| Receiver::new(socket, BATCH, bytes)).collect()
     }
 
@@ -316,7 +368,7 @@ impl<'a> Fleet<'a> {
     fn is_all_started(&self) -> bool {
         match self.share {
             Share::Scheduled { messages, .. } | Share::Windowed { messages, .. } => self.started >= messages,
-            Share::Timed => false,
+            Share::Timed | Share::Silent => false,
         }
     }
 
@@ -350,6 +402,7 @@ impl<'a> Fleet<'a> {
                 }
                 n
             }
+            Share::Silent => 0,
             Share::Windowed { window, messages } => {
                 let window = if now < ramp { (window as u64 * now / ramp).max(1) as usize } else { window };
                 let mut n = 0;
@@ -399,14 +452,19 @@ impl<'a> Fleet<'a> {
                 deferred.unwrap_or(self.devices[i].due_at)
             }
             Share::Scheduled { schedule, .. } => schedule.due(u64::from(number) * self.devices.len() as u64 + i as u64),
-            Share::Windowed { .. } => self.devices[i].due_at,
+            Share::Windowed { .. } | Share::Silent => self.devices[i].due_at,
         }
     }
 
+    pub(super) fn next_mid(&mut self, i: usize) -> u16 {
+        let next = &mut self.mids[self.paths.endpoint(i)];
+        let mid = *next;
+        *next = mid.wrapping_add(1);
+        mid
+    }
+
     fn begin(&mut self, i: usize, due_at: u64, now: u64) {
-        let endpoint = self.paths.endpoint(i);
-        let mid = self.mids[endpoint];
-        self.mids[endpoint] = mid.wrapping_add(1);
+        let mid = self.next_mid(i);
         let before = self.devices[i];
         let device = &mut self.devices[i];
         device.due_at = due_at;
@@ -445,7 +503,7 @@ impl<'a> Fleet<'a> {
 
     /// The time to the next retransmission (RFC 7252 §4.2): the initial one is drawn from ACK_TIMEOUT to ACK_TIMEOUT ×
     /// ACK_RANDOM_FACTOR, and doubles each time. The draw is a hash of the message, which need not be remembered.
-    fn ack_timeout(&self, i: usize) -> u64 {
+    pub(super) fn ack_timeout(&self, i: usize) -> u64 {
         let Transmission { ack_timeout_millis, ack_random_factor, .. } = self.workload.transmission;
         let device = &self.devices[i];
         let draw = mix(self.workload.run ^ (i as u64) << 32 ^ u64::from(device.begun)) as u32;
@@ -462,7 +520,8 @@ impl<'a> Fleet<'a> {
             mid: device.mid,
             token: index << 8 | number & 0xff,
             payload_len: self.workload.size(index, number),
-            name: self.workload.offset + index,
+            name: self.workload.name(index, number),
+            own: self.workload.offset + index,
             mark: Mark {
                 run: self.workload.run,
                 device: self.workload.base + index,
@@ -519,6 +578,13 @@ impl<'a> Fleet<'a> {
             self.meter.counts.lost_by_client += 1;
             return;
         }
+        if self.rebinding.is_some()
+            && let Some(i) = self.paths.endpoint_at(datagram.local).filter(|&i| i < self.devices.len())
+            && !self.paths.is_at(i, self.generation(i), datagram.local)
+        {
+            self.meter.counts.forgotten += 1;
+            return;
+        }
         if let Some(sleep) = self.workload.sleep
             && self.sleeps(datagram.local, sleep, now)
         {
@@ -554,7 +620,8 @@ impl<'a> Fleet<'a> {
             self.on_empty(&answer, local, now);
             return;
         }
-        let Some(i) = self.device_of(answer.token, local) else {
+        let registration = registration(answer.token).filter(|_| self.observing.is_some());
+        let Some(i) = self.device_of(registration.map_or(answer.token, |token| token), local) else {
             self.meter.counts.wrong += 1;
             return;
         };
@@ -573,6 +640,10 @@ impl<'a> Fleet<'a> {
                     let _ = self.seal(i);
                 }
             }
+        }
+        if registration.is_some() {
+            self.on_observed(i, &answer, now);
+            return;
         }
         let low = answer.token[TOKEN_LEN - 1];
         let device = self.devices[i];
@@ -621,6 +692,8 @@ impl<'a> Fleet<'a> {
                 self.wheel.set(i as u32, now / 1_000_000 + timeout);
             }
             (Type::Acknowledgement, State::Acknowledged) => self.meter.counts.duplicate += 1,
+            (Type::Acknowledgement, State::Registering) => self.on_registration_acknowledged(i, now),
+            (Type::Reset, State::Registering) => self.on_registration_reset(i),
             (Type::Reset, State::Sent) => self.end(i, Ending::Refused("RST".to_owned()), now),
             _ => self.meter.counts.wrong += 1,
         }
@@ -640,7 +713,8 @@ impl<'a> Fleet<'a> {
     /// The device that awaits an answer to message `mid` at an address.
     fn device_with(&self, mid: u16, local: Option<IpAddr>) -> Option<usize> {
         let waits = |i: &usize| {
-            self.devices[*i].mid == mid && matches!(self.devices[*i].state, State::Sent | State::Acknowledged)
+            let device = &self.devices[*i];
+            device.mid == mid && matches!(device.state, State::Sent | State::Acknowledged | State::Registering)
         };
         let endpoint = self.paths.endpoint_at(local)?;
         // Where devices share an endpoint, all of them are looked at: such messages are rare.
@@ -679,6 +753,10 @@ impl<'a> Fleet<'a> {
     pub(super) fn on_timer(&mut self, i: u32, now: u64) {
         if self.devices[i as usize].state == State::Shaking {
             self.on_handshake_timer(i as usize, now);
+            return;
+        }
+        if self.devices[i as usize].state == State::Registering {
+            self.on_registration_timer(i as usize, now);
             return;
         }
         let (transmission, delivery) = (self.workload.transmission, self.workload.delivery);

@@ -19,13 +19,14 @@
 pub mod echo;
 pub mod echo_secure;
 mod fleet;
+mod observe;
 mod paths;
 mod secure;
 pub(crate) mod wire;
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -41,6 +42,8 @@ use crate::connect::{self, Lookout, Part as Stage};
 use crate::credentials::MAX_PREFIX_LEN;
 use crate::ledger::Ledger;
 use crate::meter::Meter;
+use crate::mqtt::To;
+use crate::pattern::Pattern;
 use crate::report::{Connect, Load};
 use crate::run::{Control, Drive, Observed, Plan, Signals, Until};
 use crate::scenario::{Impairment, Sleep};
@@ -126,6 +129,18 @@ pub struct Workload {
     pub base: u32,
     /// Number in the name of the first device.
     pub offset: u32,
+    /// What payloads are, if not a mark and filler.
+    pub pattern: Option<Arc<Pattern>>,
+    /// Content-Format of payloads (RFC 7252 §12.3).
+    pub content_format: u16,
+    /// Path that each device observes, in which `{device}` stands for its name.
+    pub observe: Option<String>,
+    /// Whether they report; those that do not only observe.
+    pub reports: bool,
+    /// Whose name `{device}` in the path stands for, if not the device's.
+    pub to: Option<To>,
+    /// Devices of the run, of which an observer may be told.
+    pub devices_in_run: u32,
     /// When devices report, in a scenario: the drive of the plan does not matter then.
     pub timetable: Option<Timetable>,
     /// What the client does to its own datagrams.
@@ -145,6 +160,8 @@ pub struct Workload {
 /// What came of it.
 #[derive(Debug)]
 pub struct Outcome {
+    /// What ended a thread early, if anything did: what it measured is missing then.
+    pub failure: Option<String>,
     /// Counts and histograms of all threads.
     pub meter: Meter,
     /// Acknowledged messages, one ledger a thread.
@@ -182,6 +199,12 @@ impl Workload {
             payload_most: 64,
             base: 0,
             offset: 0,
+            pattern: None,
+            content_format: wire::OCTET_STREAM,
+            observe: None,
+            reports: true,
+            to: None,
+            devices_in_run: devices,
             timetable: None,
             impairment: Impairment::default(),
             sleep: None,
@@ -200,6 +223,13 @@ impl Workload {
         }
         let draw = crate::payload::mix(u64::from(index) << 32 | u64::from(number)) as usize;
         self.payload + draw % (self.payload_most - self.payload + 1)
+    }
+
+    /// The number in the name that a message's path has.
+    #[inline]
+    pub(crate) fn name(&self, index: u32, number: u32) -> u32 {
+        let index = self.offset + index;
+        self.to.as_ref().map_or(index, |to| to.receiver(index, number))
     }
 
     /// Whether devices have source addresses of their own.
@@ -296,10 +326,7 @@ impl Workload {
             match answer {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                    bail!(
-                        "nothing listens on udp {}; start the server, or give its address with --target",
-                        self.target
-                    );
+                    bail!("nothing listens on udp {}; start the server, or say with --target where it is", self.target);
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(error) => return Err(error).with_context(|| format!("{} cannot be reached", self.target)),
@@ -314,6 +341,7 @@ impl Workload {
     /// Makes one handshake, as the first device.
     fn probe_dtls(&self) -> anyhow::Result<()> {
         let mut probe = Workload { timetable: None, impairment: Impairment::default(), sleep: None, ..self.clone() };
+        probe.observe = None;
         (probe.devices, probe.sources, probe.threads) = (1, 1, 1);
         (probe.rebinding, probe.handicap) = (None, Duration::ZERO);
         if let Some(security) = &mut probe.security {
@@ -336,10 +364,14 @@ impl Workload {
         }
     }
 
-    /// Handshakes that are made before the run.
+    /// Whether handshakes are made before the run.
+    pub(crate) fn shakes_first(&self) -> bool {
+        self.security.as_ref().is_some_and(|security| security.handshake_first)
+    }
+
+    /// Handshakes or registrations of observers that are made before the run.
     pub(crate) fn set_ups(&self) -> u32 {
-        let first = self.security.as_ref().is_some_and(|security| security.handshake_first);
-        if first { self.devices } else { 0 }
+        if self.shakes_first() || self.observe.is_some() { self.devices } else { 0 }
     }
 
     /// Bytes of generator state a device.
@@ -405,6 +437,7 @@ impl Workload {
                 _ => Ok(()),
             })?;
             let mut outcome = Outcome {
+                failure: None,
                 meter: Meter::new(plan.measured()),
                 ledgers: Vec::new(),
                 connect: (self.set_ups() > 0).then(|| seen.report(&seen.stages[0])),
@@ -415,7 +448,14 @@ impl Workload {
             };
             for handle in handles {
                 let Some(part) = handle.join().expect("a generator thread panicked") else { continue };
-                let part = part?;
+                let part = match part {
+                    Ok(part) => part,
+                    // What the others measured is reported all the same.
+                    Err(error) => {
+                        outcome.failure.get_or_insert(format!("{error:#}"));
+                        continue;
+                    }
+                };
                 outcome.meter.add(&part.meter);
                 outcome.ledgers.push(part.ledger);
                 outcome.dropped_answers += part.dropped_answers;
@@ -435,10 +475,15 @@ pub(crate) enum Share {
     Windowed { window: usize, messages: u64 },
     /// Sends by the calendar.
     Timed,
+    /// Sends nothing.
+    Silent,
 }
 
 fn share(plan: &Plan, workload: &Workload, shard: usize, threads: usize, devices: u32) -> Share {
     let part = |whole: u64| whole * (shard as u64 + 1) / threads as u64 - whole * shard as u64 / threads as u64;
+    if !workload.reports {
+        return Share::Silent;
+    }
     if workload.timetable.is_some() {
         return Share::Timed;
     }

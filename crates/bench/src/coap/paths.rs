@@ -102,6 +102,11 @@ impl Addresses {
         IpAddr::V4(Ipv4Addr::from(u32::from(self.net.base) + generation % blocks * self.devices + index))
     }
 
+    /// Whether it is the address of device `index` in its `generation`.
+    fn is_of(self, address: IpAddr, index: u32, generation: u32) -> bool {
+        self.of(index, generation) == address
+    }
+
     /// The device whose address it is, in whichever generation.
     fn index(self, address: IpAddr) -> Option<u32> {
         let IpAddr::V4(address) = address else { return None };
@@ -231,6 +236,14 @@ impl Paths {
                 Some(addresses.index(local)?.checked_sub(first)? as usize)
             }
             _ => None,
+        }
+    }
+
+    /// Whether an address is where device `i` is in its `generation`, and not one that a NAT gave it before.
+    pub(crate) fn is_at(&self, i: usize, generation: u32, local: Option<IpAddr>) -> bool {
+        match (self.layout, local) {
+            (Layout::Own { addresses, first }, Some(local)) => addresses.is_of(local, first + i as u32, generation),
+            _ => true,
         }
     }
 

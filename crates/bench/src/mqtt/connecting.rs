@@ -88,7 +88,7 @@ impl Crowd<'_> {
                 .raw_os_error()
             {
                 Some(code) if code == Errno::EMFILE as i32 || code == Errno::ENFILE as i32 => anyhow::anyhow!(
-                    "too many open files after {i} connections; use fewer --connections or raise the limit (ulimit -n)"
+                    "too many open files after {i} connections; use fewer, or raise the limit (ulimit -n)"
                 ),
                 _ => anyhow::Error::new(error).context("cannot open a TCP socket"),
             })?;
@@ -102,9 +102,9 @@ impl Crowd<'_> {
         match socket.connect(&target.into()) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {}
-            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => bail!(
-                "out of local ports after {i} connections; use fewer --connections, or widen net.ipv4.ip_local_port_range"
-            ),
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
+                bail!("out of local ports after {i} connections; use fewer, or widen net.ipv4.ip_local_port_range")
+            }
             Err(error) => return Err(error).with_context(|| format!("{target} cannot be reached")),
         }
         let stream = TcpStream::from(socket);

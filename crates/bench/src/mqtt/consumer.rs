@@ -66,6 +66,19 @@ impl Received {
         }
     }
 
+    /// The same of a message that was asked for, and whose time says nothing therefore.
+    pub(crate) fn take_late(&mut self, run: u64, payload: &[u8]) {
+        if let Ok(Some(mark)) = Mark::read(payload)
+            && mark.run == run
+            && self.ledger.covers(mark.device)
+        {
+            // What it knew already is not received twice: it asked.
+            let fresh = self.ledger.store(MessageId { device: mark.device, number: mark.number });
+            self.messages += u64::from(fresh);
+            self.different += u64::from(fresh);
+        }
+    }
+
     /// All of it, to be sent to another process.
     #[must_use]
     pub fn dump(&self) -> ReceivedDump {
@@ -101,6 +114,11 @@ impl Received {
         // Both have the same bounds.
         let _ = self.latency.add(&other.latency);
         self.ledger.add_stored(&other.ledger);
+    }
+
+    /// Messages of the run that were received.
+    pub(crate) fn received(&self) -> impl Iterator<Item = MessageId> {
+        self.ledger.stored()
     }
 
     /// Messages of the run that were acknowledged to their publisher and not received.

@@ -196,7 +196,7 @@ impl<'a> Crowd<'a> {
     ) -> anyhow::Result<Crowd<'a>> {
         let Workload { version, topic, prefix, qos, .. } = workload;
         let named = workload.to.as_ref().map_or(prefix, |to| &to.prefix);
-        let template = |size: usize| Template::new(*version, topic, named, *qos, size);
+        let template = |size: usize| Template::new(*version, topic, named, *qos, size, workload.pattern.clone());
         let slots = if workload.publishes && *qos > 0 { indices.len() * usize::from(workload.window) } else { 0 };
         let fresh = || Connection {
             stream: None,
@@ -542,10 +542,7 @@ impl<'a> Crowd<'a> {
         };
         let id = (number % IDS + 1) as u16;
         let index = self.workload.offset + self.first + i as u32;
-        let name = self.workload.to.as_ref().map_or(index, |to| {
-            (u64::from(number) * u64::from(to.senders) + u64::from(index)).checked_rem(to.count.into()).unwrap_or(0)
-                as u32
-        });
+        let name = self.workload.to.as_ref().map_or(index, |to| to.receiver(index, number));
         let size = match self.templates.len() {
             1 => 0,
             sizes => mix(u64::from(mark.device) << 32 | u64::from(number)) as usize % sizes,

@@ -26,7 +26,7 @@ pub(crate) mod wire;
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -40,6 +40,7 @@ pub use wire::Version;
 use crate::connect::{self, Lookout};
 use crate::ledger::Ledger;
 use crate::meter::Meter;
+use crate::pattern::Pattern;
 use crate::report::{Connect, Load};
 use crate::run::{Control, Drive, Observed, Plan, Signals, Until};
 use crate::scenario::Sleep;
@@ -51,14 +52,15 @@ pub(crate) use crowd::Part;
 /// Descriptors of the process besides connections: standard streams, epoll, event and signal descriptors, files in /proc.
 const OTHER_FILES: u64 = 64;
 
-/// Connections from one source address towards a server on loopback. The default range of ephemeral ports (32768–60999) holds 28,232; the
-/// kernel gives out those of one parity first, and from 14,116 on walks through all of them at each connect, which takes it
-/// milliseconds.
-const CONNECTIONS_PER_SOURCE: u32 = 12_000;
+/// Share of the range of ephemeral ports that connections from one source address use towards a server on loopback. The kernel gives out those of
+/// one parity first, and from half the range on walks through all of them at each connect, which takes it milliseconds.
+const SHARE_OF_PORTS: f64 = 0.42;
 
-/// Connections towards another host, which all come from one source address: what the range of ephemeral ports holds, less a few of
-/// other programs.
-const MAX_CONNECTIONS_PER_SOURCE: u32 = 28_000;
+/// Ports that other programs may use meanwhile, where connections towards another host come from one source address.
+const OTHER_PORTS: u32 = 200;
+
+/// The range of ephemeral ports, if the kernel does not tell (`ip(7)`).
+const DEFAULT_PORTS: u32 = 28_232;
 
 /// First of the source addresses, where one does not suffice.
 const FIRST_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 2, 0, 1);
@@ -93,6 +95,8 @@ pub struct Workload {
     pub payload: usize,
     /// Most bytes of a payload: sizes are spread between the two.
     pub payload_most: usize,
+    /// What payloads are, if not a mark and filler.
+    pub pattern: Option<Arc<Pattern>>,
     /// TLS and WebSocket.
     pub layers: Layers,
     /// A clean start, rather than a session that the server keeps.
@@ -130,6 +134,8 @@ pub struct Workload {
     pub consumer: Option<(String, u8)>,
     /// Distance of bursts in open loop.
     pub tick_micros: u64,
+    /// Connections from one source address, towards a server on loopback.
+    pub per_source: u32,
     /// Generator threads.
     pub threads: usize,
     /// A delay before each loop of the generator: makes it too slow, to see that a run says so.
@@ -147,6 +153,18 @@ pub struct To {
     pub senders: u32,
 }
 
+impl To {
+    /// Which message it is among those that all senders send, and from 0.
+    pub(crate) fn turn(&self, sender: u32, number: u32) -> u64 {
+        u64::from(number) * u64::from(self.senders) + u64::from(sender)
+    }
+
+    /// Number of the device that a message is for: they take turns.
+    pub(crate) fn receiver(&self, sender: u32, number: u32) -> u32 {
+        self.turn(sender, number).checked_rem(self.count.into()).unwrap_or(0) as u32
+    }
+}
+
 /// Sizes of payloads between the least and the most, as many as are worth a template each.
 const SIZES: usize = 16;
 
@@ -157,6 +175,8 @@ pub const MAX_WINDOW: u16 = 4_096;
 /// What came of it.
 #[derive(Debug)]
 pub struct Outcome {
+    /// What ended a thread early, if anything did: what it measured is missing then.
+    pub failure: Option<String>,
     /// Setting the connections up.
     pub connect: Connect,
     /// Counts and histograms of all threads.
@@ -203,6 +223,7 @@ impl Workload {
             topic: "telemetry/{device}".to_owned(),
             payload: 256,
             payload_most: 256,
+            pattern: None,
             layers: Layers::default(),
             clean: true,
             subscribe: None,
@@ -221,6 +242,7 @@ impl Workload {
             connecting: 64,
             consumer: None,
             tick_micros: DEFAULT_TICK_MICROS,
+            per_source: ((f64::from(ephemeral_ports()) * SHARE_OF_PORTS) as u32).max(1),
             threads: 1,
             handicap: Duration::ZERO,
         }
@@ -252,7 +274,7 @@ impl Workload {
 
     fn sources(&self) -> u32 {
         if self.target.ip().is_loopback() && self.target.is_ipv4() {
-            self.connections.div_ceil(CONNECTIONS_PER_SOURCE)
+            self.connections.div_ceil(self.per_source)
         } else {
             1
         }
@@ -260,16 +282,17 @@ impl Workload {
 
     /// The source address of a connection, if it is not left to the system.
     pub(crate) fn source(&self, index: u32) -> Option<Ipv4Addr> {
-        (self.sources() > 1).then(|| Ipv4Addr::from(u32::from(FIRST_SOURCE) + index / CONNECTIONS_PER_SOURCE))
+        (self.sources() > 1).then(|| Ipv4Addr::from(u32::from(FIRST_SOURCE) + index / self.per_source))
     }
 
-    /// Raises the limit of open files as far as it goes, and sees whether it suffices.
+    /// Raises the limit of open files as far as it goes, and sees whether it and the ports suffice.
     pub(crate) fn check_files(&self) -> anyhow::Result<()> {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
         let wanted = u64::from(self.connections) + OTHER_FILES;
         if wanted > hard {
             bail!(
-                "{} connections need {wanted} open files, the limit is {hard}; use at most --connections {}, or raise it (ulimit -Hn)",
+                "{} connections need {wanted} open files, the limit is {hard}; use at most {} (--connections, of a scenario --scale or \
+                 --processes), or raise it (ulimit -Hn)",
                 self.connections,
                 hard.saturating_sub(OTHER_FILES)
             );
@@ -277,10 +300,13 @@ impl Workload {
         if wanted > soft {
             setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files")?;
         }
-        if self.sources() == 1 && self.connections > MAX_CONNECTIONS_PER_SOURCE {
+        let ports = ephemeral_ports().saturating_sub(OTHER_PORTS);
+        if self.sources() == 1 && self.connections > ports {
             bail!(
-                "{} connections to one address need more ports than a source address has; use at most {MAX_CONNECTIONS_PER_SOURCE}",
-                self.connections
+                "{} connections to {} need more ports than the {ports} of one source address; use at most so many (--connections, of a \
+                 scenario --scale), or widen net.ipv4.ip_local_port_range",
+                self.connections,
+                self.target
             );
         }
         Ok(())
@@ -295,7 +321,7 @@ impl Workload {
         match TcpStream::connect_timeout(&self.target, PROBE_WAIT) {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                bail!("nothing listens on tcp {}; start the server, or give its address with --target", self.target)
+                bail!("nothing listens on tcp {}; start the server, or say with --target where it is", self.target)
             }
             Err(error) => Err(error).with_context(|| format!("{} cannot be reached", self.target)),
         }
@@ -351,6 +377,7 @@ impl Workload {
                 }
             })?;
             let mut outcome = Outcome {
+                failure: None,
                 connect: seen.report(&seen.stages[0]),
                 meter: Meter::new(plan.measured()),
                 ledgers: Vec::new(),
@@ -361,7 +388,14 @@ impl Workload {
             };
             for handle in handles {
                 let Some(part) = handle.join().expect("a generator thread panicked") else { continue };
-                let part = part?;
+                let part = match part {
+                    Ok(part) => part,
+                    // What the others measured is reported all the same.
+                    Err(error) => {
+                        outcome.failure.get_or_insert(format!("{error:#}"));
+                        continue;
+                    }
+                };
                 outcome.meter.add(&part.meter);
                 outcome.ledgers.push(part.ledger);
                 outcome.received = outcome.received.or(part.received);
@@ -371,6 +405,16 @@ impl Workload {
             }
             Ok(outcome)
         })
+    }
+}
+
+/// How many ports the system gives out by itself.
+fn ephemeral_ports() -> u32 {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ends = range.split_ascii_whitespace().filter_map(|port| port.parse::<u32>().ok());
+    match (ends.next(), ends.next()) {
+        (Some(first), Some(last)) if last >= first => last - first + 1,
+        _ => DEFAULT_PORTS,
     }
 }
 

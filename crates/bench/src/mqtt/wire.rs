@@ -2,8 +2,11 @@
 //!
 //! A load generator that shared the server's codec would share its mistakes, so this one stands alone.
 
+use std::sync::Arc;
+
 use crate::audit::DEVICE_DIGITS;
 use crate::coap::wire::digits;
+use crate::pattern::Pattern;
 use crate::payload::Mark;
 
 /// Protocol level.
@@ -229,12 +232,17 @@ pub(crate) fn put_subscribe(version: Version, id: u16, filter: &str, qos: u8, ou
 /// The common part of all publishes, with places for what differs.
 #[derive(Debug)]
 pub(crate) struct Template {
+    /// The fixed header; its length is only right without a pattern.
+    fixed: Vec<u8>,
+    /// The variable header.
     bytes: Vec<u8>,
     /// Where the digits of the device's index go.
     digits_at: Vec<usize>,
     /// Where the packet identifier goes, above QoS 0.
     id_at: Option<usize>,
     payload_len: usize,
+    /// What the payload is, if it is no filler, and what the device's name in it begins with.
+    pattern: Option<(Arc<Pattern>, String)>,
 }
 
 /// Stands for the device's digits while the template is built.
@@ -242,35 +250,56 @@ const PLACEHOLDER: &str = "{device}";
 
 impl Template {
     /// Publishes to `topic` (in which `{device}` stands for the device's name).
-    pub(crate) fn new(version: Version, topic: &str, prefix: &str, qos: u8, payload_len: usize) -> Template {
+    pub(crate) fn new(
+        version: Version,
+        topic: &str,
+        prefix: &str,
+        qos: u8,
+        payload_len: usize,
+        pattern: Option<Arc<Pattern>>,
+    ) -> Template {
         let zeros = "0".repeat(DEVICE_DIGITS);
         let mut text = String::new();
         let mut digits_at = Vec::new();
         for (i, part) in topic.split(PLACEHOLDER).enumerate() {
             if i > 0 {
                 text.push_str(prefix);
-                digits_at.push(text.len());
+                // Behind the length of the topic.
+                digits_at.push(2 + text.len());
                 text.push_str(&zeros);
             }
             text.push_str(part);
         }
-        let id = if qos > 0 { 2 } else { 0 };
-        let properties = usize::from(version == Version::V5);
-        let mut bytes = vec![PUBLISH | qos << 1];
-        put_len(&mut bytes, 2 + text.len() + id + properties + payload_len);
-        let text_at = bytes.len() + 2;
+        let mut bytes = Vec::new();
         put_text(&mut bytes, text.as_bytes());
         let id_at = (qos > 0).then_some(bytes.len());
-        bytes.resize(bytes.len() + id + properties, 0);
-        for at in &mut digits_at {
-            *at += text_at;
-        }
-        Template { bytes, digits_at, id_at, payload_len }
+        let id = if qos > 0 { 2 } else { 0 };
+        bytes.resize(bytes.len() + id + usize::from(version == Version::V5), 0);
+        let mut fixed = vec![PUBLISH | qos << 1];
+        put_len(&mut fixed, bytes.len() + payload_len);
+        let pattern = pattern.map(|pattern| (pattern, prefix.to_owned()));
+        Template { fixed, bytes, digits_at, id_at, payload_len, pattern }
     }
 
     /// Appends a whole publish.
     #[inline]
     pub(crate) fn write(&self, id: u16, name: u32, mark: &Mark, out: &mut Vec<u8>) {
+        let Some((pattern, prefix)) = &self.pattern else {
+            out.extend_from_slice(&self.fixed);
+            self.write_variable(id, name, out);
+            mark.write(self.payload_len, out);
+            return;
+        };
+        let mut payload = Vec::with_capacity(pattern.most(prefix.len()));
+        pattern.write(mark, prefix, name, &mut payload);
+        out.push(self.fixed[0]);
+        put_len(out, self.bytes.len() + payload.len());
+        self.write_variable(id, name, out);
+        out.extend_from_slice(&payload);
+    }
+
+    #[inline]
+    fn write_variable(&self, id: u16, name: u32, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&self.bytes);
         let bytes = &mut out[start..];
@@ -283,7 +312,6 @@ impl Template {
                 bytes[at..at + DEVICE_DIGITS].copy_from_slice(&digits);
             }
         }
-        mark.write(self.payload_len, out);
     }
 }
 
@@ -317,7 +345,7 @@ mod tests {
     fn a_publish_is_read_as_it_was_written() {
         for version in [Version::V3, Version::V5] {
             for (qos, size) in [(0, 32), (1, 100), (2, 300), (1, 20_000)] {
-                let template = Template::new(version, "t/{device}/x", "bench-", qos, size);
+                let template = Template::new(version, "t/{device}/x", "bench-", qos, size, None);
                 let mark = Mark { run: 9, device: 1_234, number: 5, due_micros: 6 };
                 let mut out = Vec::new();
                 template.write(0x0102, 1_234, &mark, &mut out);
@@ -336,6 +364,22 @@ mod tests {
                     assert_eq!(Packet::take(&mut &out[..cut]), Ok(None), "cut at {cut}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_patterned_publish_is_as_long_as_its_text() {
+        let pattern = Some(Arc::new(Pattern::parse("{device} {number} {mark}").unwrap()));
+        let template = Template::new(Version::V5, "t/{device}", "m-", 1, 32, pattern);
+        for number in [5, 123_456] {
+            let mark = Mark { run: 9, device: 1_234, number, due_micros: 6 };
+            let mut out = Vec::new();
+            template.write(0x0102, 7, &mark, &mut out);
+            let packet = Packet::take(&mut &out[..]).unwrap().unwrap();
+            let (id, payload) = packet.publish(Version::V5).unwrap();
+            assert_eq!((id, Mark::read(payload)), (0x0102, Ok(Some(mark))));
+            assert!(payload.starts_with(format!("m-00000007 {number} tgb:").as_bytes()));
+            assert_eq!(packet.body[2..14], *b"t/m-00000007");
         }
     }
 

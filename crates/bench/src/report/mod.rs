@@ -76,6 +76,9 @@ pub struct Report {
     /// The server's resident memory before anything was set up, in bytes.
     #[serde(default)]
     pub server_idle_rss: Option<u64>,
+    /// The server's process was there at the start and not at the end.
+    #[serde(default)]
+    pub server_gone: bool,
     /// What the kernel kept for the sockets of this host at the end of the measured part, those of the generator included.
     #[serde(default)]
     pub kernel_sockets: Option<KernelSockets>,
@@ -286,6 +289,10 @@ pub struct Consumer {
     /// Messages of the run that it should have received, where that is known.
     #[serde(default)]
     pub expected: u64,
+    /// Only the latest message of each device counts, as CoAP Observe promises no more: `expected` are devices, and
+    /// `acked_and_missing` those that do not know it.
+    #[serde(default)]
+    pub latest: bool,
     /// Messages of the run that were acknowledged to their sender and that it did not receive.
     pub acked_and_missing: u64,
     /// Messages of the run whose payload was damaged.
@@ -295,13 +302,18 @@ pub struct Consumer {
 }
 
 /// Whether a run counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// The worst of what applies counts; the order is from best to worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Nothing that was asked for is violated.
     Pass,
     /// The generator could not do what it was told, so the numbers say nothing about the server.
     Void,
+    /// The run could not be done as asked: nobody was let in, the server breaks the protocol, a limit of the system was reached. What was
+    /// measured until then is all there is.
+    Undone,
     /// The server broke a promise.
     Fail,
 }
@@ -326,15 +338,21 @@ impl Verdict {
 
     /// The server broke a promise.
     pub fn fail(&mut self, reason: String) {
-        self.outcome = Outcome::Fail;
-        self.reasons.push(reason);
+        self.add(Outcome::Fail, reason);
+    }
+
+    /// The run could not be done.
+    pub fn undone(&mut self, reason: String) {
+        self.add(Outcome::Undone, reason);
     }
 
     /// The numbers say nothing about the server.
     pub fn void(&mut self, reason: String) {
-        if self.outcome == Outcome::Pass {
-            self.outcome = Outcome::Void;
-        }
+        self.add(Outcome::Void, reason);
+    }
+
+    fn add(&mut self, outcome: Outcome, reason: String) {
+        self.outcome = self.outcome.max(outcome);
         self.reasons.push(reason);
     }
 }
@@ -409,12 +427,20 @@ impl Report {
             populations: Vec::new(),
             slo: Vec::new(),
             server_idle_rss: None,
+            server_gone: false,
             kernel_sockets: None,
             ceilings: None,
             timeline: Vec::new(),
             audit: None,
             verdict: Verdict::pass(),
         }
+    }
+
+    /// Devices that send anything.
+    #[must_use]
+    pub fn senders(&self) -> u32 {
+        let senders = self.populations.iter().filter(|population| population.period_seconds.is_some());
+        if self.populations.is_empty() { self.load.devices } else { senders.map(|population| population.devices).sum() }
     }
 
     /// Takes in what was seen and counted.
@@ -425,6 +451,7 @@ impl Report {
         self.lateness = self.load.rate.is_some().then(|| Quantiles::from(&meter.lateness));
         self.server = ServerUse::of(observed);
         self.kernel_sockets = observed.end.sockets;
+        self.server_gone = observed.begin.server.is_some() && observed.end.server.is_none();
         let cpu_seconds = observed.end.own_cpu_millis.saturating_sub(observed.begin.own_cpu_millis) as f64 / 1_000.0;
         self.generator.cpu_seconds = cpu_seconds;
         self.generator.busy = cpu_seconds / self.measured.seconds.max(f64::MIN_POSITIVE) / self.load.threads as f64;
@@ -460,7 +487,11 @@ impl Report {
             verdict.fail(format!("{corrupted} messages reached subscribers damaged"));
         }
         if c.wrong + c.malformed > 0 {
-            verdict.fail(format!("{} answers were wrong and {} malformed", c.wrong, c.malformed));
+            verdict.undone(format!(
+                "the server breaks the protocol, or is none of it: {} answers match nothing that was sent, {} cannot be read; see what \
+                 listens at the target, and whether another run used these devices just before",
+                c.wrong, c.malformed
+            ));
         }
         if let Some(lateness) = &self.lateness {
             if lateness.p99 as f64 > late_millis * 1e3 {
@@ -485,10 +516,15 @@ impl Report {
                 .notes
                 .push(format!("{unserved} messages were not served; the latencies count the time that they waited"));
         }
+        if self.server_gone {
+            verdict.fail("the server's process ended during the run".to_owned());
+        }
         if self.measured.interrupted {
             verdict.notes.push("a signal ended the run early".to_owned());
         }
-        if c.messages > 0 && c.acked + c.unconfirmed == 0 {
+        if verdict.outcome == Outcome::Undone {
+            // That says why nothing was acknowledged, if nothing was.
+        } else if c.messages > 0 && c.acked + c.unconfirmed == 0 {
             verdict.fail("nothing was acknowledged".to_owned());
         } else if self.measured.messages > 0 && self.measured.acked == 0 {
             verdict.fail("nothing was acknowledged in the measured part".to_owned());

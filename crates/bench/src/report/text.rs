@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Load, Measured, Outcome, Quantiles, Report};
+use super::{Consumer, Load, Measured, Outcome, Quantiles, Report};
 use crate::process::KernelSockets;
 use crate::run::micros;
 use crate::scenario::PopulationReport;
@@ -20,12 +20,16 @@ impl Report {
 
     fn write_summary(&self, out: &mut String) -> std::fmt::Result {
         let Load { devices, delivery, payload, .. } = &self.load;
+        let what = match self.populations.is_empty() {
+            true => format!("{delivery}, {payload} B"),
+            false => format!("{} populations", self.populations.len()),
+        };
         let drive = match (self.load.rate, self.load.window) {
             (Some(rate), _) => format!("open loop, {rate:.0} messages/s"),
             (_, Some(window)) => format!("closed loop, window {window}"),
             _ => "idle".to_owned(),
         };
-        writeln!(out, "{} {}: {devices} devices, {delivery}, {payload} B, {drive}", self.scenario, self.target)?;
+        writeln!(out, "{} {}: {devices} devices, {what}, {drive}", self.scenario, self.target)?;
         if let Some(connect) = &self.connect {
             write!(
                 out,
@@ -63,8 +67,9 @@ impl Report {
                 )?;
             }
             self.write_counts(out)?;
-            if self.reported_devices < *devices && counts.acked > 0 {
-                writeln!(out, "            {} of {devices} devices had a message acknowledged", self.reported_devices)?;
+            let senders = self.senders();
+            if self.reported_devices < senders && counts.acked > 0 {
+                writeln!(out, "            {} of {senders} devices had a message acknowledged", self.reported_devices)?;
             }
         }
         if let Some(server) = &self.server {
@@ -132,6 +137,7 @@ impl Report {
         let outcome = match self.verdict.outcome {
             Outcome::Pass => "pass",
             Outcome::Void => "VOID",
+            Outcome::Undone => "COULD NOT BE DONE",
             Outcome::Fail => "FAIL",
         };
         writeln!(out, "  verdict   {outcome}")?;
@@ -156,6 +162,9 @@ impl Report {
             (c.rebinds, "new source addresses"),
             (c.lost_by_client, "datagrams lost on purpose"),
             (c.slept, "datagrams to sleeping devices"),
+            (c.forgotten, "datagrams to where a NAT forwards no more"),
+            (c.observations, "observations"),
+            (c.observations_ended, "observations ended by the server"),
             (c.reconnects, "reconnects"),
             (c.tls_handshakes, "TLS handshakes"),
             (c.tls_resumed, "of them resumed"),
@@ -175,29 +184,31 @@ impl Report {
 
 fn write_population(out: &mut String, population: &PopulationReport) -> std::fmt::Result {
     let PopulationReport { name, protocol, devices, delivery, counts, latency, .. } = population;
-    writeln!(
-        out,
-        "  {name}: {devices} × {protocol} {delivery}, {} sent, {} acked, {} failed, {} devices reported; {}",
-        counts.messages,
-        counts.acked,
-        counts.failed(),
-        population.reported_devices,
-        line(latency)
-    )?;
+    if population.period_seconds.is_none() {
+        writeln!(out, "  {name}: {devices} × {protocol}, which only listen")?;
+    } else {
+        writeln!(
+            out,
+            "  {name}: {devices} × {protocol} {delivery}, {} sent, {} acked, {} failed, {} devices reported; {}",
+            counts.messages,
+            counts.acked,
+            counts.failed(),
+            population.reported_devices,
+            line(latency)
+        )?;
+    }
     if let Some(reconnect) = &population.reconnect {
         writeln!(out, "            {} connected again; {}", reconnect.count, line(reconnect))?;
     }
     if let Some(delivered) = &population.delivered {
-        writeln!(
-            out,
-            "            received {} of {} from {}, {} missing, {} twice; {}",
-            delivered.messages,
-            delivered.expected,
-            delivered.filter,
-            delivered.acked_and_missing,
-            delivered.twice,
-            line(&delivered.latency)
-        )?;
+        let Consumer { filter, messages, expected, acked_and_missing, twice, .. } = delivered;
+        let what = match delivered.latest {
+            true => {
+                format!("{messages} from {filter}; {acked_and_missing} of {expected} devices do not know their latest")
+            }
+            false => format!("{messages} of {expected} from {filter}, {acked_and_missing} missing"),
+        };
+        writeln!(out, "            received {what}, {twice} twice; {}", line(&delivered.latency))?;
     }
     Ok(())
 }

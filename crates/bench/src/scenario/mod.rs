@@ -28,6 +28,7 @@ mod reader;
 mod run;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use reader::duration;
@@ -35,6 +36,8 @@ pub use reader::{Mistake, Mistakes};
 pub use run::{Options, Outcome, PopulationReport, run};
 
 use crate::coap::{Rebinding, Security};
+use crate::mqtt::To;
+use crate::pattern::Pattern;
 
 /// A whole scenario.
 #[derive(Debug, Clone)]
@@ -193,6 +196,12 @@ pub struct Population {
     pub stored: bool,
     /// Least and most bytes of a payload.
     pub payload: (usize, usize),
+    /// What payloads are, if not a mark and filler.
+    pub pattern: Option<Arc<Pattern>>,
+    /// Content-Format of CoAP payloads.
+    pub content_format: u16,
+    /// A CoAP path that each device observes, with `{device}` for its name.
+    pub observe: Option<String>,
     /// How messages are sent.
     pub delivery: Delivery,
     /// PUT instead of POST.
@@ -331,6 +340,13 @@ impl Scenario {
         for population in &mut self.populations {
             population.count = ((f64::from(population.count) * factor).round() as u32).max(1);
         }
+    }
+
+    /// Whom the messages of a population are for, if not for the server.
+    pub(crate) fn receivers_of(&self, senders: &Population) -> Option<To> {
+        let to = senders.to.as_ref()?;
+        let receivers = self.populations.iter().find(|population| population.name == *to)?;
+        Some(To { prefix: receivers.prefix.clone(), count: receivers.count, senders: senders.count })
     }
 
     /// Index in the run of the first device of each population.

@@ -2,14 +2,17 @@
 
 use std::cell::RefCell;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use toml::de::DeTable;
 
 use super::reader::{File, Mistakes, Section};
 use super::{Delivery, Impairment, Population, Protocol, Scenario, Sleep, Slo, Stage, Storm, Targets};
+use crate::coap::wire::OCTET_STREAM;
 use crate::coap::{MAX_DEVICES, Rebind, Rebinding, Security};
 use crate::credentials::{DEFAULT_SEED, Keys, MAX_PREFIX_LEN};
+use crate::pattern::Pattern;
 use crate::payload::MIN_LEN;
 
 /// Largest payload of a CoAP message here: it fits a datagram of 1,280 bytes, the least that every IPv6 link carries (RFC 8200 §5).
@@ -182,18 +185,34 @@ fn population(section: &Section<'_>) -> Population {
         protocol != Protocol::Coap && protocol != Protocol::Mqtt && protocol != Protocol::Ws,
         "DTLS and TLS",
     );
-    only(&["method", "rebind", "loss", "delay"], coap, "coap and coaps");
+    only(&["method", "content_format", "observe", "rebind", "loss", "delay"], coap, "coap and coaps");
     only(&["psk_seed", "psk", "cid", "handshake_first", "handshake_each"], protocol == Protocol::Coaps, "coaps");
     let most = if coap { MAX_COAP_PAYLOAD } else { MAX_MQTT_PAYLOAD };
-    let (least, most) = section.range("payload", MIN_LEN as u64..=most, if coap { 64 } else { 256 });
+    let prefix = prefix(section, &name);
+    let to = section.optional_text("to");
+    let pattern = pattern(section, prefix.len(), most as usize);
+    let default = if coap { 64 } else { 256 };
+    let (least, most) = match &pattern {
+        Some(pattern) => (MIN_LEN as u64, pattern.most(prefix.len()) as u64),
+        // That it is no pattern was said.
+        None if section.text_if("payload").is_some() => (default, default),
+        None => section.range("payload", MIN_LEN as u64..=most, default),
+    };
+    let is_marked = pattern.as_ref().is_none_or(|pattern| pattern.is_marked());
+    if !is_marked && section.flag("stored", false) {
+        section.mistake("stored", "an audit cannot tell messages apart without {mark}", "a payload with {mark} in it");
+    }
     let population = Population {
         protocol,
         count: section.whole("count", 1..=u64::from(MAX_DEVICES), 1_000) as u32,
-        prefix: prefix(section, &name),
+        prefix,
         topic: section.text("topic", if coap { "telemetry" } else { "telemetry/{device}" }),
-        stored: section.flag("stored", !section.has("to")),
-        to: section.optional_text("to"),
+        stored: section.flag("stored", to.is_none() && is_marked),
+        to,
         payload: (least as usize, most as usize),
+        pattern,
+        content_format: section.whole("content_format", 0..=u64::from(u16::MAX), OCTET_STREAM.into()) as u16,
+        observe: section.optional_text("observe"),
         delivery: delivery(section, coap),
         put: section.choice("method", &[("post", false), ("put", true)]).unwrap_or(false),
         period: section.optional_duration("period"),
@@ -227,7 +246,7 @@ fn population(section: &Section<'_>) -> Population {
     if population.align.is_some() && population.align >= population.period {
         section.mistake("align", "the reports of one period would run into the next", "a time shorter than the period");
     }
-    if population.period.is_none() && population.subscribe.is_none() && coap {
+    if population.period.is_none() && population.observe.is_none() && coap {
         section.mistake("period", "these devices would do nothing", "a time, once in which each device reports");
     }
     if population.to.is_some() && !population.topic.contains("{device}") {
@@ -237,8 +256,19 @@ fn population(section: &Section<'_>) -> Population {
             "a topic with {device}, which stands for each device of `to` in turn",
         );
     }
-    if population.to.is_some() && coap {
-        section.mistake("to", format!("it does not apply to {}", protocol.name()), "this key for MQTT");
+    if population.observe.as_ref().is_some_and(|path| !path.contains("{device}")) {
+        section.mistake(
+            "observe",
+            "all devices would observe the same, and nobody could say which of them were told",
+            "a path with {device} in it",
+        );
+    }
+    if population.observe.is_some() && protocol == Protocol::Coaps && !population.security.handshake_first {
+        section.mistake(
+            "handshake_first",
+            "devices that observe begin with a handshake",
+            "true for devices that observe",
+        );
     }
     section.finish();
     population
@@ -268,6 +298,27 @@ fn prefix(section: &Section<'_>, name: &str) -> String {
                 format!("a text of at most {MAX_PREFIX_LEN} bytes without / + # , and {{index}} at its end, as \"meter-{{index}}\""),
             );
             String::new()
+        }
+    }
+}
+
+/// `payload = "a text with {mark} in it"`
+fn pattern(section: &Section<'_>, prefix: usize, most: usize) -> Option<Arc<Pattern>> {
+    let text = section.text_if("payload")?;
+    match Pattern::parse(&text) {
+        Ok(pattern) if pattern.most(prefix) <= most => Some(Arc::new(pattern)),
+        Ok(pattern) => {
+            let found = format!("it may have {} bytes", pattern.most(prefix));
+            section.mistake("payload", found, format!("at most {most} bytes"));
+            None
+        }
+        Err(error) => {
+            section.mistake(
+                "payload",
+                error.to_string(),
+                "a text in which {device}, {number}, {time}, {random:1..6} and {mark} are filled in",
+            );
+            None
         }
     }
 }

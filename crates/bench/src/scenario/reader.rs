@@ -129,6 +129,11 @@ impl<'a> Section<'a> {
         self.read(key, "a text in quotes", |value| value.as_str().map(str::to_owned))
     }
 
+    /// A text, where another kind of value may be meant.
+    pub(super) fn text_if(&self, key: &'static str) -> Option<String> {
+        self.find(key)?.get_ref().as_str().map(str::to_owned)
+    }
+
     pub(super) fn flag(&self, key: &'static str, default: bool) -> bool {
         self.read(key, "true or false", DeValue::as_bool).unwrap_or(default)
     }
@@ -171,8 +176,11 @@ impl<'a> Section<'a> {
 
     /// One whole number, or two of which the second is not smaller.
     pub(super) fn range(&self, key: &'static str, bounds: RangeInclusive<u64>, default: u64) -> (u64, u64) {
-        let allowed =
-            format!("a whole number from {0} to {1}, or two in brackets, as [{0}, {1}]", bounds.start(), bounds.end());
+        let allowed = format!(
+            "a whole number from {0} to {1}, two in brackets, as [{0}, {1}], or a text",
+            bounds.start(),
+            bounds.end()
+        );
         let read = self.read(key, &allowed, |value| {
             let pair = match value {
                 DeValue::Array(items) => match items.iter().collect::<Vec<_>>()[..] {

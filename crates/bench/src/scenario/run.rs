@@ -1,5 +1,6 @@
 //! Running a scenario: all populations at once, each in generator threads of its own, under one clock.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::Path;
@@ -13,10 +14,10 @@ use serde::{Deserialize, Serialize};
 use super::{Delivery, Population, Protocol, Scenario};
 use crate::cli::resolve;
 use crate::coap;
-use crate::connect::{self, Lookout, Part};
-use crate::ledger::Ledger;
+use crate::connect::{self, Lookout, NotBegun, Part};
+use crate::ledger::{Ledger, MessageId};
 use crate::meter::{Counts, Meter, histogram};
-use crate::mqtt::{self, Break, Layers, Received, TlsClient, To, host_of};
+use crate::mqtt::{self, Break, Layers, Received, TlsClient, host_of};
 use crate::report::{Connect, Consumer, Load, Quantiles, Report};
 use crate::run::{Control, Drive, Plan, Signals, Until};
 use crate::schedule::Timetable;
@@ -28,6 +29,8 @@ pub struct Options {
     pub run: u64,
     /// Which part of the devices is this process's, of how many.
     pub part: (u32, u32),
+    /// See first whether the servers are there.
+    pub probe: bool,
     /// The server's process.
     pub server: Option<u32>,
     /// No progress.
@@ -97,8 +100,8 @@ struct Remains {
 
 impl From<coap::Part> for Remains {
     fn from(part: coap::Part) -> Remains {
-        let coap::Part { meter, ledger, dropped_answers, .. } = part;
-        Remains { meter, ledger, received: None, reconnects: None, dropped_answers }
+        let coap::Part { meter, ledger, dropped_answers, delivered, .. } = part;
+        Remains { meter, ledger, received: delivered, reconnects: None, dropped_answers }
     }
 }
 
@@ -133,7 +136,7 @@ pub fn run(
         .zip(scenario.bases())
         .map(|(population, base)| work(scenario, population, base, options).with_context(|| population.name.clone()))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    check(&works)?;
+    check(&works, options.probe)?;
     let mut groups: Vec<(String, Range<usize>)> = Vec::new();
     for (population, work) in scenario.populations.iter().zip(&works) {
         let start = groups.last().map_or(0, |(_, shards)| shards.end);
@@ -181,17 +184,15 @@ pub fn run(
         let seen = lookout.watch(&told, (threads, works.len()), wanted, |stages| {
             for (stage, population) in stages.iter().zip(&scenario.populations) {
                 if let (0, Some(reason)) = (stage.set_up, &stage.reason) {
-                    bail!("{}: the server refused everybody: {reason}; see its credentials", population.name);
+                    bail!(
+                        "{}: the server refused everybody: {reason}; see the population's username, password, psk or topics, and what the \
+                         server allows",
+                        population.name
+                    );
                 }
             }
             ready()
-        })?;
-
-        let mut remains: Vec<Vec<Remains>> = works.iter().map(|_| Vec::new()).collect();
-        for (group, handle) in handles {
-            let Some(part) = handle.join().expect("a generator thread panicked") else { continue };
-            remains[group].push(part?);
-        }
+        });
         let load = Load {
             devices: scenario.populations.iter().map(|population| population.count).sum(),
             rate: Some(offered(scenario)),
@@ -203,6 +204,27 @@ pub fn run(
         };
         let mut report = Report::new(&scenario.name, started_micros, options.run, &targets(scenario), load);
         scenario.description.clone_into(&mut report.description);
+        let seen = match seen {
+            Ok(seen) => seen,
+            Err(NotBegun { why, stages, set_up }) => {
+                let mut all = Part::begin(u64::MAX);
+                stages.iter().for_each(|stage| all.add(stage));
+                report.connect = (wanted > 0).then(|| Connect { connections: set_up, ..all.report(None, None, None) });
+                report.verdict.undone(format!("{why:#}"));
+                // Whoever waits is told to end; nobody has anything to add.
+                handles.into_iter().for_each(|(_, handle)| drop(handle.join()));
+                return Ok(Outcome { report, ledgers: Vec::new(), received: Vec::new() });
+            }
+        };
+        let mut remains: Vec<Vec<Remains>> = works.iter().map(|_| Vec::new()).collect();
+        for (group, handle) in handles {
+            let Some(part) = handle.join().expect("a generator thread panicked") else { continue };
+            match part {
+                Ok(part) => remains[group].push(part),
+                // What the others measured is reported all the same.
+                Err(error) => report.verdict.undone(format!("{}: {error:#}", scenario.populations[group].name)),
+            }
+        }
         let mut total = Meter::new(plan.measured());
         let mut outcome = Outcome { report, ledgers: Vec::new(), received: Vec::new() };
         let mut all = Part::begin(u64::MAX);
@@ -283,40 +305,77 @@ fn population_report(
 }
 
 impl Outcome {
-    /// Settles what subscribers should have received. It needs the ledgers of all processes.
+    /// Settles what subscribers and observers should have received. It needs the ledgers of all processes.
     pub fn settle_deliveries(&mut self, scenario: &Scenario) {
         for (at, population) in scenario.populations.iter().enumerate() {
-            let (Some((filter, _)), Some(received)) = (&population.subscribe, &self.received[at]) else { continue };
+            let Some(received) = &self.received[at] else { continue };
+            let (filter, observes) = match (&population.subscribe, &population.observe) {
+                (Some((filter, _)), _) => (filter, false),
+                (None, Some(path)) => (path, true),
+                (None, None) => continue,
+            };
             let is_direct = filter.contains("{device}");
             let sends_here = |sender: &Population| match is_direct {
                 true => sender.to.as_ref() == Some(&population.name),
                 false => sender.to.is_none() && sender.topic == *filter,
             };
             let senders = self.ledgers.iter().filter(|(group, _)| sends_here(&scenario.populations[*group]));
-            let (expected, missing) = if is_direct {
-                let (mut acked, mut missing) = (0, 0);
-                for (_, ledger) in senders {
-                    acked += ledger.balance().acked;
-                    missing += received.missing(std::slice::from_ref(ledger));
+            let acked = || senders.clone().map(|(_, ledger)| ledger.balance().acked).sum::<u64>();
+            // What carries no mark can only be counted.
+            let is_marked = senders
+                .clone()
+                .all(|(group, _)| scenario.populations[*group].pattern.as_ref().is_none_or(|p| p.is_marked()));
+            let by_number = |expected: u64| (expected, expected.saturating_sub(received.messages));
+            let (expected, missing) = match (is_marked, observes, is_direct) {
+                (false, ..) => by_number(acked()),
+                (true, true, _) => latest(scenario, senders.clone(), received),
+                (true, false, true) => {
+                    let missing = |ledger| received.missing(std::slice::from_ref(ledger));
+                    (acked(), senders.clone().map(|(_, ledger)| missing(ledger)).sum())
                 }
-                (acked, missing)
-            } else {
                 // Each of the devices should have each of the messages.
-                let sent: u64 = senders.map(|(_, ledger)| ledger.balance().acked).sum();
-                let expected = sent * u64::from(population.count);
-                (expected, expected.saturating_sub(received.messages))
+                (true, false, false) => by_number(acked() * u64::from(population.count)),
             };
             self.report.populations[at].delivered = Some(Consumer {
                 filter: filter.clone(),
                 messages: received.messages,
                 twice: if is_direct { received.twice } else { 0 },
                 expected,
+                latest: observes,
                 acked_and_missing: missing,
                 corrupted: received.corrupted,
                 latency: Quantiles::from(&received.latency),
             });
         }
     }
+}
+
+/// Of how many devices a latest message was acknowledged to its sender, and how many of those know neither it nor a later one.
+fn latest<'a>(
+    scenario: &Scenario,
+    senders: impl Iterator<Item = &'a (usize, Ledger)>,
+    received: &Received,
+) -> (u64, u64) {
+    let bases = scenario.bases();
+    // The message as its receiver and its turn among those of all senders.
+    let turn = |id: MessageId| {
+        let group = bases.iter().rposition(|base| *base <= id.device)?;
+        let to = scenario.receivers_of(&scenario.populations[group])?;
+        let sender = id.device - bases[group];
+        Some((to.receiver(sender, id.number), to.turn(sender, id.number)))
+    };
+    let last = |ids: &mut dyn Iterator<Item = MessageId>| {
+        let mut last: HashMap<u32, u64> = HashMap::new();
+        for (receiver, turn) in ids.filter_map(turn) {
+            let known = last.entry(receiver).or_default();
+            *known = turn.max(*known);
+        }
+        last
+    };
+    let wanted = last(&mut senders.flat_map(|(_, ledger)| ledger.acked()));
+    let known = last(&mut received.received());
+    let missing = wanted.iter().filter(|(receiver, turn)| known.get(receiver).is_none_or(|known| known < turn)).count();
+    (wanted.len() as u64, missing as u64)
 }
 
 fn weighted_bytes(populations: &[PopulationReport]) -> f64 {
@@ -378,17 +437,21 @@ impl Work {
 }
 
 /// Sees whether everything is possible, before anything is done.
-fn check(works: &[Work]) -> anyhow::Result<()> {
+fn check(works: &[Work], probe: bool) -> anyhow::Result<()> {
     let mut connections = 0;
     for work in works {
         match work {
             Work::Coap(workload) => {
                 workload.check()?;
-                workload.probe()?;
+                if probe {
+                    workload.probe()?;
+                }
             }
             Work::Mqtt(workload) => {
                 connections += workload.connections;
-                workload.probe()?;
+                if probe {
+                    workload.probe()?;
+                }
             }
         }
     }
@@ -423,6 +486,7 @@ fn work(scenario: &Scenario, population: &Population, base: u32, options: &Optio
         devices: population.count,
         seed: crate::payload::mix(options.run ^ u64::from(base)),
     });
+    let devices_in_run = scenario.populations.iter().map(|population| population.count).sum();
     if population.protocol.is_coap() {
         let secure = population.protocol == Protocol::Coaps;
         return Ok(Work::Coap(Box::new(coap::Workload {
@@ -439,6 +503,12 @@ fn work(scenario: &Scenario, population: &Population, base: u32, options: &Optio
             },
             payload: population.payload.0,
             payload_most: population.payload.1,
+            pattern: population.pattern.clone(),
+            content_format: population.content_format,
+            observe: population.observe.clone(),
+            reports: population.period.is_some(),
+            to: scenario.receivers_of(population),
+            devices_in_run,
             base: base + offset,
             offset,
             timetable,
@@ -456,10 +526,6 @@ fn work(scenario: &Scenario, population: &Population, base: u32, options: &Optio
     });
     let mut breaks: Vec<_> = breaks.collect();
     breaks.sort_by_key(|storm| storm.at);
-    let to = population.to.as_ref().and_then(|to| {
-        let receivers = scenario.populations.iter().find(|population| population.name == *to)?;
-        Some(To { prefix: receivers.prefix.clone(), count: receivers.count, senders: population.count })
-    });
     Ok(Work::Mqtt(Box::new(mqtt::Workload {
         version: if population.version == 3 { mqtt::Version::V3 } else { mqtt::Version::V5 },
         qos: if let Delivery::Qos(qos) = population.delivery { qos } else { 1 },
@@ -469,13 +535,14 @@ fn work(scenario: &Scenario, population: &Population, base: u32, options: &Optio
         topic: population.topic.clone(),
         payload: population.payload.0,
         payload_most: population.payload.1,
+        pattern: population.pattern.clone(),
         layers: layers(scenario, population, &target_text, target)?,
         clean: population.clean,
         subscribe: population.subscribe.clone(),
         base: base + offset,
         offset,
-        devices_in_run: scenario.populations.iter().map(|population| population.count).sum(),
-        to,
+        devices_in_run,
+        to: scenario.receivers_of(population),
         timetable,
         sleep: population.sleep,
         breaks,

@@ -1,6 +1,7 @@
 //! A CoAP server for tests, whose answers the test chooses, and a store that `tidegate records` would print.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
 
+pub mod observe;
 pub mod secure;
 
 use std::fs;
@@ -159,7 +160,20 @@ impl Store {
     }
 
     pub fn source(&self) -> Source {
-        Source::new(self.dir.path().into(), Some(self.dir.path().join("tidegate"))).unwrap()
+        Source::new(self.dir(), Some(self.program())).unwrap()
+    }
+
+    pub fn dir(&self) -> &str {
+        self.dir.path().to_str().unwrap()
+    }
+
+    pub fn program(&self) -> std::path::PathBuf {
+        self.dir.path().join("tidegate")
+    }
+
+    /// The flags of a run that is audited.
+    pub fn flags(&self) -> [String; 4] {
+        ["--audit", self.dir(), "--tidegate", self.program().to_str().unwrap()].map(str::to_owned)
     }
 }
 
