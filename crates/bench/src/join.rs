@@ -214,10 +214,7 @@ impl RunCommand {
         for target in &self.target {
             scenario.targets.set(target).map_err(|error| anyhow::anyhow!("--target {error}"))?;
         }
-        if !(self.scale > 0.0 && self.scale <= 1_000.0) {
-            bail!("--scale {} must be above 0 and at most 1000", self.scale);
-        }
-        scenario.scale(self.scale);
+        scenario.scale_by(self.scale)?;
         if let Some(duration) = &self.duration {
             scenario.duration = scenario::duration(duration)
                 .filter(|duration| !duration.is_zero())

@@ -1,4 +1,5 @@
-//! What developers and CI run: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask million`.
+//! What developers and CI run: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`,
+//! `cargo xtask peers`, `cargo xtask scenario`, `cargo xtask million`.
 //!
 //! Every task finds the repository and the target directory by itself, so it may be started from anywhere within the
 //! checkout, and leaves nothing outside of the target directory but the Debian packages it says it installs.
@@ -7,6 +8,7 @@ mod bench;
 mod million;
 mod peers;
 mod place;
+mod scenario;
 mod setup;
 mod test;
 
@@ -32,6 +34,8 @@ enum Task {
     Bench(bench::Args),
     /// Run the same scenarios against mosquitto, libcoap's server, rmqtt and Tidegate, and write the table and plots.
     Peers(peers::Args),
+    /// Run one of benches/scenarios against a fresh gateway, and write its report.
+    Scenario(scenario::Args),
     /// Hold a million live connections in one process, in a virtual machine if this one does not allow it.
     Million(million::Args),
 }
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Peers(args) => peers::run(&args),
+        Task::Scenario(args) => scenario::run(&args),
         Task::Million(args) => million::run(&args),
     };
     done.unwrap_or_else(|error| {

@@ -7,8 +7,10 @@
 //! | rmqtt | crates.io, built once into the target directory | MQTT scenarios |
 //!
 //! The scenarios are the files in `benches/peers`; they ask of a server no more than every one of them has. Peers acknowledge before they store,
-//! Tidegate after; only Tidegate is audited, since only it keeps what it was sent. The table and a page with all plots are written to
-//! `target/bench/peers/`.
+//! Tidegate after; only Tidegate is audited, since only it keeps what it was sent. The table, a plot of it and a page for each run are written to
+//! `target/bench/peers/`; with `--readme` the table goes into README.md and the plot beside the other reports, where README shows it.
+
+mod chart;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -20,6 +22,7 @@ use serde_json::Value;
 
 use crate::bench::{Kind, Protocol, Rig, Running, build, strings};
 use crate::{place, setup};
+use chart::{Bar, Group, Panel};
 
 /// Version of rmqtt's server on crates.io.
 const RMQTT: &str = "0.24.0";
@@ -41,7 +44,16 @@ pub(crate) struct Args {
     /// Data directories are made under this directory; the default is `target/bench`.
     #[arg(long)]
     disk: Option<PathBuf>,
+    /// Put the table and the plot where README.md shows them.
+    #[arg(long)]
+    readme: bool,
 }
+
+/// Where the table stands in README.md.
+const TABLE: [&str; 2] = ["<!-- peers: written by `cargo xtask peers --readme` -->\n", "<!-- end of peers -->\n"];
+
+/// The plot, in the repository.
+const PLOT: &str = "benches/reports/peers.svg";
 
 /// One scenario, and who plays it.
 struct Match {
@@ -86,16 +98,28 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         "| scenario | server | acks/s | p50 | p99 | p99.9 | server CPU s per million | RSS, peak | failed |\n|---|---|---|---|---|---|---|---|---|\n",
     );
     let mut all_well = true;
+    let mut runs: Vec<(&str, Kind, Value)> = Vec::new();
     for Match { scenario, protocol, servers } in &MATCHES {
         for &kind in servers.iter().filter(|kind| **kind != Kind::Rmqtt || !args.without_rmqtt) {
             let report = play(&rig, args, scenario, *protocol, kind)?;
-            let failed = report.pointer("/verdict/outcome").and_then(Value::as_str) == Some("fail");
+            let failed = matches!(report.pointer("/verdict/outcome").and_then(Value::as_str), Some("fail" | "undone"));
             // What a peer fails at is a result; what we fail at is a fault.
             all_well &= !(failed && kind == Kind::Tidegate);
             let _ = writeln!(table, "{}", row(scenario, kind, &report));
+            runs.push((scenario, kind, report));
         }
     }
+    let plot = plot(&runs);
     println!("\n{table}");
+    if args.readme {
+        let file = place::root().join(PLOT);
+        fs::write(&file, &plot).with_context(|| format!("cannot write {}", file.display()))?;
+        let file = place::root().join("README.md");
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        fs::write(&file, between(&text, &table)?).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    let file = out.join("peers.svg");
+    fs::write(&file, plot).with_context(|| format!("cannot write {}", file.display()))?;
     let file = out.join("peers.md");
     fs::write(&file, &table).with_context(|| format!("cannot write {}", file.display()))?;
     println!("{} and a page for each run beside it", file.display());
@@ -116,6 +140,37 @@ fn play(rig: &Rig, args: &Args, scenario: &str, protocol: Protocol, kind: Kind) 
     let report = rig.measure(&server, &format!("{} {scenario}", kind.label()), args, &json)?;
     server.stop()?;
     Ok(report)
+}
+
+/// The text with a table where README.md has one.
+fn between(text: &str, table: &str) -> Result<String> {
+    let [begin, end] = TABLE;
+    let (before, rest) = text.split_once(begin).with_context(|| format!("README.md has no line {begin}"))?;
+    let (_, after) = rest.split_once(end).with_context(|| format!("README.md has no line {end}"))?;
+    Ok(format!("{before}{begin}{table}{end}{after}"))
+}
+
+/// Bars of what the runs show.
+fn plot(runs: &[(&str, Kind, Value)]) -> String {
+    let panel = |title, path: &'static str, label| {
+        let mut groups: Vec<Group> = Vec::new();
+        for (scenario, kind, report) in runs {
+            let Some(value) = report.pointer(path).and_then(Value::as_f64) else { continue };
+            if groups.last().is_none_or(|group| group.scenario != *scenario) {
+                groups.push(Group { scenario: (*scenario).to_owned(), bars: Vec::new() });
+            }
+            if let Some(group) = groups.last_mut() {
+                group.bars.push(Bar { server: kind.label(), value });
+            }
+        }
+        Panel { title, label, groups }
+    };
+    let panels = [
+        panel("Latency, p99", "/latency/p99", |micros| format!("{:.1} ms", micros / 1e3)),
+        panel("Server CPU per million acks", "/server/per_message/cpu_seconds_per_million", |s| format!("{s:.1} s")),
+        panel("Server memory, peak", "/server/rss_peak", |bytes| format!("{:.1} MB", bytes / 1e6)),
+    ];
+    chart::svg(&panels, Kind::Tidegate.label())
 }
 
 fn row(scenario: &str, kind: Kind, report: &Value) -> String {
@@ -172,4 +227,18 @@ fn rmqtt(target: &Path) -> Result<()> {
 /// Where that broker is.
 pub(crate) fn rmqtt_program(target: &Path) -> PathBuf {
     target.join("peers/target/release/rmqtt-peer")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_goes_between_its_lines_and_readme_has_them() {
+        let [begin, end] = TABLE;
+        assert_eq!(between(&format!("a{begin}old{end}b"), "new").unwrap(), format!("a{begin}new{end}b"));
+        assert!(between("a", "new").is_err());
+        let readme = fs::read_to_string(place::root().join("README.md")).unwrap();
+        assert!(between(&readme, "").is_ok() && readme.contains(PLOT));
+    }
 }

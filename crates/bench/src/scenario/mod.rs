@@ -335,6 +335,19 @@ impl Scenario {
         }
     }
 
+    /// The same as [`Scenario::scale`], for a factor that somebody gave.
+    ///
+    /// # Errors
+    ///
+    /// It is no factor.
+    pub fn scale_by(&mut self, factor: f64) -> anyhow::Result<()> {
+        if !(factor > 0.0 && factor <= 1_000.0) {
+            anyhow::bail!("--scale {factor} must be above 0 and at most 1000");
+        }
+        self.scale(factor);
+        Ok(())
+    }
+
     /// Makes everything smaller by a factor: counts of devices.
     pub fn scale(&mut self, factor: f64) {
         for population in &mut self.populations {

@@ -74,6 +74,8 @@ impl Protocol {
 pub(crate) struct Running {
     child: Child,
     pub(crate) address: SocketAddr,
+    /// All that it said until then: the protocol and where it listens.
+    pub(crate) listeners: Vec<(String, SocketAddr)>,
     /// Of the gateway; removed when it stops.
     pub(crate) data_dir: Option<PathBuf>,
 }
@@ -139,6 +141,17 @@ impl Running {
         Running::announced(command, protocol.name(), Some(dir))
     }
 
+    /// The same, when all of its listeners are there.
+    pub(crate) fn with_all_listeners(dir: PathBuf, rig: &Rig, extra: &[&str]) -> Result<Running> {
+        let mut command = Command::new(rig.release.join("tidegate"));
+        command.arg("serve").arg("--data-dir").arg(&dir).args(extra);
+        for key in ["coap.listen", "coaps.listen", "mqtt.listen", "http.listen"] {
+            command.arg("--set").arg(format!("{key}=127.0.0.1:0"));
+        }
+        // HTTP is the last one.
+        Running::announced(command, "http", Some(dir))
+    }
+
     /// Kills it, as a crash does, and gives its data directory.
     pub(crate) fn crash(mut self) -> Result<PathBuf> {
         self.child.kill().context("cannot kill the server")?;
@@ -157,19 +170,23 @@ impl Running {
             .with_context(|| format!("cannot start {shown}"))?;
         let output = child.stdout.take().context("no output to read")?;
         let mut lines = BufReader::new(output).lines();
-        let wanted = format!("{name} listening on ");
+        let mut listeners = Vec::new();
         let address = loop {
             let Some(Ok(line)) = lines.next() else {
                 let status = child.wait().context("lost the server")?;
                 bail!("{shown} ended ({status}) before it listened; run it to see why");
             };
-            if let Some(address) = line.strip_prefix(&wanted) {
-                break address.trim().parse::<SocketAddr>().with_context(|| format!("no address in: {line}"))?;
+            if let Some((protocol, address)) = line.split_once(" listening on ") {
+                let address = address.trim().parse::<SocketAddr>().with_context(|| format!("no address in: {line}"))?;
+                listeners.push((protocol.to_owned(), address));
+                if protocol == name {
+                    break address;
+                }
             }
         };
         // The pipe must not fill or break.
         thread::spawn(move || lines.for_each(drop));
-        Ok(Running { child, address, data_dir })
+        Ok(Running { child, address, listeners, data_dir })
     }
 
     /// A server that says nothing, and is asked until it answers.
@@ -181,7 +198,7 @@ impl Running {
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {shown}"))?;
-        let mut running = Running { child, address, data_dir: None };
+        let mut running = Running { child, address, listeners: Vec::new(), data_dir: None };
         let started = Instant::now();
         while !answers(address) {
             if let Ok(Some(status)) = running.child.try_wait() {
@@ -260,7 +277,7 @@ impl Drop for Running {
 }
 
 /// An empty data directory.
-pub(super) fn fresh_dir(rig: &Rig) -> Result<PathBuf> {
+pub(crate) fn fresh_dir(rig: &Rig) -> Result<PathBuf> {
     let dir = rig.disk.join(format!("data-{}-{}", std::process::id(), free_port(false)?.port()));
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     Ok(dir)
