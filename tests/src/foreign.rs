@@ -159,9 +159,10 @@ pub fn coap_rs() -> Command {
     Command::new(program)
 }
 
-/// `prometheus` or `promtool`: from `PATH`, or where `cargo xtask setup` unpacked it.
+/// `prometheus`, `promtool` or `nats-server`: where `cargo xtask setup` unpacked it, or from `PATH`.
 #[must_use]
-pub fn prometheus_tool(name: &str) -> PathBuf {
-    let unpacked = repo::test_env().join("tools/usr/bin").join(name);
-    if unpacked.is_file() { unpacked } else { PathBuf::from(name) }
+pub fn unpacked(name: &str) -> PathBuf {
+    let tools = repo::test_env().join("tools/usr");
+    let places = ["bin", "sbin"].map(|dir| tools.join(dir).join(name));
+    places.into_iter().find(|place| place.is_file()).unwrap_or_else(|| PathBuf::from(name))
 }

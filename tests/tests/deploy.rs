@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use tidegate_tests::coap::{CHANGED, Endpoint, Kind, Message};
-use tidegate_tests::foreign::{Running, finish, prometheus_tool, run};
+use tidegate_tests::foreign::{Running, finish, run, unpacked};
 use tidegate_tests::mqtt::{Client, Packet, Version};
 use tidegate_tests::{Gateway, Setup, Shim, repo, tidegate, until};
 use toml_edit::DocumentMut;
@@ -240,7 +240,7 @@ fn metrics_follow_the_rules_of_their_names() {
         Command::new("sh")
             .arg("-c")
             .arg("exec \"$0\" check metrics < \"$1\"")
-            .arg(prometheus_tool("promtool"))
+            .arg(unpacked("promtool"))
             .arg(exposition.path()),
     );
     // promtool may suggest better names; what it cannot parse or contradicts itself is an error.
@@ -258,7 +258,7 @@ fn metrics_follow_the_rules_of_their_names() {
 fn prometheus_scrapes_the_gateway_and_fills_every_panel() {
     let gateway = busy_gateway();
     let config = repo::root().join("deploy/prometheus.yml");
-    let checked = finish(Command::new(prometheus_tool("promtool")).args(["check", "config"]).arg(&config));
+    let checked = finish(Command::new(unpacked("promtool")).args(["check", "config"]).arg(&config));
     assert_eq!(checked.code, Some(0), "{checked:?}");
 
     // The committed file with this gateway's address, scraping often enough for a test.
@@ -269,7 +269,7 @@ fn prometheus_scrapes_the_gateway_and_fills_every_panel() {
     let path = dir.path().join("prometheus.yml");
     fs::write(&path, text).expect("it can be written");
     let port = free_port();
-    let mut prometheus = Command::new(prometheus_tool("prometheus"));
+    let mut prometheus = Command::new(unpacked("prometheus"));
     prometheus
         .arg(format!("--config.file={}", path.display()))
         .arg(format!("--storage.tsdb.path={}", dir.path().join("tsdb").display()))

@@ -119,6 +119,26 @@ topic = "cmd/{device}"
 to = "wss"
 period = "50ms"
 
+[[population]]
+name = "valves"
+protocol = "coaps"
+count = 20
+observe = "cmd/{device}"
+topic = "t/{device}"
+payload = '{"open":{random:0..100},"mark":"{mark}"}'
+content_format = 50
+period = "1s"
+rebind = { messages = 1 }
+sleep = { awake = "200ms", edrx = "1s", paging = "200ms" }
+
+[[population]]
+name = "operators"
+protocol = "coap"
+count = 2
+topic = "cmd/{device}"
+to = "valves"
+period = "50ms"
+
 [[storm]]
 at = "2s"
 population = "mqtts"
@@ -135,8 +155,11 @@ fn every_protocol_runs_in_one_scenario_and_nothing_acknowledged_is_missing() {
     certificate(dir.path());
     let bench = repo::binary("tidegate-bench");
     let keys = dir.path().join("keys.csv");
-    let psks =
-        Command::new(&bench).args(["psks", "-n", "20", "--device-prefix", "coaps-", "--out"]).arg(&keys).status();
+    let [scenario, json] = ["scenario.toml", "report.json"].map(|name| dir.path().join(name));
+    // The server's certificate is its own authority.
+    let text = format!("{SCENARIO}\n[target]\nca = {:?}\n", dir.path().join("cert.pem").display().to_string());
+    fs::write(&scenario, text).expect("a file");
+    let psks = Command::new(&bench).args(["psks", "--scenario"]).arg(&scenario).arg("--out").arg(&keys).status();
     assert!(psks.expect("tidegate-bench starts").success());
     let mut import = tidegate();
     let import = import.args(["devices", "--data-dir"]).arg(dir.path().join("data")).arg("import").arg(&keys);
@@ -144,10 +167,6 @@ fn every_protocol_runs_in_one_scenario_and_nothing_acknowledged_is_missing() {
     assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
 
     let served = Served::start(dir.path());
-    let [scenario, json] = ["scenario.toml", "report.json"].map(|name| dir.path().join(name));
-    // The server's certificate is its own authority.
-    let text = format!("{SCENARIO}\n[target]\nca = {:?}\n", dir.path().join("cert.pem").display().to_string());
-    fs::write(&scenario, text).expect("a file");
     let mut run = Command::new(&bench);
     run.arg("run").arg(&scenario).args(["--quiet", "--max-late-millis", "60000"]);
     let names = [
@@ -175,4 +194,8 @@ fn every_protocol_runs_in_one_scenario_and_nothing_acknowledged_is_missing() {
     assert!(number("/counts/reconnects") >= 20 && number("/counts/tls_resumed") > 0, "{said}");
     assert!(number("/populations/1/counts/rebinds") > 0, "{said}");
     assert!(number("/populations/5/delivered/messages") > 20, "{said}");
+    // Commands to observers that sleep, behind NATs that forget: each knows its latest.
+    assert!(number("/populations/7/delivered/expected") == 20, "{said}");
+    assert!(number("/populations/7/delivered/acked_and_missing") == 0, "{said}");
+    assert!(number("/populations/7/delivered/latency/count") > 0 && number("/counts/observations") == 20, "{said}");
 }

@@ -71,6 +71,14 @@ fn bytes(value: f64) -> String {
     }
 }
 
+/// A length of time, whose fraction is shown only where there is one.
+fn seconds(value: f64) -> String {
+    match (value - value.round()).abs() < 0.005 {
+        true => format!("{value:.0} s"),
+        false => format!("{value:.2} s"),
+    }
+}
+
 /// Microseconds since 1970 as a date in UTC.
 fn date(micros: u64) -> String {
     let time = i64::try_from(micros).ok().and_then(|micros| Timestamp::from_microsecond(micros).ok());
@@ -123,9 +131,9 @@ fn write_report(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "<section>\n<h2>How to read this</h2>\n<ul>")?;
     writeln!(
         out,
-        "<li>{} s were measured; the first {} s (ramp and warm-up) are left out of the numbers and shaded in the plots.</li>",
-        shown(report.measured.seconds),
-        shown(report.load.warm_up_seconds)
+        "<li>{} were measured; the first {} (ramp and warm-up) are left out of the numbers and shaded in the plots.</li>",
+        seconds(report.measured.seconds),
+        seconds(report.load.warm_up_seconds)
     )?;
     if let Some(lateness) = &report.lateness {
         writeln!(
@@ -197,7 +205,7 @@ fn write_objectives(out: &mut String, report: &Report) -> std::fmt::Result {
     if report.slo.is_empty() {
         return Ok(());
     }
-    writeln!(out, "<section>\n<h2>Objectives</h2>\n<div class=\"wide\"><table>")?;
+    writeln!(out, "<section>\n<h2>Objectives</h2>\n<div class=\"wide\"><table class=\"objectives\">")?;
     writeln!(out, "<tr><th></th><th>objective</th><th>wanted</th><th>found</th></tr>")?;
     for objective in &report.slo {
         let (class, mark) = if objective.met { ("pass", "✓") } else { ("fail", "✗") };
@@ -326,7 +334,7 @@ fn write_populations(out: &mut String, report: &Report) -> std::fmt::Result {
     for population in &report.populations {
         let c = &population.counts;
         let Quantiles { p50, p99, p99_9, p99_99, max, .. } = population.latency;
-        let period = population.period_seconds.map_or_else(|| "–".to_owned(), |period| format!("{} s", shown(period)));
+        let period = population.period_seconds.map_or_else(|| "–".to_owned(), seconds);
         let received = population.delivered.as_ref().map_or_else(String::new, |delivered| {
             let messages = thousands(delivered.messages as f64);
             match (delivered.latest, delivered.expected - delivered.acked_and_missing.min(delivered.expected)) {

@@ -8,7 +8,7 @@ use super::escape;
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 300.0;
 /// Room for labels.
-const LEFT: f64 = 88.0;
+const LEFT: f64 = 96.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 30.0;
