@@ -4,7 +4,7 @@
 //! |---|---|
 //! | a directory | the output of `tidegate records --data-dir DIR --format jsonl`, which knows both the log and the Parquet files |
 //! | a file, or `-` for standard input | lines of JSON with at least `payload` (base64) and, if it is known, `device` |
-//! | `jetstream://HOST:PORT/STREAM` | the messages of a stream of NATS JetStream ([`jetstream`]) |
+//! | `jetstream://HOST:PORT/STREAM` | the messages of a stream of NATS JetStream ([`JetStream`]) |
 //!
 //! Each record whose payload carries the run's mark is one message: it is checked against its checksum and, where that is told, its
 //! device, and entered into the [`Ledger`] of the device.

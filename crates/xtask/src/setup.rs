@@ -159,7 +159,7 @@ fn unpack(package: &str, programs: &[&str]) -> Result<()> {
     let is_there = |program: &&str| {
         has(program) || ["usr/bin", "usr/sbin"].iter().any(|dir| tools.join(dir).join(program).is_file())
     };
-    if programs.iter().all(|program| is_there(&program)) {
+    if programs.iter().all(is_there) {
         return Ok(());
     }
     if !has("apt-get") {

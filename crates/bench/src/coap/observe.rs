@@ -78,7 +78,7 @@ impl Fleet<'_> {
             }
             let stage = self.observing.as_ref().and_then(|observing| observing.stage.as_ref());
             let (stands, refused) = stage.map_or((0, 0), |stage| (stage.set_up, stage.refused));
-            for _ in told..if counts { stands } else { 0 } {
+            while counts && told < stands {
                 control.count_connected();
                 told += 1;
             }
