@@ -182,7 +182,7 @@ fn write_tiles(out: &mut String, report: &Report) -> std::fmt::Result {
         let detail = server
             .per_message
             .as_ref()
-            .map_or_else(String::new, |each| format!("{:.2} s per million messages", each.cpu_seconds_per_million));
+            .map_or_else(String::new, |each| format!("{:.2} s per million acknowledged", each.cpu_seconds_per_million));
         tile(out, "server processor", &format!("{:.2} cores", server.cores), &detail)?;
     }
     if let Some(connect) = &report.connect {

@@ -248,6 +248,29 @@ fn answers_are_counted_by_kind() {
 }
 
 #[test]
+fn an_empty_acknowledgement_that_its_answer_overtook_is_late_and_one_for_nothing_is_wrong() {
+    let toy = Toy::start(|request, n| {
+        let (mid, token) = (&request[2..4], token_of(request));
+        let number = u16::from_be_bytes([mid[0], mid[1]]);
+        // The answer comes apart, and before the acknowledgement that was to announce it.
+        let mut answers = vec![message(NON, CHANGED, &[0xee, n as u8], token), message(ACK, 0, mid, &[])];
+        if n % 10 == 3 {
+            // Far ahead of what was sent, and just before the first.
+            for mid in [number.wrapping_add(1_000), number.wrapping_sub(n as u16 + 1)] {
+                answers.push(message(ACK, 0, &mid.to_be_bytes(), &[]));
+            }
+        }
+        answers
+    });
+    let outcome = run(&workload(toy.addr, 1), plan(Drive::Window(1), 100));
+    drop(toy);
+    let counts = &outcome.meter.counts;
+    assert_eq!((counts.acked, counts.wrong), (100, 20));
+    // The last one may come when nobody reads any more.
+    assert!((99..=100).contains(&counts.late), "{}", counts.late);
+}
+
+#[test]
 fn devices_have_addresses_of_their_own_and_answers_to_another_s_are_wrong() {
     let peers: Arc<Mutex<HashMap<IpAddr, HashSet<Vec<u8>>>>> = Arc::default();
     let keep = peers.clone();

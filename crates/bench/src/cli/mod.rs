@@ -29,9 +29,23 @@ pub(crate) use reporting::{Reporting, read_report};
 /// Exit code if a command could not be carried out: wrong flags, no server, a limit of the system.
 pub const CANNOT: u8 = 2;
 
+/// What people try first, and what comes of it.
+const EXAMPLES: &str = "\
+Examples:
+  tidegate-bench mqtt --target 127.0.0.1:1883 -n 1000 --qos 1 --window 8      as fast as a broker acknowledges
+  tidegate-bench coap --target 127.0.0.1:5683 -n 100000 --rate 5000 -d 60     100,000 devices, 5,000 messages a second
+  tidegate-bench run benches/scenarios/smoke.toml -t mqtt=HOST:1883 --html report.html
+
+Any CoAP server or MQTT broker will do. Paths and credentials of a server are flags of coap, coaps and mqtt, and keys of a scenario.
+
+Exit codes:
+  0  every objective is met, and nothing acknowledged is missing
+  1  not so, or the generator itself was too slow and the run is void
+  2  the run could not be done: wrong flags or file, no server, nobody let in, a server that breaks the protocol, a limit of this system";
+
 /// Simulated devices, ceilings and audits for IoT gateways.
 #[derive(Debug, Parser)]
-#[command(name = "tidegate-bench", version)]
+#[command(name = "tidegate-bench", version, after_help = EXAMPLES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Cmd,

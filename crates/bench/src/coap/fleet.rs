@@ -682,7 +682,9 @@ impl<'a> Fleet<'a> {
     /// An empty acknowledgement or a reset, which only the message ID matches (RFC 7252 §4.2).
     fn on_empty(&mut self, answer: &Answer<'_>, local: Option<IpAddr>, now: u64) {
         let Some(i) = self.device_with(answer.mid, local) else {
-            self.meter.counts.wrong += 1;
+            // One that was overtaken by the answer it announces is late, and no fault (RFC 7252 §5.2.2).
+            let was_sent = answer.ty == Type::Acknowledgement && self.was_sent(answer.mid, local);
+            *if was_sent { &mut self.meter.counts.late } else { &mut self.meter.counts.wrong } += 1;
             return;
         };
         match (answer.ty, self.devices[i].state) {
@@ -719,6 +721,19 @@ impl<'a> Fleet<'a> {
         let endpoint = self.paths.endpoint_at(local)?;
         // Where devices share an endpoint, all of them are looked at: such messages are rare.
         (endpoint..self.devices.len()).step_by(self.mids.len()).find(waits)
+    }
+
+    /// Whether an endpoint has used a message ID in this run.
+    fn was_sent(&self, mid: u16, local: Option<IpAddr>) -> bool {
+        let Some(endpoint) = self.paths.endpoint_at(local).filter(|endpoint| *endpoint < self.mids.len()) else {
+            return false;
+        };
+        let devices = || (endpoint..self.devices.len()).step_by(self.mids.len());
+        // Registrations, before the run and at its end, have IDs too.
+        let registrations = if self.observing.is_some() { 2 } else { 0 };
+        let sent: u64 = devices().map(|i| u64::from(self.devices[i].begun) + registrations).sum();
+        let back = self.mids[endpoint].wrapping_sub(mid);
+        back > 0 && u64::from(back) <= sent
     }
 
     /// The current message of a device is over, and the next begins if it is due.

@@ -84,7 +84,7 @@ impl Report {
             if let Some(each) = &server.per_message {
                 write!(
                     out,
-                    "; {:.2} s per million, {:.3}+{:.3} switches a message",
+                    "; {:.2} s per million acks, {:.3}+{:.3} switches an ack",
                     each.cpu_seconds_per_million, each.voluntary_switches, each.involuntary_switches
                 )?;
             }
