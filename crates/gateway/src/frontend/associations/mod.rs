@@ -36,6 +36,7 @@ use super::{Device, Now, State};
 mod identities;
 mod locals;
 mod metrics;
+mod numbers;
 mod owner;
 mod random;
 mod restore;
@@ -46,6 +47,7 @@ mod tenants;
 use identities::{Found, Identities, Lookups};
 use locals::Locals;
 pub(crate) use metrics::AssociationMetrics;
+use numbers::Numbers;
 use owner::{Names, owner_of};
 use random::SystemRandom;
 pub(crate) use restore::{CURSOR, PERIOD, Restored, key, scope};
@@ -66,6 +68,7 @@ pub(crate) struct Associations {
     /// Reviews made so far: what was looked up before one may not hold any more.
     reviews: AtomicU64,
     names: Names,
+    numbers: Numbers,
     tenants: Tenants,
     locals: Locals,
     state: State,
@@ -259,7 +262,8 @@ impl Associations {
         for name in names {
             let Some(id) = devices.peek(name, |device| device.association.get()).flatten() else { continue };
             // One that is not stored yet is in the middle of its handshake, and begins anew.
-            if !row::holds(&self.state.reader, id, |names| self.holds(names)) {
+            let stored = self.numbers.get(id);
+            if !stored.is_some_and(|number| row::holds(&self.state.reader, number, |names| self.holds(names))) {
                 self.end(id, now, devices, &mut desk);
             }
         }
@@ -304,8 +308,11 @@ impl Associations {
                     self.metrics.associations.dec();
                     self.names.with(&owner, |name| devices.peek(name, |device| device.association.clear(id)));
                     self.names.release(&owner);
-                    row::remove(&mut desk.changes, id);
-                    self.submit_removal(desk);
+                    if let Some(number) = self.numbers.take(id) {
+                        row::remove(&mut desk.changes, number);
+                        row::remove_window(&mut desk.changes, id);
+                        self.submit_removal(desk);
+                    }
                 }
                 Event::Drop(reason) => self.metrics.dropped(reason),
                 Event::Failed(failure) => self.metrics.failed(failure),
@@ -358,11 +365,10 @@ impl Associations {
     fn store(&self, server: &Server, id: AssociationId, names: Option<row::Names<'_>>, desk: &mut Desk) {
         let Some(export) = server.export(id) else { return };
         let put = match &names {
-            Some(names) => {
-                row::put(&mut desk.changes, id, &export, names);
-                true
-            }
-            None => row::put_again(&self.state.reader, &mut desk.changes, id, &export),
+            Some(names) => self.numbers.draw(id).map(|number| row::put(&mut desk.changes, number, &export, names)),
+            None => self.numbers.get(id).and_then(|number| {
+                row::put_again(&self.state.reader, &mut desk.changes, number, &export).then_some(())
+            }),
         };
         match put.then(|| self.state.writer.submit(&mut desk.changes)) {
             Some(Ok(ticket)) => {

@@ -22,14 +22,16 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tidegate_coap::echo::Challenger;
-use tidegate_dtls::{About, AssociationId, CidFormat, Outbox, Random, Router, Server, SessionCache, Timestamp};
+use tidegate_dtls::{About, AssociationId, CidFormat, Export, Outbox, Random, Router, Server, SessionCache, Timestamp};
 use tidegate_record::{MessageKey, Protocol, Seq};
 use tidegate_session::Table as Devices;
 use tidegate_state::{Changes, Table, Ticket};
 use tidegate_writer::{Cursor, CursorError, Log, ReadError};
 
+use super::numbers::Number;
 use super::{
-    AssociationMetrics, Associations, Identities, Locals, Names, Shard, SystemRandom, Tenants, owner_of, row, settings,
+    AssociationMetrics, Associations, Identities, Locals, Names, Numbers, Shard, SystemRandom, Tenants, owner_of, row,
+    settings,
 };
 use crate::config::keys::Coaps;
 use crate::frontend::{Device, Now, State};
@@ -87,6 +89,17 @@ pub(crate) enum OpenError {
     Log(#[from] ReadError),
     #[error(transparent)]
     Cursor(#[from] CursorError),
+}
+
+/// Rows that are not taken up.
+#[derive(Default)]
+struct Lost {
+    /// Each with its association, if it can be read.
+    rows: Vec<(Number, Option<AssociationId>)>,
+    /// Keys that are no number.
+    keys: Vec<Box<[u8]>>,
+    /// Of the rows, those that had been taken up.
+    replaced: usize,
 }
 
 /// What a start found.
@@ -161,6 +174,7 @@ impl Associations {
             identities: Identities(state.registry.clone()),
             reviews: AtomicU64::new(0),
             names: Names::default(),
+            numbers: Numbers::new(count),
             tenants: Tenants::default(),
             locals: Locals::open(&state.reader, state.writer.clone())?,
             state,
@@ -173,20 +187,25 @@ impl Associations {
     /// Takes up what is stored. Nothing may be received before.
     pub(crate) fn restore(&self, log: &Log, now: Now, devices: &Devices<Device>) -> Result<Restored, OpenError> {
         let mut restored = Restored::default();
-        let mut lost = Vec::new();
+        let mut lost = Lost::default();
         self.state.reader.scan(Table::Associations, &[row::ASSOCIATION], |key, value| {
-            let Some(slot) = row::slot(key) else { return true };
-            match self.import(slot, value, devices) {
-                Ok(None) => restored.associations += 1,
-                Ok(Some(older)) => lost.push(older),
-                Err(reason) => {
-                    self.metrics.not_restored(reason);
-                    lost.push(slot);
+            match row::number(key) {
+                Some(number) => match self.import(number, value, devices, &mut lost) {
+                    Ok(()) => restored.associations += 1,
+                    Err(reason) => {
+                        self.metrics.not_restored(reason);
+                        lost.rows.push((number, row::id(value)));
+                    }
+                },
+                None => {
+                    self.metrics.not_restored("malformed");
+                    lost.keys.push(key.into());
                 }
             }
             true
         })?;
-        restored.lost = lost.len();
+        restored.associations -= lost.replaced;
+        restored.lost = lost.rows.len() + lost.keys.len();
         self.remove_rows(&lost);
 
         self.state.reader.scan(Table::Associations, &[row::WINDOW], |_, value| {
@@ -231,27 +250,40 @@ impl Associations {
         Ok(restored)
     }
 
-    /// Takes up one association, or says why not. Gives the slot of the one that it replaces: a crash may leave two of a device.
-    fn import(&self, slot: u32, value: &[u8], devices: &Devices<Device>) -> Result<Option<u32>, &'static str> {
+    /// Takes up one association, or says why not. It takes the place of one in its slot, whose end was not stored, and of one of its
+    /// device, of which a crash may leave two.
+    fn import(
+        &self,
+        number: Number,
+        value: &[u8],
+        devices: &Devices<Device>,
+        lost: &mut Lost,
+    ) -> Result<(), &'static str> {
         let (names, export) = row::parse(value).ok_or("malformed")?;
         let found = self.identities.find(names.identity).ok_or("revoked")?;
         if found.device.as_str() != names.device {
             return Err("revoked");
         }
+        let slot = Export::id_of(export).ok_or("malformed")?;
+        if let Some(earlier) = self.numbers.get(slot).and_then(|number| row::stored_id(&self.state.reader, number)) {
+            self.replace(earlier, devices, lost);
+        }
         let (id, about) = {
-            let mut server = self.lock(slot % self.count());
+            let mut server = self.lock(slot.shard(self.count()));
             let id = server.import(export).map_err(AssociationMetrics::import_failure)?;
             (id, server.about(id))
         };
-        let Some(about) = about.filter(|about| id.slot() == slot && about.owner == owner_of(names.device)) else {
+        let Some(about) = about.filter(|about| about.owner == owner_of(names.device)) else {
             self.forget(id);
             return Err("malformed");
         };
         let other = devices.peek(names.device, |device| device.association.get()).flatten();
-        let other = other.and_then(|other| self.lock(other.shard(self.count())).about(other));
-        if other.is_some_and(|other| other.created > about.created) {
-            self.forget(id);
-            return Err("replaced");
+        if let Some(other) = other.and_then(|other| self.lock(other.shard(self.count())).about(other)) {
+            if other.created > about.created {
+                self.forget(id);
+                return Err("replaced");
+            }
+            self.replace(other.id, devices, lost);
         }
         let seen = u32::try_from(about.last_used.0 / 1000).unwrap_or(u32::MAX);
         let tenant = self.tenants.number(&found.tenant);
@@ -262,12 +294,19 @@ impl Associations {
             return Err("table_full");
         }
         self.names.hold(&about.owner, &device);
-        Ok(other.map(|other| {
-            self.metrics.not_restored("replaced");
-            self.names.release(&other.owner);
-            self.forget(other.id);
-            other.id.slot()
-        }))
+        self.numbers.set(id, number);
+        Ok(())
+    }
+
+    /// Drops an association that was taken up for one that was stored later.
+    fn replace(&self, id: AssociationId, devices: &Devices<Device>, lost: &mut Lost) {
+        let Some(about) = self.lock(id.shard(self.count())).about(id) else { return };
+        self.metrics.not_restored("replaced");
+        self.names.with(&about.owner, |name| devices.peek(name, |device| device.association.clear(id)));
+        self.names.release(&about.owner);
+        self.forget(id);
+        lost.replaced += 1;
+        lost.rows.extend(self.numbers.take(id).map(|number| (number, Some(id))));
     }
 
     /// Drops an association that was just taken up.
@@ -276,11 +315,23 @@ impl Associations {
         self.lock(id.shard(self.count())).close(id, &mut outbox, &mut events);
     }
 
-    fn remove_rows(&self, slots: &[u32]) {
+    fn remove_rows(&self, lost: &Lost) {
         let mut changes = Changes::new();
-        for chunk in slots.chunks(AT_ONCE) {
-            for slot in chunk {
-                row::remove(&mut changes, AssociationId(u64::from(*slot) << 32));
+        for chunk in lost.keys.chunks(AT_ONCE) {
+            for key in chunk {
+                row::remove_key(&mut changes, key);
+            }
+            if self.state.writer.submit(&mut changes).is_err() {
+                return;
+            }
+        }
+        for chunk in lost.rows.chunks(AT_ONCE) {
+            for &(number, id) in chunk {
+                row::remove(&mut changes, number);
+                // The window of a slot is that of the association in it.
+                if let Some(id) = id.filter(|id| self.numbers.get(*id).is_none()) {
+                    row::remove_window(&mut changes, id);
+                }
             }
             // What is not removed is met again by the next start.
             if self.state.writer.submit(&mut changes).is_err() {
@@ -359,7 +410,121 @@ pub(crate) fn key(scope: u64, sequence: u64, mid: u16) -> MessageKey {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use tidegate_dtls::{Client, ClientConfig, Credentials, Key};
+    use tidegate_state::registry::{NewDevice, Psk, Registry, Secret};
+    use tidegate_state::{Reader, Store};
+    use tidegate_writer::LogConfig;
+
+    use super::super::Desk;
     use super::*;
+
+    const KEY: &[u8] = b"0123456789abcdef";
+
+    /// A gateway's life: dropped, it has ended.
+    struct Life {
+        associations: Associations,
+        devices: Devices<Device>,
+        restored: Restored,
+        store: Store,
+        _log: Log,
+    }
+
+    fn live(dir: &Path) -> Life {
+        let metrics = prometheus::Registry::new();
+        let config =
+            LogConfig { dir: dir.into(), segment_bytes: 1 << 20, sinks: vec![CURSOR.into()], ..LogConfig::default() };
+        let (log, _) = Log::open(config, &metrics).unwrap();
+        let config = tidegate_state::Config {
+            path: dir.join("state.redb"),
+            cache_bytes: 1 << 20,
+            pending_bytes: 1 << 20,
+            low_water_bytes: 0,
+        };
+        let store = Store::open(config, &metrics).unwrap();
+        let state = State::of(&store, Registry::open(&store).unwrap());
+        for id in ["meter-1", "meter-2"] {
+            let new = NewDevice { id: id.into(), ..NewDevice::default() };
+            // In the second life they are known.
+            let _ = state.registry.add(&new, None, Some(&Psk { identity: Vec::new(), key: Secret::new(KEY) }));
+        }
+        let devices = Devices::new(tidegate_session::Config { max_devices: 10, idle: 1000 });
+        // One shard, whose slots are given out in order.
+        let config = Coaps { max_associations: 10, ..Coaps::default() };
+        let associations = Associations::open(&config, state, AssociationMetrics::register(&metrics).unwrap()).unwrap();
+        let restored = associations.restore(&log, Now::read(), &devices).unwrap();
+        Life { associations, devices, restored, store, _log: log }
+    }
+
+    impl Life {
+        /// Makes the handshake of a device, and gives its association once that is stored.
+        fn connect(&self, device: &str) -> AssociationId {
+            let (now, mut desk, mut up) = (Now::read(), Desk::new(), Outbox::new());
+            let credentials = Credentials::new(device.as_bytes(), Key::new(KEY).unwrap()).unwrap();
+            let config = Arc::new(ClientConfig::default());
+            let mut random = SystemRandom::new();
+            let mut client =
+                Client::connect(&config, credentials, None, super::super::timestamp(now), &mut random, &mut up);
+            let path = tidegate_dtls::Path::new(([192, 0, 2, 1], 4000).into(), 0);
+            while !client.is_established() {
+                for ((), datagram) in up.iter() {
+                    self.associations.receive(&mut datagram.to_vec(), path, now, &self.devices, &mut desk);
+                }
+                up.clear();
+                if let Some(storing) = desk.storing.back() {
+                    assert!(self.store.durable().wait(storing.ticket, PATIENCE));
+                    self.associations.stored(self.store.durable().get(), &mut desk);
+                }
+                for (_, datagram) in desk.outbox.iter() {
+                    let time = super::super::timestamp(now);
+                    client.handle(&mut datagram.to_vec(), time, &mut up, &mut Vec::new());
+                }
+                desk.outbox.clear();
+            }
+            self.devices.peek(device, |device| device.association.get()).flatten().unwrap()
+        }
+    }
+
+    /// Keys and values of the associations' rows.
+    fn rows(reader: &Reader) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut rows = Vec::new();
+        let each = |key: &[u8], value: &[u8]| {
+            rows.push((key.to_vec(), value.to_vec()));
+            true
+        };
+        reader.scan(Table::Associations, &[row::ASSOCIATION], each).unwrap();
+        rows
+    }
+
+    #[test]
+    fn of_two_rows_for_a_slot_the_later_one_holds() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let life = live(dir.path());
+        let first = life.connect("meter-1");
+        let [(key, value)] = &rows(&life.store.reader())[..] else { panic!("one association has one row") };
+        life.associations.end(first, Now::read(), &life.devices, &mut Desk::new());
+        let second = life.connect("meter-2");
+        assert_eq!(first.slot(), second.slot(), "a slot is used again");
+        // As if the database had refused the end of the first.
+        let mut changes = Changes::new();
+        changes.put(Table::Associations, key, value);
+        let ticket = life.store.writer().submit(&mut changes).unwrap();
+        assert!(life.store.durable().wait(ticket, PATIENCE));
+        assert_eq!(rows(&life.store.reader()).len(), 2);
+        drop(life);
+
+        let life = live(dir.path());
+        assert_eq!(life.restored, Restored { associations: 1, lost: 1, raised: 0 });
+        let of = |device: &str| life.devices.peek(device, |device| device.association.get()).flatten();
+        assert_eq!((of("meter-1"), of("meter-2")), (None, Some(second)));
+        // Numbers go on where they were, and what was lost is gone.
+        let third = life.connect("meter-1");
+        assert_ne!(third.slot(), second.slot());
+        let stored: Vec<_> = rows(&life.store.reader()).iter().map(|(_, value)| row::id(value)).collect();
+        assert_eq!(stored, [Some(second), Some(third)]);
+    }
 
     #[test]
     fn meta_comes_back() {

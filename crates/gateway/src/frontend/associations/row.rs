@@ -6,19 +6,25 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `a`, place (4 bytes) | format (1 byte, 1), length of the device's name (1), the name, length of the PSK identity (1; 0 if it is the name), the identity, the export ([`EXPORT_LEN`]) |
+//! | `a`, number (6 bytes) | format (1 byte, 1), length of the device's name (1), the name, length of the PSK identity (1; 0 if it is the name), the identity, the export ([`EXPORT_LEN`]) |
 //! | `w`, place (4 bytes) | association (8 bytes), one past the highest sequence number received (8), seconds of the last use (4) |
 //! | `l`, number (1 byte) | an address of ours (4 or 16 bytes) |
 //! | `m` | see [`super::restore`] |
 //!
+//! The number of an association counts those that were stored ([`super::numbers`]): rows that are written together are neighbours, and a
+//! commit fills pages at the end of the table instead of changing one a shard. Of two rows for one slot, the one with the higher number
+//! holds: the other is left from an end that could not be stored.
+//!
 //! A place is the slot with its lower six bits in front ([`PLACE_BITS`]): the shards fill side by side, each from its first slot on, and
-//! associations that are stored together should share pages, in whichever shards they are.
+//! windows are written shard by shard.
 //!
 //! The export holds keys. The database's file is its owner's alone.
 
 use tidegate_dtls::{About, AssociationId, EXPORT_LEN, Export};
 use tidegate_record::DeviceId;
 use tidegate_state::{Changes, Reader, Table};
+
+use super::numbers::Number;
 
 const FORMAT: u8 = 1;
 
@@ -58,19 +64,24 @@ impl Owned {
 /// Bits of a slot that name its shard if there are as many shards as there may be; if there are fewer, some of them count on.
 const PLACE_BITS: u32 = super::settings::MAX_SHARDS.ilog2();
 
-fn key(kind: u8, id: AssociationId) -> [u8; 5] {
+fn window_key(id: AssociationId) -> [u8; 5] {
     let [a, b, c, d] = id.slot().rotate_right(PLACE_BITS).to_be_bytes();
-    [kind, a, b, c, d]
+    [WINDOW, a, b, c, d]
 }
 
-/// The slot in a key of an association or a window.
-pub(super) fn slot(key: &[u8]) -> Option<u32> {
-    let (_, place) = key.split_first()?;
-    place.try_into().ok().map(|place| u32::from_be_bytes(place).rotate_left(PLACE_BITS))
+fn key(number: Number) -> [u8; 7] {
+    let [a, b, c, d, e, f] = number.to_bytes();
+    [ASSOCIATION, a, b, c, d, e, f]
+}
+
+/// The number in the key of an association.
+pub(super) fn number(key: &[u8]) -> Option<Number> {
+    let (_, number) = key.split_first()?;
+    number.try_into().ok().and_then(Number::from_bytes)
 }
 
 /// Adds a new association to the changes.
-pub(super) fn put(changes: &mut Changes, id: AssociationId, export: &Export, names: &Names<'_>) {
+pub(super) fn put(changes: &mut Changes, number: Number, export: &Export, names: &Names<'_>) {
     let identity = if names.identity == names.device.as_bytes() { &[][..] } else { names.identity };
     let mut value = zeroize::Zeroizing::new(Vec::with_capacity(3 + names.device.len() + identity.len() + EXPORT_LEN));
     value.push(FORMAT);
@@ -80,28 +91,48 @@ pub(super) fn put(changes: &mut Changes, id: AssociationId, export: &Export, nam
         value.extend_from_slice(text);
     }
     value.extend_from_slice(export.as_bytes());
-    changes.put(Table::Associations, &key(ASSOCIATION, id), &value);
+    changes.put(Table::Associations, &key(number), &value);
 }
 
 /// Adds an association as it is now, with the names that its row has. False if it has no row yet.
-pub(super) fn put_again(reader: &Reader, changes: &mut Changes, id: AssociationId, export: &Export) -> bool {
-    let put = reader.get(Table::Associations, &key(ASSOCIATION, id), |value| {
-        parse(value).map(|(names, _)| put(changes, id, export, &names)).is_some()
+pub(super) fn put_again(reader: &Reader, changes: &mut Changes, number: Number, export: &Export) -> bool {
+    let put = reader.get(Table::Associations, &key(number), |value| {
+        parse(value).map(|(names, _)| put(changes, number, export, &names)).is_some()
     });
     // A database that cannot be read has failed, or will when it is written.
     matches!(put, Ok(Some(true)))
 }
 
 /// What `holds` says of the names of a stored association; false if it is not stored.
-pub(super) fn holds(reader: &Reader, id: AssociationId, holds: impl FnOnce(&Names<'_>) -> bool) -> bool {
-    let said = reader
-        .get(Table::Associations, &key(ASSOCIATION, id), |value| parse(value).is_some_and(|(names, _)| holds(&names)));
+pub(super) fn holds(reader: &Reader, number: Number, holds: impl FnOnce(&Names<'_>) -> bool) -> bool {
+    let said =
+        reader.get(Table::Associations, &key(number), |value| parse(value).is_some_and(|(names, _)| holds(&names)));
     matches!(said, Ok(Some(true)))
 }
 
+/// The association that a row says it is.
+pub(super) fn id(value: &[u8]) -> Option<AssociationId> {
+    parse(value).and_then(|(_, export)| Export::id_of(export))
+}
+
+/// The same of a row that is stored.
+pub(super) fn stored_id(reader: &Reader, number: Number) -> Option<AssociationId> {
+    reader.get(Table::Associations, &key(number), id).ok().flatten().flatten()
+}
+
 /// Adds the end of an association.
-pub(super) fn remove(changes: &mut Changes, id: AssociationId) {
-    changes.remove(Table::Associations, &key(ASSOCIATION, id)).remove(Table::Associations, &key(WINDOW, id));
+pub(super) fn remove(changes: &mut Changes, number: Number) {
+    changes.remove(Table::Associations, &key(number));
+}
+
+/// Adds the end of what is known of its window.
+pub(super) fn remove_window(changes: &mut Changes, id: AssociationId) {
+    changes.remove(Table::Associations, &window_key(id));
+}
+
+/// Adds the end of a row whose key is none of ours.
+pub(super) fn remove_key(changes: &mut Changes, key: &[u8]) {
+    changes.remove(Table::Associations, key);
 }
 
 /// Names and export of an association's row.
@@ -132,7 +163,7 @@ pub(super) struct Window {
 pub(super) fn put_window(changes: &mut Changes, about: &About) {
     let used = u32::try_from(about.last_used.0 / 1000).unwrap_or(u32::MAX);
     let value = Window { id: about.id, received: about.received, used }.write();
-    changes.put(Table::Associations, &key(WINDOW, about.id), &value);
+    changes.put(Table::Associations, &window_key(about.id), &value);
 }
 
 impl Window {
@@ -190,8 +221,7 @@ mod tests {
         let value = window.write();
         assert_eq!(parse_window(&value), Some(window));
         assert_eq!(parse_window(&value[1..]), None);
-        assert_eq!(slot(&key(WINDOW, window.id)), Some(0x0102_0304));
-        let keys = [0, 64, 1].map(|slot| key(ASSOCIATION, AssociationId(slot << 32)));
+        let keys = [0, 64, 1].map(|slot| window_key(AssociationId(slot << 32)));
         assert!(keys.is_sorted(), "neighbours of a shard are neighbours in the database: {keys:?}");
     }
 }
