@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidegate_dtls::{
     Alert, Client, ClientConfig, ClientEvent, Credentials, HandshakeFailure, Key, Outbox, Random, Retransmission,
-    Timestamp,
+    Session, Timestamp,
 };
 
 use crate::coap::{Kind, Message, POST};
@@ -53,13 +53,49 @@ impl Device {
     /// Begins a handshake as `config` says, but with quick retransmissions.
     #[must_use]
     pub fn begin_with(gateway: SocketAddr, identity: &str, key: &[u8], config: ClientConfig) -> Device {
+        Device::begin_as(gateway, identity, key, config, None)
+    }
+
+    /// The session of its handshake, to be resumed.
+    #[must_use]
+    pub fn session(&self) -> Session {
+        let session = self.events.iter().find_map(|event| match event {
+            ClientEvent::Established { session, .. } => session.clone(),
+            _ => None,
+        });
+        session.expect("the gateway lets sessions be resumed")
+    }
+
+    /// Resumes `session` from a new port.
+    #[must_use]
+    pub fn resume(gateway: SocketAddr, identity: &str, key: &[u8], session: Session) -> Device {
+        let mut device = Device::resuming(gateway, identity, key, session);
+        device.run(DEADLINE, Device::is_established);
+        let resumed = |event: &ClientEvent| matches!(event, ClientEvent::Established { resumed: true, .. });
+        assert!(device.events.iter().any(resumed), "not resumed: {:?}", device.events);
+        device
+    }
+
+    /// Begins a handshake that offers to resume `session`.
+    #[must_use]
+    pub fn resuming(gateway: SocketAddr, identity: &str, key: &[u8], session: Session) -> Device {
+        Device::begin_as(gateway, identity, key, ClientConfig::default(), Some(session))
+    }
+
+    fn begin_as(
+        gateway: SocketAddr,
+        identity: &str,
+        key: &[u8],
+        config: ClientConfig,
+        session: Option<Session>,
+    ) -> Device {
         let quick = Retransmission { first: Duration::from_secs(1), ..Retransmission::default() };
         let config = ClientConfig { retransmission: quick, ..config };
         let credentials = Credentials::new(identity.as_bytes(), Key::new(key).expect("a key of 1 to 64 bytes"));
         let credentials = credentials.expect("an identity of at most 128 bytes");
         let mut random = OsRandom(File::open("/dev/urandom").expect("every Linux has it"));
         let mut out = Outbox::new();
-        let client = Client::connect(&Arc::new(config), credentials, None, now(), &mut random, &mut out);
+        let client = Client::connect(&Arc::new(config), credentials, session, now(), &mut random, &mut out);
         let mut device = Device { gateway, socket: bind(), client, out, events: Vec::new(), sent: Vec::new(), mid: 1 };
         device.flush();
         device

@@ -3,6 +3,7 @@
 mod coaps_common;
 
 use std::net::UdpSocket;
+use std::time::Duration;
 
 use coaps_common::{KEY, device, devices, start, with_devices};
 use tidegate_dtls::{Alert, ClientConfig};
@@ -299,6 +300,27 @@ fn a_handshake_is_finished_once_what_it_agreed_on_is_stored() {
         meter.is_established().then_some(())
     });
     assert_eq!(meter.post("m", b"after").code, CHANGED);
+}
+
+#[test]
+fn a_device_that_resumes_its_session_is_answered_although_it_speaks_before_that_is_stored() {
+    let shim = tidegate_tests::Shim::new();
+    let gateway = with_devices(coaps_common::setup(&[]).shim(&shim).start());
+    let session = Device::connect(gateway.coaps, &device(1), KEY).session();
+    shim.hold_state();
+    // The device has all it needs when the gateway's Finished has come, which is before its own.
+    let mut meter = Device::resume(gateway.coaps, &device(1), KEY, session);
+    let reading = meter.reading("m", b"early");
+    meter.send(&reading);
+    until("the reading is stored", || (gateway.records().len() == 1).then_some(()));
+    shim.until_held();
+    assert!(meter.answer(reading.mid, Duration::from_millis(200)).is_none(), "no number is used before it is stored");
+    shim.release();
+    let answer = meter.answer(reading.mid, DEADLINE).expect("it is answered without being sent again");
+    assert_eq!(answer.code, CHANGED);
+    let metrics = gateway.metrics();
+    assert_eq!(metrics.get("tidegate_coaps_handshakes_total", &["result=\"resumed\""]), 1.0);
+    assert_eq!(metrics.get("tidegate_coaps_unsent_total", &["reason=\"unreserved\""]), 0.0);
 }
 
 #[test]

@@ -78,6 +78,10 @@ pub(crate) struct Associations {
     windows: Mutex<restore::Windows>,
 }
 
+/// Texts that may wait for sequence numbers on one worker: the answers to all devices that resume their sessions in the time of a commit, at
+/// 20,000 a second; a megabyte or two, if they are as long as answers may be.
+const MAX_UNNUMBERED: usize = 1024;
+
 /// A worker's own: what it reuses from datagram to datagram, and what it waits for.
 pub(crate) struct Desk {
     /// Datagrams to be sent.
@@ -89,6 +93,8 @@ pub(crate) struct Desk {
     random: SystemRandom,
     /// Exports on their way to the disk, in the order of their tickets.
     storing: VecDeque<Storing>,
+    /// Texts for associations whose sequence numbers are not stored yet.
+    unnumbered: Vec<(AssociationId, Box<[u8]>)>,
     /// Associations that the database did not take, and the names of those that it has never had.
     refused: Vec<(AssociationId, Option<row::Owned>)>,
     /// Associations to be closed once no lock is held.
@@ -122,6 +128,7 @@ impl Desk {
             changes: Changes::new(),
             random: SystemRandom::new(),
             storing: VecDeque::new(),
+            unnumbered: Vec::new(),
             refused: Vec::new(),
             doomed: Vec::new(),
         }
@@ -187,10 +194,24 @@ impl Associations {
         self.close_doomed(now, devices, desk);
     }
 
-    /// Appends to `outbox` the datagram that carries `text`. What cannot be protected is counted and dropped, as the network would.
-    pub(crate) fn seal(&self, id: AssociationId, text: &[u8], outbox: &mut Outbox) -> Result<(), SealError> {
-        let sealed = self.lock(id.shard(self.count())).seal(id, text, outbox);
-        sealed.inspect_err(|error| self.metrics.unsent(*error))
+    /// Appends to the desk's outbox the datagram that carries `text`. One that has to wait for its sequence number, because the device has
+    /// resumed a session and speaks before that is stored, is kept until then. What cannot be protected is counted and dropped,
+    /// as the network would.
+    pub(crate) fn send(&self, id: AssociationId, text: &[u8], desk: &mut Desk) {
+        match self.lock(id.shard(self.count())).seal(id, text, &mut desk.outbox) {
+            Ok(()) => {}
+            Err(SealError::Unreserved) if desk.unnumbered.len() < MAX_UNNUMBERED => {
+                desk.unnumbered.push((id, text.into()));
+            }
+            Err(error) => self.metrics.unsent(error),
+        }
+    }
+
+    /// Another try of what waits for sequence numbers.
+    fn send_unnumbered(&self, desk: &mut Desk) {
+        for (id, text) in std::mem::take(&mut desk.unnumbered) {
+            self.send(id, &text, desk);
+        }
     }
 
     /// The device of an association.
@@ -222,11 +243,15 @@ impl Associations {
 
     /// Finishes the handshakes, and uses the reserved numbers, that are stored up to `durable`.
     pub(crate) fn stored(&self, durable: Ticket, desk: &mut Desk) {
+        if !desk.is_due(durable) {
+            return;
+        }
         while let Some(Storing { id, sequence_end, .. }) =
             desk.storing.pop_front_if(|storing| storing.ticket <= durable)
         {
             self.lock(id.shard(self.count())).persisted(id, sequence_end, &mut desk.outbox);
         }
+        self.send_unnumbered(desk);
     }
 
     /// What is due by time in every `step`-th shard from `first` on, and another try of what the database refused.
@@ -244,6 +269,8 @@ impl Associations {
             let server = self.lock(id.shard(self.count()));
             self.store(&server, id, names.as_ref().map(row::Owned::as_names), desk);
         }
+        // Another worker may have stored what they wait for.
+        self.send_unnumbered(desk);
         self.close_doomed(now, devices, desk);
     }
 
