@@ -346,6 +346,32 @@ fn a_revoked_key_ends_what_was_made_with_it_at_once_and_for_good() {
 }
 
 #[test]
+fn a_session_ends_with_the_key_that_it_was_made_with() {
+    let gateway = start(&[]);
+    let known = device(1);
+    let run = |args: &[&str]| {
+        let output = devices(&gateway, args);
+        assert!(output.status.success(), "{output:?}");
+    };
+    // A new key beside the old one leaves sessions alone.
+    let session = Device::connect(gateway.coaps, &known, KEY).session();
+    run(&["rotate", &known, "--psk", "hex:66656463626139383736353433323130"]);
+    let mut meter = Device::resume(gateway.coaps, &known, KEY, session.clone());
+    assert_eq!(meter.post("m", b"resumed").code, CHANGED);
+    // A thief has the session, and the device gets another key under its name.
+    run(&["revoke", &known]);
+    let file = gateway.data_dir.join("again.csv");
+    let line = format!("identity,psk,device,tenant\n{known},hex:30303030303030303030303030303030,{known},water\n");
+    std::fs::write(&file, line).expect("the directory is ours");
+    run(&["import", file.to_str().expect("a plain path")]);
+    let mut thief = Device::resuming(gateway.coaps, &known, KEY, session);
+    assert_eq!(thief.refusal(), Some(Alert::BAD_RECORD_MAC), "what it has is a key that holds no more");
+    let mut owner = Device::connect(gateway.coaps, &known, &[b'0'; 16]);
+    assert_eq!(owner.post("m", b"itself").code, CHANGED);
+    assert_eq!(gateway.payloads(), ["itself", "resumed"]);
+}
+
+#[test]
 fn what_is_revoked_while_the_gateway_is_away_does_not_come_back() {
     let mut gateway = start(&[]);
     let mut meter = Device::connect(gateway.coaps, &device(1), KEY);

@@ -142,6 +142,12 @@ impl SessionCache {
         self.len() == 0
     }
 
+    /// Forgets the sessions for which `keep` says false: those of a revoked device, which may be given another key for the same identity, must
+    /// not be what it proves itself by. It looks at all sessions.
+    pub fn retain(&self, mut keep: impl FnMut(&Session) -> bool) {
+        self.lock().sessions.retain(|_, (_, session)| keep(session));
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Cached> {
         // No code under the lock can panic half-way; a poisoned map is whole.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -215,6 +221,20 @@ mod tests {
         assert!(cache.lock().order.len() <= 20);
         assert!(cache.get(session(98).id(), Timestamp(100)).is_some());
         assert!(cache.get(session(5).id(), Timestamp(100)).is_none());
+    }
+
+    #[test]
+    fn those_that_are_not_to_be_kept_are_gone() {
+        let cache = SessionCache::new(10, Duration::from_secs(60));
+        for number in 0..10 {
+            let owner = [u8::from(number % 2 == 0); 16];
+            cache.insert(Session { owner, ..session(number) }, Timestamp(0));
+        }
+        cache.retain(|session| *session.owner() != [1; 16]);
+        assert_eq!(cache.len(), 5);
+        assert!(
+            cache.get(session(2).id(), Timestamp(0)).is_none() && cache.get(session(3).id(), Timestamp(0)).is_some()
+        );
     }
 
     #[test]

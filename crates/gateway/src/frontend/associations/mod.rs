@@ -17,15 +17,15 @@
 //!
 //! What a worker keeps to itself is its [`Desk`]: buffers, and the associations whose storing it waits for.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tidegate_coap::echo::Challenger;
 use tidegate_dtls::{
-    AssociationId, Environment, Event, Moved, Outbox, Owner, Path, Router, SealError, Server, SessionCache, Sessions,
-    Timestamp,
+    AssociationId, Environment, Event, Moved, Outbox, Owner, Path, Router, SealError, Server, Session, SessionCache,
+    Sessions, Timestamp,
 };
 use tidegate_record::DeviceId;
 use tidegate_session::Table as Devices;
@@ -282,11 +282,13 @@ impl Associations {
         self.settle(&mut server, None, now, devices, desk);
     }
 
-    /// Ends the associations of those `devices` whose identities are not theirs any more.
+    /// Ends the associations and sessions of those devices of `names` whose identities are not theirs any more.
     pub(crate) fn review<'a>(&self, names: impl Iterator<Item = &'a str>, now: Now, devices: &Devices<Device>) {
         self.reviews.fetch_add(1, Ordering::SeqCst);
         let mut desk = Desk::new();
+        let mut owners = HashSet::new();
         for name in names {
+            owners.insert(owner_of(name));
             let Some(id) = devices.peek(name, |device| device.association.get()).flatten() else { continue };
             // One that is not stored yet is in the middle of its handshake, and begins anew.
             let stored = self.numbers.get(id);
@@ -294,6 +296,17 @@ impl Associations {
                 self.end(id, now, devices, &mut desk);
             }
         }
+        // An identity that is given to its device again, with another key, must not be proven by what the one before agreed on.
+        if let Some(sessions) = &self.sessions {
+            sessions.retain(|session| !owners.contains(session.owner()) || self.continues(session));
+        }
+    }
+
+    /// Whether a session's identity still is its device's.
+    fn continues(&self, session: &Session) -> bool {
+        self.identities
+            .find(session.identity())
+            .is_some_and(|found| owner_of(found.device.as_str()) == *session.owner())
     }
 
     /// Whether an identity still is its device's.
@@ -397,7 +410,7 @@ impl Associations {
                 row::put_again(&self.state.reader, &mut desk.changes, number, &export).then_some(())
             }),
         };
-        match put.then(|| self.state.writer.submit(&mut desk.changes)) {
+        match put.is_some().then(|| self.state.writer.submit(&mut desk.changes)) {
             Some(Ok(ticket)) => {
                 desk.storing.push_back(Storing { ticket, id, sequence_end: export.sequence_end() });
             }
