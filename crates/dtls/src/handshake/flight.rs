@@ -11,6 +11,9 @@ use crate::record::{self, ContentType, HEADER_LEN};
 /// Most bytes that [`Protection::seal`] adds to a message, a CID aside: header, nonce, tag, inner type.
 const PROTECTED_OVERHEAD: usize = HEADER_LEN + 8 + TAG_LEN + 1;
 
+/// Bytes that the bodies of most flights fit in: a hello with a session identifier, a CID and some extensions.
+const USUAL_BODIES: usize = 160;
+
 /// The messages of a flight, kept to be sent again. Each transmission takes new record sequence numbers.
 #[derive(Debug, Default)]
 pub(crate) struct Flight {
@@ -42,6 +45,9 @@ impl Flight {
     /// Appends a message whose body `write` writes, and gives the body back, for the transcript.
     pub(crate) fn push(&mut self, kind: u8, sequence: u16, protected: bool, write: impl FnOnce(&mut Vec<u8>)) -> &[u8] {
         let start = self.bodies.len();
+        if start == 0 {
+            self.bodies.reserve(USUAL_BODIES);
+        }
         write(&mut self.bodies);
         let body = start..self.bodies.len();
         self.items.push(Item::Message { kind, sequence, protected, body: body.clone() });

@@ -78,6 +78,9 @@ pub(super) fn run(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<V
     }
     table.at_most(format!("{what}, durable, server CPU: Tidegate ÷ bare echo"), ratios(&ours.cpu, &echo.cpu), 2.0);
     table.none("… acknowledged messages missing, twice or damaged", ours.broken);
+    // A request and its answer are two datagrams, a handshake is six.
+    let datagrams: Vec<f64> = echo.cpu.iter().map(|seconds_per_million| 3.0 * seconds_per_million).collect();
+    table.note("six datagrams of the bare echo: server CPU µs", Spread::of(&datagrams), 1);
     table.note("DTLS handshake, DTLS echo: server CPU µs each", Spread::of(&their_handshakes), 1);
     table.note("DTLS handshake: Tidegate ÷ DTLS echo", ratios(&our_handshakes, &their_handshakes), 2);
     table.at_most("DTLS handshake, its keys stored: server CPU µs each", Spread::of(&our_handshakes), 15.0);

@@ -3,8 +3,8 @@
 use tidegate_dtls::Random;
 use zeroize::Zeroize;
 
-/// Bytes that are drawn from the system at a time: some five handshakes' worth.
-const POOL: usize = 512;
+/// Bytes that are drawn from the system at a time: some forty handshakes' worth.
+const POOL: usize = 4096;
 
 /// The system's randomness, drawn in bulk: a system call costs as much as a hash of the handshake. What was given out is
 /// overwritten.
@@ -50,7 +50,7 @@ mod tests {
     fn nothing_is_given_out_twice() {
         let mut random = SystemRandom::new();
         let mut seen = std::collections::HashSet::new();
-        for len in [16, 32, 300, 16, 511, 512, 16] {
+        for len in [16, 32, 300, 16, POOL - 1, POOL, 16] {
             let mut out = vec![0; len];
             random.fill(&mut out);
             for part in out.chunks_exact(16) {
