@@ -153,7 +153,6 @@ impl Table {
         })
     }
 
-    /// All handshakes, in no order.
     /// Every association with its index and generation, the one used last first.
     pub(crate) fn iter_by_use(&self) -> impl Iterator<Item = (u32, &Association, u8)> {
         let mut at = self.lists[Kind::Live as usize].first;
@@ -168,6 +167,7 @@ impl Table {
         })
     }
 
+    /// All handshakes, in no order.
     pub(crate) fn iter_pending(&self) -> impl Iterator<Item = &Pending> {
         self.chunks.iter().flatten().filter_map(|slot| match &slot.state {
             State::Pending(pending) => Some(&**pending),
