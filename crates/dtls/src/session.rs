@@ -227,8 +227,9 @@ mod tests {
     fn those_that_are_not_to_be_kept_are_gone() {
         let cache = SessionCache::new(10, Duration::from_secs(60));
         for number in 0..10 {
-            let owner = [u8::from(number % 2 == 0); 16];
-            cache.insert(Session { owner, ..session(number) }, Timestamp(0));
+            let mut session = session(number);
+            session.owner = [u8::from(number % 2 == 0); 16];
+            cache.insert(session, Timestamp(0));
         }
         cache.retain(|session| *session.owner() != [1; 16]);
         assert_eq!(cache.len(), 5);
