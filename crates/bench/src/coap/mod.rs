@@ -374,6 +374,13 @@ impl Workload {
         if self.shakes_first() || self.observe.is_some() { self.devices } else { 0 }
     }
 
+    /// Exchanges before the run that one thread may have under way, where `most` are wanted of all threads towards a server that is near. Each
+    /// takes the longer the more the client delays it, and must not take its place from others meanwhile.
+    pub(crate) fn under_way(&self, most: usize) -> usize {
+        let places = 1 + (self.impairment.delay / NEAR) as usize;
+        (most * places.min(MOST_PLACES) / self.threads).max(1)
+    }
+
     /// Bytes of generator state a device.
     pub(crate) fn bytes_per_device(&self) -> f64 {
         Fleet::bytes_per_device(self.security.is_some(), self.timetable.is_some())
@@ -503,6 +510,11 @@ fn share(plan: &Plan, workload: &Workload, shard: usize, threads: usize, devices
 /// EXCHANGE_LIFETIME with the default parameters (RFC 7252 §4.8.2).
 pub(crate) const EXCHANGE_LIFETIME: u64 = 247 * SECOND;
 
+/// How long an exchange takes with a server that is near, in nanoseconds: some milliseconds, most of which are a commit.
+const NEAR: u64 = 10_000_000;
+/// How many times as many exchanges are under way with one that is far: beyond a second's delay there is time enough.
+const MOST_PLACES: usize = 100;
+
 /// Pings before the server is taken for absent: UDP loses datagrams.
 const PROBES: u16 = 3;
 /// Wait for each of their answers.
@@ -510,3 +522,19 @@ const PROBE_WAIT: Duration = Duration::from_secs(1);
 
 /// The cipher suite of DTLS here, for messages.
 const CIPHER: &str = "TLS_PSK_WITH_AES_128_CCM_8";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longer_exchanges_take_the_more_are_under_way() {
+        let mut workload = Workload::new((Ipv4Addr::LOCALHOST, 1).into(), 10, 0);
+        assert_eq!(workload.under_way(256), 256);
+        workload.impairment.delay = 150_000_000;
+        workload.threads = 2;
+        assert_eq!(workload.under_way(256), 2_048);
+        workload.impairment.delay = u64::MAX;
+        assert_eq!(workload.under_way(256), 12_800);
+    }
+}

@@ -61,7 +61,7 @@ impl Fleet<'_> {
         if let Some(observing) = &mut self.observing {
             observing.stage = Some(Part::begin(started));
         }
-        let under_way = (UNDER_WAY / self.workload.threads).max(1);
+        let under_way = self.workload.under_way(UNDER_WAY);
         let mut receivers = self.receivers();
         let mut expired = Vec::new();
         let (mut next, mut told) = (0, 0);

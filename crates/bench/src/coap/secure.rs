@@ -122,7 +122,7 @@ impl Fleet<'_> {
         secure.stage = Some(Part::begin(started));
         let share = self.devices.len() as f64 / f64::from(self.workload.devices);
         let rate = secure.security.handshake_rate * share;
-        let under_way = (secure.security.handshaking / self.workload.threads).max(1);
+        let under_way = self.workload.under_way(secure.security.handshaking);
         let mut receivers = self.receivers();
         let mut expired = Vec::new();
         let mut next = 0;
