@@ -418,3 +418,95 @@ fn a_generator_that_is_too_slow_voids_its_run() {
     let report = report(&workload, &plan, &mut outcome, None);
     assert_eq!(report.verdict.outcome, report::Outcome::Void, "{:?}", report.verdict);
 }
+
+/// Each message goes to all subscribers of its topic, but those from `silent_from` on; acknowledgements come first.
+fn forwarding_broker(silent_from: u32) -> SocketAddr {
+    let subscribers: Arc<Mutex<BTreeMap<String, Vec<TcpStream>>>> = Arc::default();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, subscribers) = (stream.unwrap(), subscribers.clone());
+            std::thread::spawn(move || {
+                while let Some(packet) = read_packet(&mut stream) {
+                    match packet.first & 0xf0 {
+                        0x10 => stream.write_all(&connack(Version::V3)).unwrap(),
+                        0x80 => {
+                            let filter = String::from_utf8(packet.body[4..packet.body.len() - 1].to_vec()).unwrap();
+                            let subscriber = stream.try_clone().unwrap();
+                            subscribers.lock().unwrap().entry(filter).or_default().push(subscriber);
+                            stream.write_all(&[0x90, 3, packet.body[0], packet.body[1], 0]).unwrap();
+                        }
+                        0x30 => {
+                            let (id, payload) = packet.publish();
+                            stream.write_all(&ack(0x40, id)).unwrap();
+                            if mark(payload).number >= silent_from {
+                                continue;
+                            }
+                            let len = usize::from(packet.body[1]);
+                            let topic = &packet.body[2..2 + len];
+                            let mut forwarded = vec![0x30, (2 + len + PAYLOAD) as u8, 0, len as u8];
+                            forwarded.extend_from_slice(topic);
+                            forwarded.extend_from_slice(payload);
+                            let mut subscribers = subscribers.lock().unwrap();
+                            for subscriber in subscribers.entry(String::from_utf8_lossy(topic).into()).or_default() {
+                                subscriber.write_all(&forwarded).unwrap();
+                            }
+                        }
+                        _ => return,
+                    }
+                }
+            });
+        }
+    });
+    target
+}
+
+/// `publishers` of `connections` clients publish to `topic`, to which the others subscribe.
+fn fan_out(target: SocketAddr, connections: u32, publishers: u32, topic: &str) -> Workload {
+    let mut workload = Workload {
+        version: Version::V3,
+        topic: topic.to_owned(),
+        subscribe: Some((topic.to_owned(), 0)),
+        window: 2,
+        ..workload(target, connections)
+    };
+    workload.fan_out(publishers);
+    workload
+}
+
+#[test]
+fn one_publisher_reaches_all_subscribers_of_a_topic() {
+    let workload = fan_out(forwarding_broker(u32::MAX), 6, 1, "news");
+    assert_eq!(workload.fan(), 5);
+    let outcome = run(&workload, plan(Drive::Window(2), 50));
+    assert_eq!((outcome.meter.counts.acked, outcome.meter.counts.wrong), (50, 0));
+    assert_eq!(outcome.delivered.unwrap().messages, 250);
+}
+
+#[test]
+fn publishers_and_subscribers_come_in_pairs() {
+    let workload = fan_out(forwarding_broker(u32::MAX), 8, 4, "cmd/{device}");
+    assert_eq!(workload.fan(), 1);
+    let outcome = run(&workload, plan(Drive::Window(2), 80));
+    assert_eq!((outcome.meter.counts.acked, outcome.meter.counts.wrong), (80, 0));
+    let delivered = outcome.delivered.unwrap();
+    assert_eq!((delivered.different, delivered.twice, delivered.missing(&outcome.ledgers)), (80, 0, 0));
+}
+
+#[test]
+fn a_broker_that_acknowledges_and_does_not_deliver_stops_the_loop() {
+    let workload = fan_out(forwarding_broker(10), 4, 1, "news");
+    let plan = Plan {
+        drain: Duration::from_millis(200),
+        until: Until::Elapsed(Duration::from_secs(1)),
+        ..plan(Drive::Window(2), 0)
+    };
+    let outcome = run(&workload, plan);
+    assert_eq!(outcome.delivered.unwrap().messages, 30);
+    assert!(
+        outcome.meter.counts.acked <= 12,
+        "ten arrived, and two may be on their way: {}",
+        outcome.meter.counts.acked
+    );
+}

@@ -8,6 +8,8 @@
 //! |---|---|---|
 //! | `coap` | bare echo, libcoap's `coap-server`, Tidegate | CON requests a second, processor time |
 //! | `mqtt` | mosquitto, Tidegate | QoS 1 acknowledgements a second at windows 8 and 1, processor time |
+//! | `mqtt-grid` | mosquitto, rmqtt, Tidegate | the same with few and many connections, with and without a subscriber to everything |
+//! | `fanout` | mosquitto, Tidegate | one publisher to many subscribers, and pairs |
 //! | `idle` | mosquitto, Tidegate | connecting, memory of an idle connection |
 //! | `storm` | Tidegate | latency of connected devices while 100,000 others connect |
 //! | `tls` | Tidegate | full and resumed TLS handshakes, memory of an idle TLS connection |
@@ -19,6 +21,8 @@
 //! Every run against Tidegate ends with an audit of what it stored. Reports are written to `target/bench/`.
 
 mod dtls;
+mod fanout;
+mod grid;
 mod server;
 mod storm;
 mod table;
@@ -66,7 +70,8 @@ pub(crate) struct Args {
     /// of the disk
     #[arg(long, default_value_t = 8_192)]
     window: u32,
-    /// MQTT connections of `idle`; the default is 19,000 or what the limit of open files allows.
+    /// MQTT connections of `idle`, and of `mqtt-grid` instead of both of its numbers; the default is 19,000 or what the limit of open files
+    /// allows.
     #[arg(long)]
     connections: Option<u64>,
     /// CoAP devices of `million` and `dtls-million`.
@@ -81,6 +86,9 @@ pub(crate) struct Args {
     /// Generator threads of `mqtt`.
     #[arg(long, default_value_t = 2)]
     mqtt_threads: u32,
+    /// Leave rmqtt out of `mqtt-grid`, which takes a quarter of an hour to build.
+    #[arg(long)]
+    without_rmqtt: bool,
     /// Use the binaries that are there.
     #[arg(long)]
     no_build: bool,
@@ -93,6 +101,8 @@ pub(crate) struct Args {
 enum What {
     Coap,
     Mqtt,
+    MqttGrid,
+    Fanout,
     Idle,
     Storm,
     Tls,
@@ -126,6 +136,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if !args.no_build {
         build()?;
     }
+    if !args.without_rmqtt && args.what == What::MqttGrid {
+        crate::peers::rmqtt(&target)?;
+    }
     let all = args.what == What::All;
     let mut table = Table::default();
     let mut reports = Vec::new();
@@ -137,6 +150,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         match what {
             What::Coap => coap(&rig, args, &mut table, &mut reports)?,
             What::Mqtt => mqtt(&rig, args, &mut table, &mut reports)?,
+            // With rmqtt it is too long for `all`.
+            What::MqttGrid if all => {}
+            What::MqttGrid => grid::run(&rig, args, &mut table, &mut reports)?,
+            What::Fanout => fanout::run(&rig, args, &mut table, &mut reports)?,
             What::Idle => idle(&rig, args, &mut table, &mut reports)?,
             What::Storm => storm::run(&rig, args, &mut table, &mut reports)?,
             What::Tls => tls::run(&rig, args, &mut table)?,
@@ -148,7 +165,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             What::All => {}
         }
     }
-    if !reports.is_empty() {
+    if !table.is_empty() {
         print!("\n{table}");
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let file = rig.out.join(format!("bench-{seconds}.json"));
@@ -378,6 +395,7 @@ fn idle(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<Value>) -> 
     table.note(format!("{what}, Tidegate: connections/s"), Spread::of(&ours[0]), 0);
     table.at_most(format!("{what}: RSS B each"), Spread::of(&ours[2]), 1_200.0);
     table.at_most("connect + CONNACK: server CPU µs each", Spread::of(&ours[1]), 35.0);
+    table.at_least("… connections for the same server CPU: Tidegate ÷ mosquitto", ratios(&theirs[1], &ours[1]), 1.5);
     table.at_least("… connections/s: Tidegate ÷ mosquitto", ratios(&ours[0], &theirs[0]), 1.5);
     Ok(())
 }

@@ -11,12 +11,13 @@ use std::io::{BufRead, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::resource::{Resource, getrlimit};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::bench::{Kind, Protocol as Listener, Rig, Running, strings};
 use crate::place;
@@ -101,12 +102,26 @@ fn here(args: &Args) -> Result<Value> {
     let config = place::root().join("config/million.toml").display().to_string();
     let file = dir.join("report.json");
     let rig = Rig { release, out: dir.clone(), disk: dir };
+    let mut slab = Slab::default();
+    slab.see(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
     let server = Running::start(Kind::Tidegate, Listener::Mqtt, &rig, &["--config", &config])?;
     let mut generator = strings(&["mqtt", "--target", &server.address.to_string()]);
     generator.extend(load(args));
-    let report = rig.measure(&server, "a million", generator, &file)?;
+    let measured = AtomicBool::new(false);
+    let report = thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            while !measured.load(Ordering::Relaxed) {
+                slab.see(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
+                thread::sleep(Duration::from_secs(1));
+            }
+        });
+        let report = rig.measure(&server, "a million", generator, &file);
+        measured.store(true, Ordering::Relaxed);
+        let _ = watch.join();
+        report
+    })?;
     server.stop()?;
-    Ok(report)
+    Ok(slab.note(report))
 }
 
 fn in_rig(args: &Args) -> Result<Value> {
@@ -229,15 +244,20 @@ fn boot(kernel: &Path, image: &Path, args: &Args) -> Result<Value> {
         .context("cannot start qemu-system-x86_64")?;
     let output = machine.stdout.take().context("no output to read")?;
     let reader = thread::spawn(move || {
-        let mut report = None;
+        let (mut report, mut slab) = (None, Slab::default());
         for line in BufReader::new(output).lines().map_while(Result::ok) {
             let line = line.trim_end();
             match line.strip_prefix("rig: report ") {
                 Some(json) => report = Some(json.to_owned()),
-                None => println!("{line}"),
+                None => {
+                    if line.starts_with("rig: ") {
+                        slab.see(line);
+                    }
+                    println!("{line}");
+                }
             }
         }
-        report
+        report.map(|report| (report, slab))
     });
     let started = Instant::now();
     while machine.try_wait().context("lost the machine")?.is_none() {
@@ -248,8 +268,36 @@ fn boot(kernel: &Path, image: &Path, args: &Args) -> Result<Value> {
         }
         thread::sleep(Duration::from_millis(200));
     }
-    let report = reader.join().ok().flatten().context("the rig ended without a report; its last lines say why")?;
-    serde_json::from_str(&report).context("the report is no JSON")
+    let ended = "the rig ended without a report; its last lines say why";
+    let (report, slab) = reader.join().ok().flatten().context(ended)?;
+    Ok(slab.note(serde_json::from_str(&report).context("the report is no JSON")?))
+}
+
+/// The kernel's own memory, where both ends of each connection have sockets.
+#[derive(Default)]
+struct Slab {
+    before: Option<u64>,
+    most: u64,
+}
+
+impl Slab {
+    /// Looks for `Slab: … kB`, as in `/proc/meminfo`.
+    fn see(&mut self, text: &str) {
+        let number =
+            text.split("Slab:").nth(1).and_then(|rest| rest.split_ascii_whitespace().next()?.parse::<u64>().ok());
+        if let Some(kilobytes) = number {
+            let bytes = kilobytes * 1_024;
+            self.before.get_or_insert(bytes);
+            self.most = self.most.max(bytes);
+        }
+    }
+
+    fn note(&self, mut report: Value) -> Value {
+        if let (Some(before), Some(report)) = (self.before, report.as_object_mut()) {
+            report.insert("kernel_slab_bytes".into(), json!(self.most.saturating_sub(before)));
+        }
+        report
+    }
 }
 
 fn judge(args: &Args, report: &Value) -> Result<ExitCode> {
@@ -260,6 +308,13 @@ fn judge(args: &Args, report: &Value) -> Result<ExitCode> {
     println!("connections        {connected:.0} of {}, refused {:.0}", args.connections, want("/connect/refused")?);
     println!("connected in       {:.0} s, {:.0} a second", want("/connect/seconds")?, want("/connect/per_second")?);
     println!("gateway RSS        {:.0} MB, {:.0} B a connection", rss / 1e6, rss / connected.max(1.0));
+    if let Some(kernel) = number("/kernel_slab_bytes") {
+        println!(
+            "kernel memory      {:.0} MB for both ends, {:.0} B a connection",
+            kernel / 1e6,
+            kernel / connected.max(1.0)
+        );
+    }
     println!("acknowledged       {:.0}", want("/counts/acked")?);
     let lost = ["acked_and_missing", "stored_twice", "corrupted"].map(|kind| number(&format!("/audit/{kind}")));
     println!(
@@ -276,4 +331,21 @@ fn judge(args: &Args, report: &Value) -> Result<ExitCode> {
         && rss <= all * MOST_BYTES_EACH;
     println!("verdict            {}", if passed { "pass" } else { "fail" });
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_memory_is_what_was_added_to_the_first_line() {
+        let mut slab = Slab::default();
+        for text in
+            ["rig: memory before: MemAvailable: 9 kB Slab: 1000 kB ", "rig: 10 s, Slab: 5000 kB", "x", "Slab: 2000 kB"]
+        {
+            slab.see(text);
+        }
+        assert_eq!(slab.note(json!({}))["kernel_slab_bytes"], 4_000 * 1_024);
+        assert_eq!(Slab::default().note(json!({})), json!({}));
+    }
 }

@@ -196,7 +196,7 @@ fn row(scenario: &str, kind: Kind, report: &Value) -> String {
 }
 
 /// Builds a small broker on the library `rmqtt` once, into the target directory.
-fn rmqtt(target: &Path) -> Result<()> {
+pub(crate) fn rmqtt(target: &Path) -> Result<()> {
     let program = rmqtt_program(target);
     if program.is_file() {
         return Ok(());

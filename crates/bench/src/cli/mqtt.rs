@@ -76,6 +76,13 @@ pub(super) struct MqttCommand {
     /// Have each client subscribe to this filter before it counts as connected; {device} stands for its name.
     #[arg(long, value_name = "FILTER")]
     subscribe_own: Option<String>,
+    /// QoS of those subscriptions; the default is that of the publishes, at most 1.
+    #[arg(long, requires = "subscribe_own", value_parser = clap::value_parser!(u8).range(0..=1))]
+    subscribe_own_qos: Option<u8>,
+    /// Only the first so many clients publish and only the others subscribe: each of the first to one of the others if the topic has
+    /// {device}, else to all of them. A message is sent when those before it have arrived.
+    #[arg(long, requires = "subscribe_own", conflicts_with_all = ["idle", "rate", "subscribe"])]
+    publishers: Option<u32>,
     /// Have one more client subscribe to this filter, and account for what it receives.
     #[arg(long, value_name = "FILTER")]
     subscribe: Option<String>,
@@ -112,9 +119,17 @@ impl MqttCommand {
         if self.connect_rate.is_nan() || self.connect_rate < 0.0 {
             bail!("--connect-rate {} must be 0 or above", self.connect_rate);
         }
+        if let Some(publishers) = self.publishers {
+            if !(1..self.connections).contains(&publishers) {
+                bail!("--publishers {publishers} must be at least 1 and fewer than --connections {}", self.connections);
+            }
+            if common.threads > 1 {
+                bail!("--publishers needs --threads 1, which sees what arrives");
+            }
+        }
         let payload = common.payload(256, Self::MAX_PAYLOAD)?;
         let target = resolve(&self.target)?;
-        Ok(mqtt::Workload {
+        let mut workload = mqtt::Workload {
             version: if self.version == 5 { mqtt::Version::V5 } else { mqtt::Version::V3 },
             qos: self.qos,
             window,
@@ -126,7 +141,10 @@ impl MqttCommand {
             payload_most: payload,
             layers: self.layers(target)?,
             clean: !self.persistent,
-            subscribe: self.subscribe_own.clone().map(|filter| (filter, self.qos.min(1))),
+            subscribe: self
+                .subscribe_own
+                .clone()
+                .map(|filter| (filter, self.subscribe_own_qos.unwrap_or(self.qos.min(1)))),
             keep_alive: self.keep_alive,
             username: self.username.clone(),
             password: self.password.clone(),
@@ -137,7 +155,11 @@ impl MqttCommand {
             threads: common.threads,
             handicap: common.reporting.handicap(),
             ..mqtt::Workload::new(target, self.connections, new_id())
-        })
+        };
+        if let Some(publishers) = self.publishers {
+            workload.fan_out(publishers);
+        }
+        Ok(workload)
     }
 
     fn layers(&self, target: SocketAddr) -> anyhow::Result<mqtt::Layers> {
@@ -167,6 +189,22 @@ impl MqttCommand {
                 expected: outcome.meter.counts.acked,
                 latest: false,
                 acked_and_missing: received.missing(&outcome.ledgers),
+                corrupted: received.corrupted,
+                latency: Quantiles::from(&received.latency),
+            });
+        }
+        if let (Some(received), Some((filter, _)), fan @ 1..) =
+            (&outcome.delivered, &workload.subscribe, workload.fan())
+        {
+            let expected = outcome.meter.counts.acked * u64::from(fan);
+            report.consumer = Some(Consumer {
+                filter: filter.clone(),
+                messages: received.messages,
+                // The subscribers of one topic all get the same messages.
+                twice: if fan == 1 { received.twice } else { 0 },
+                latest: false,
+                expected,
+                acked_and_missing: expected.saturating_sub(received.messages),
                 corrupted: received.corrupted,
                 latency: Quantiles::from(&received.latency),
             });

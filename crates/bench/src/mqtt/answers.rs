@@ -140,13 +140,13 @@ impl Crowd<'_> {
                 }
                 self.receive_maximum = self.receive_maximum.min(receive_maximum.max(1));
                 match &self.workload.subscribe {
-                    None => self.is_live(i, now),
-                    Some((filter, qos)) => {
+                    Some((filter, qos)) if self.subscribes(i) => {
                         let name = device_name(&self.workload.prefix, self.workload.offset + self.first + i as u32);
                         let filter = filter.replace("{device}", &name);
                         put_subscribe(self.workload.version, 1, &filter, *qos, &mut self.output);
                         self.connections[i].state = State::Subscribing;
                     }
+                    _ => self.is_live(i, now),
                 }
             }
             (SUBACK, State::Subscribing) => match packet.body.last() {

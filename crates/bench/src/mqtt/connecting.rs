@@ -84,7 +84,8 @@ impl Crowd<'_> {
     pub(super) fn open(&mut self, i: usize) -> anyhow::Result<()> {
         let target = self.workload.target;
         let socket =
-            Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP)).map_err(|error| match error
+            // Opened as it is to be: each setting more is a system call for every connection.
+            Socket::new(Domain::for_address(target), Type::STREAM.nonblocking(), Some(Protocol::TCP)).map_err(|error| match error
                 .raw_os_error()
             {
                 Some(code) if code == Errno::EMFILE as i32 || code == Errno::ENFILE as i32 => anyhow::anyhow!(
@@ -92,7 +93,6 @@ impl Crowd<'_> {
                 ),
                 _ => anyhow::Error::new(error).context("cannot open a TCP socket"),
             })?;
-        socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
         if let Some(source) = self.workload.source(self.first + i as u32) {
             // The port is chosen when the destination is known, so that sources may use the same ones.

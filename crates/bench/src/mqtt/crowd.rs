@@ -16,6 +16,7 @@ use nix::sys::time::TimeSpec;
 use socket2::SockRef;
 
 use super::consumer::{Consumer, Received};
+use super::fanout::FanOut;
 use super::layer::Layer;
 use super::lifecycle::{Lifecycle, end};
 use super::wire::{DISCONNECT, PINGREQ, Template};
@@ -137,6 +138,7 @@ pub(crate) struct Crowd<'a> {
     templates: Vec<Template>,
     pub(super) consumer: Option<Consumer>,
     pub(super) delivered: Option<Received>,
+    pub(super) fan_out: FanOut,
     calendar: Option<Calendar>,
     pub(super) lifecycle: Lifecycle,
     /// What came through a layer.
@@ -220,6 +222,7 @@ impl<'a> Crowd<'a> {
             templates: workload.sizes().map(template).collect(),
             consumer: None,
             delivered: workload.subscribe.as_ref().map(|_| Received::new(workload.devices_in_run)),
+            fan_out: FanOut::new(workload),
             calendar: workload
                 .timetable
                 .clone()
@@ -280,6 +283,7 @@ impl<'a> Crowd<'a> {
                 }
                 self.send(i);
             }
+            self.feed();
             self.ping(now);
             self.live_on(now)?;
             let mut started = 0;
@@ -435,7 +439,7 @@ impl<'a> Crowd<'a> {
                 break;
             }
             n += 1;
-            self.fall_due((self.started % self.connections.len() as u64) as usize, due_at, now);
+            self.fall_due((self.started % self.publishing() as u64) as usize, due_at, now);
         }
         n
     }
@@ -476,18 +480,18 @@ impl<'a> Crowd<'a> {
 
     /// Fills the windows of all connections, at the start of a closed loop.
     fn fill_windows(&mut self) {
-        for i in 0..self.connections.len() {
+        for i in 0..self.publishing() {
             self.refill(i);
             self.send(i);
         }
     }
 
     /// Builds what may be begun on a connection.
-    fn refill(&mut self, i: usize) {
+    pub(super) fn refill(&mut self, i: usize) {
         match self.share {
             Share::Idle => {}
             Share::Windowed { messages } => {
-                while self.started < messages && self.may_begin(i) {
+                while self.started < messages && self.may_begin(i) && self.is_fed(i) {
                     self.started += 1;
                     self.connections[i].due += 1;
                     self.begin(i, self.clock.now());
@@ -505,7 +509,7 @@ impl<'a> Crowd<'a> {
     /// Whether a connection may send another message: its window and the server's are open, and the kernel takes what it sends.
     pub(super) fn may_begin(&self, i: usize) -> bool {
         let connection = &self.connections[i];
-        if connection.state != State::Live || connection.unsent.is_some() {
+        if connection.state != State::Live || connection.unsent.is_some() || i >= self.publishing() {
             return false;
         }
         self.workload.qos == 0
@@ -522,9 +526,7 @@ impl<'a> Crowd<'a> {
     fn due_at(&mut self, i: usize, number: u32, otherwise: u64) -> u64 {
         match self.share {
             Share::Timed => self.calendar.as_mut().and_then(|calendar| calendar.deferred(i)).unwrap_or(otherwise),
-            Share::Scheduled { schedule, .. } => {
-                schedule.due(u64::from(number) * self.connections.len() as u64 + i as u64)
-            }
+            Share::Scheduled { schedule, .. } => schedule.due(u64::from(number) * self.publishing() as u64 + i as u64),
             _ => otherwise,
         }
     }
@@ -542,7 +544,7 @@ impl<'a> Crowd<'a> {
         };
         let id = (number % IDS + 1) as u16;
         let index = self.workload.offset + self.first + i as u32;
-        let name = self.workload.to.as_ref().map_or(index, |to| to.receiver(index, number));
+        let name = self.workload.to.as_ref().map_or(index, |to| to.first + to.receiver(index, number));
         let size = match self.templates.len() {
             1 => 0,
             sizes => mix(u64::from(mark.device) << 32 | u64::from(number)) as usize % sizes,

@@ -20,6 +20,7 @@ mod answers;
 mod connecting;
 mod consumer;
 mod crowd;
+mod fanout;
 mod layer;
 mod lifecycle;
 pub(crate) mod wire;
@@ -83,6 +84,8 @@ pub struct Workload {
     pub window: u16,
     /// Publish at all.
     pub publishes: bool,
+    /// Only the first so many clients publish, and only the others subscribe; see [`Workload::fan_out`].
+    pub publishers: Option<u32>,
     /// Connections end with a reset at last, not with DISCONNECT.
     pub abrupt: bool,
     /// The run's identifier.
@@ -147,6 +150,8 @@ pub struct Workload {
 pub struct To {
     /// How they are called.
     pub prefix: String,
+    /// Number in the name of the first.
+    pub first: u32,
     /// How many there are.
     pub count: u32,
     /// How many clients send to them, each to another one with each message.
@@ -185,6 +190,8 @@ pub struct Outcome {
     pub ledgers: Vec<Ledger>,
     /// What the consumer received.
     pub received: Option<Received>,
+    /// What clients received that subscribed for themselves, all together.
+    pub delivered: Option<Received>,
     /// What the watching thread saw.
     pub observed: Observed,
     /// Bytes of generator state a connection.
@@ -217,6 +224,7 @@ impl Workload {
             qos: 1,
             window: 1,
             publishes: true,
+            publishers: None,
             abrupt: false,
             run,
             prefix: "bench-".to_owned(),
@@ -382,6 +390,7 @@ impl Workload {
                 meter: Meter::new(plan.measured()),
                 ledgers: Vec::new(),
                 received: None,
+                delivered: None,
                 observed: seen.observed,
                 bytes_per_device: self.bytes_per_connection(),
                 receive_maximum: None,
@@ -399,6 +408,10 @@ impl Workload {
                 outcome.meter.add(&part.meter);
                 outcome.ledgers.push(part.ledger);
                 outcome.received = outcome.received.or(part.received);
+                match (&mut outcome.delivered, part.delivered) {
+                    (Some(all), Some(part)) => all.add(&part),
+                    (all, part) => *all = all.take().or(part),
+                }
                 if part.receive_maximum < self.window && self.publishes {
                     outcome.receive_maximum = Some(part.receive_maximum);
                 }

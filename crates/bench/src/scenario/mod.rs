@@ -359,7 +359,7 @@ impl Scenario {
     pub(crate) fn receivers_of(&self, senders: &Population) -> Option<To> {
         let to = senders.to.as_ref()?;
         let receivers = self.populations.iter().find(|population| population.name == *to)?;
-        Some(To { prefix: receivers.prefix.clone(), count: receivers.count, senders: senders.count })
+        Some(To { prefix: receivers.prefix.clone(), first: 0, count: receivers.count, senders: senders.count })
     }
 
     /// Index in the run of the first device of each population.

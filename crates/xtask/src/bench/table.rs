@@ -83,6 +83,10 @@ impl Table {
         self.lines.push(Line { what: what.into(), measured, decimals: 0, reach: Reach::AtMost(0.0) });
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
     pub(super) fn all_reached(&self) -> bool {
         self.lines.iter().all(Line::is_reached)
     }
