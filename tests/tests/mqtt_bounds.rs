@@ -204,7 +204,7 @@ fn a_client_that_never_reads_loses_qos_0_first_and_its_connection_at_last() {
 
 #[test]
 fn a_subscriber_that_reads_slowly_gets_everything_surer_in_order() {
-    let gateway = Setup::new().set("mqtt.max_outgoing_bytes=256 KiB").set("mqtt.max_inflight=20").start();
+    let gateway = Setup::new().set("mqtt.max_outgoing_bytes=256 KiB").set("mqtt.max_outgoing_inflight=20").start();
     let mut slow = Client::connect(gateway.mqtt, Version::V4, "slow");
     assert_eq!(slow.subscribe("t", 2), 2);
     let mut source = Client::connect(gateway.mqtt, Version::V5, "source");
@@ -213,6 +213,54 @@ fn a_subscriber_that_reads_slowly_gets_everything_surer_in_order() {
     }
     for n in 0..300 {
         assert_eq!(slow.take().payload.trim(), n.to_string());
+    }
+}
+
+/// A subscriber that takes one message in the time of two round trips, and sources that send as soon as they may.
+#[test]
+fn publishers_wait_for_a_subscriber_that_reads() {
+    const MESSAGES: usize = 2_000;
+    const WINDOW: usize = 50;
+
+    for (version, workers) in [(Version::V4, 1), (Version::V5, 2)] {
+        // So low a rate that a machine which is busy with other tests does not matter.
+        let setup = Setup::new().set("mqtt.max_queued_messages=200").set("mqtt.max_outgoing_inflight=20");
+        let gateway = setup.set("mqtt.min_subscriber_rate=8 KiB").set(&format!("workers={workers}")).start();
+        let mut slow = Client::connect(gateway.mqtt, version, "slow");
+        assert_eq!(slow.subscribe("#", 1), 1);
+        let mut bystander = Client::connect(gateway.mqtt, version, "bystander");
+        let mqtt = gateway.mqtt;
+        let sources = ["a", "b"].map(|name| {
+            std::thread::spawn(move || {
+                let mut source = Client::connect(mqtt, Version::V5, name);
+                for n in 0..MESSAGES + WINDOW {
+                    if n >= WINDOW {
+                        source.expect(|packet| matches!(packet, Packet::Puback { code: 0, .. }));
+                    }
+                    if n < MESSAGES {
+                        source.publish(name, n.to_string().as_bytes(), 1);
+                    }
+                }
+            })
+        });
+        let mut next = [0, 0];
+        for _ in 0..2 * MESSAGES {
+            let message = slow.take();
+            let at = usize::from(message.topic == "b");
+            assert_eq!(message.payload, next[at].to_string(), "{version:?}");
+            next[at] += 1;
+            for _ in 0..2 {
+                bystander.ping();
+                assert_eq!(bystander.receive(), Packet::Pingresp);
+            }
+        }
+        for source in sources {
+            source.join().unwrap();
+        }
+        let waits =
+            |outcome: &str| gateway.metrics().get("tidegate_mqtt_waits_total", &[&format!("outcome=\"{outcome}\"")]);
+        assert!(waits("caught_up") > 0.0);
+        assert_eq!((waits("left_behind"), closed(&gateway, "slow")), (0.0, 0.0));
     }
 }
 

@@ -370,6 +370,56 @@ fn qos_2_publishes_come_once_however_often_the_gateway_is_killed() {
     }
 }
 
+/// A session that ends leaves its share of messages to another, on another worker, wherever in that the gateway is killed.
+#[test]
+fn what_a_session_leaves_to_others_comes_once_however_often_the_gateway_is_killed() {
+    const LIVES: usize = 20;
+    const MESSAGES: usize = 40;
+
+    let seed = 5;
+    println!("seed {seed}");
+    let mut random = Random::seeded(seed);
+    let mut gateway = Setup::new().set("workers=2").start();
+    let mut passed_on = 0;
+    for life in 0..LIVES {
+        for name in ["heir", "leaver"] {
+            let (mut member, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept(name));
+            assert_eq!(member.subscribe("$share/g/t", 2), 2);
+            member.disconnect();
+        }
+        // By the order of their names they are on different workers after a start.
+        crash(&mut gateway);
+        let mut source = publisher(&gateway);
+        let mut expected: Vec<String> = (0..MESSAGES).map(|n| format!("{life}-{n}")).collect();
+        for text in &expected {
+            source.deliver("t", text.as_bytes(), 2);
+        }
+        let mut bystander = Client::connect(gateway.mqtt, Version::V4, "bystander");
+        let mut newcomer = Client::open(gateway.mqtt, Version::V5);
+        newcomer.send(&Connect::clean("leaver").bytes(Version::V5));
+        for _ in 0..random.below(12) {
+            bystander.ping();
+            assert_eq!(bystander.receive(), Packet::Pingresp);
+        }
+        crash(&mut gateway);
+        if life % 4 == 3 {
+            crash(&mut gateway);
+        }
+        let mut got = Vec::new();
+        for name in ["leaver", "heir"] {
+            let (mut member, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept(name));
+            passed_on += usize::from(name == "leaver" && !resumed);
+            got.extend(take_all(&mut member));
+            member.disconnect();
+        }
+        got.sort();
+        expected.sort();
+        assert_eq!(got, expected, "life {life}");
+    }
+    println!("{LIVES} lives, in {passed_on} of them the session ended");
+    assert!(passed_on > 0, "no kill came late enough");
+}
+
 /// Takes all QoS 2 messages that there are for a client.
 fn take_all(client: &mut Client) -> Vec<String> {
     let mut texts = Vec::new();

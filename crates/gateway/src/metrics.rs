@@ -90,6 +90,8 @@ pub(crate) struct Metrics {
     pub(crate) mqtt_undelivered: IntCounterVec,
     /// Clients disconnected because they did not take their messages.
     pub(crate) mqtt_slow: IntCounter,
+    /// How waiting for subscribers that were behind ended.
+    pub(crate) mqtt_waits: IntCounterVec,
     /// Wills by what became of them.
     pub(crate) mqtt_wills: IntCounterVec,
     /// Sessions whose clients are away, and those that ended while they were.
@@ -216,6 +218,12 @@ impl Metrics {
                 registry,
                 "tidegate_mqtt_slow_disconnects_total",
                 "Clients disconnected because they took neither what was sent nor what was queued",
+            )?,
+            mqtt_waits: counters(
+                registry,
+                "tidegate_mqtt_waits_total",
+                "Times that acknowledgements were held because a subscriber was behind, by how that ended",
+                &["outcome"],
             )?,
             mqtt_wills: counters(
                 registry,

@@ -66,6 +66,6 @@ pub use packet::{Connect, Password, Publish, QoS, Subscribe, SubscribeOptions, T
 pub use property::{Properties, Property};
 pub use reason::Reason;
 pub use retained::{Found, Replay, Retained, Retention};
-pub use session::{Change, Corrupt, Session, Stored};
+pub use session::{Change, Corrupt, Session, Shared, Stored};
 pub use violation::Violation;
 pub use wire::frame_len;

@@ -29,7 +29,7 @@ pub struct Limits {
     pub max_inflight_out: u16,
     /// Messages queued for one session beyond those in flight.
     pub max_queued_messages: u32,
-    /// Bytes of the messages queued for one session.
+    /// Bytes of the messages queued for one session, and of those in flight, but for the last that fits.
     pub max_queued_bytes: u32,
     /// Longest session expiry granted, in seconds; `u32::MAX` is without end (MQTT 5 §3.1.2.11.2). A 3.1.1 session that is
     /// not clean gets this much.

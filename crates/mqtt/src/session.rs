@@ -22,6 +22,8 @@ pub struct Session {
     pub(crate) inbound: Vec<Inbound>,
     /// Publishes sent and not yet acknowledged, in the order they were first sent ([MQTT-4.6.0-1]).
     pub(crate) inflight: VecDeque<InFlight>,
+    /// Sum of `Message::size` over `inflight`.
+    inflight_bytes: usize,
     /// Those at the front of `inflight` that were sent on the present connection. `0 <= sent <= inflight.len()`.
     pub(crate) sent: usize,
     /// Publishes that wait for room in flight, in order.
@@ -59,6 +61,17 @@ pub(crate) struct Queued {
     pub(crate) group: u64,
     /// Place among all messages that the session was given: higher than those of messages before it, in flight and queued.
     pub(crate) order: u64,
+}
+
+/// A message that a session leaves to other members of a shared subscription.
+#[derive(Debug)]
+pub struct Shared {
+    /// The message.
+    pub message: Arc<Message>,
+    /// The shared subscription.
+    pub group: u64,
+    /// Its place in the session.
+    pub order: u64,
 }
 
 /// A publish in flight to the client.
@@ -213,13 +226,13 @@ impl Session {
         before - self.queue.len()
     }
 
-    /// Of a session that is over: messages that it was to get for a shared subscription, and which, in their order. They are for another
+    /// Of a session that is over: messages that it was to get for a shared subscription, in their order. They are for another
     /// member then (5.0 §4.8.2), but for those of QoS 2 that were sent to this one ([MQTT-4.8.2-5]).
-    pub fn into_shared(self) -> impl Iterator<Item = (Arc<Message>, u64)> {
+    pub fn into_shared(self) -> impl Iterator<Item = Shared> {
         let unacknowledged =
             self.inflight.into_iter().map(|flight| flight.publish).filter(|p| p.qos == QoS::AtLeastOnce);
         let left = unacknowledged.chain(self.queue).filter(|publish| publish.group != 0);
-        left.map(|publish| (publish.message, publish.group))
+        left.map(|Queued { message, group, order, .. }| Shared { message, group, order })
     }
 
     /// Gives a message its place in the session.
@@ -239,6 +252,7 @@ impl Session {
     /// Puts a message in flight that was just sent.
     pub(crate) fn fly(&mut self, packet_id: u16, publish: Queued) {
         self.note(Change::Sent { order: publish.order, packet_id, qos: publish.qos });
+        self.inflight_bytes += publish.message.size();
         self.inflight.push_back(InFlight { packet_id, received: false, publish });
         self.sent += 1;
     }
@@ -255,6 +269,7 @@ impl Session {
     /// The delivery at `at` is over.
     pub(crate) fn land(&mut self, at: usize) {
         if let Some(flight) = self.inflight.remove(at) {
+            self.inflight_bytes -= flight.publish.message.size();
             self.note(Change::Gone { order: flight.publish.order });
         }
         // What an earlier connection sent may be acknowledged before its turn to be sent again has come.
@@ -266,6 +281,11 @@ impl Session {
     pub(crate) fn has_room(&self, limits: &Limits, size: usize) -> bool {
         self.queue.len() < limits.max_queued_messages as usize
             && self.queued_bytes + size <= limits.max_queued_bytes as usize
+    }
+
+    /// Whether what is in flight leaves room for more: fewer than `window` messages, and fewer bytes than may be queued.
+    pub(crate) fn may_fly(&self, limits: &Limits, window: usize) -> bool {
+        self.inflight.len() < window && self.inflight_bytes < limits.max_queued_bytes as usize
     }
 
     pub(crate) fn push(&mut self, queued: Queued) {

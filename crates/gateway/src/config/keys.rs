@@ -300,8 +300,11 @@ section! {
         max_connections: usize = "1000000", Integer { min: 1, max: 16_000_000 };
         /// Longest packet; a longer one ends the connection (MQTT 5.0 §3.1.2.11.4: reason 0x95).
         max_packet_bytes: usize = "256 KiB", Size { min: KIB, max: 16 * MIB };
-        /// Unacknowledged QoS 1 and 2 messages in each direction of a connection (MQTT 5.0 §3.2.2.3.3, Receive Maximum).
+        /// QoS 1 and 2 messages of a client that may be unacknowledged (MQTT 5.0 §3.2.2.3.3, Receive Maximum).
         max_inflight: u16 = "64", Integer { min: 1, max: 65_535 };
+        /// The same towards a client, if its own Receive Maximum allows as many; their bytes are bounded by
+        /// `mqtt.max_queued_bytes` too. A subscriber to everything needs thousands.
+        max_outgoing_inflight: u16 = "4096", Integer { min: 1, max: 65_535 };
         /// Bytes that wait to be sent to a client that reads slowly, before messages to it are dropped (QoS 0) or queued
         /// (QoS 1 and 2).
         max_outgoing_bytes: usize = "1 MiB", Size { min: 4 * KIB, max: GIB };
@@ -314,6 +317,10 @@ section! {
         max_queued_bytes: usize = "4 MiB", Size { min: 4 * KIB, max: 2 * GIB };
         /// Bytes queued for all clients that are away; beyond it messages for them are dropped and counted.
         max_queued_total_bytes: usize = "1 GiB", Size { min: MIB, max: TIB };
+        /// Bytes a second that a connected subscriber must take, while half of what may wait for it does, to be waited for:
+        /// acknowledgements are held until a quarter is left. One that takes less is left behind, and then the bounds above
+        /// apply; 0 waits for nobody.
+        min_subscriber_rate: usize = "8 MiB", Size { min: 0, max: GIB };
         /// How often the topics below $SYS/broker/ tell of the broker; "0 s" for never.
         sys_interval: Duration = "10 s", Span { min: seconds(0), max: hours(1) };
         /// Subscriptions of one client; a further one is refused (MQTT 5.0 §3.9.3: reason 0x97).

@@ -105,6 +105,18 @@ impl<A> AckQueue<A> {
         self.answers.drain(self.closed..)
     }
 
+    /// Hands over the next answer that is due when `durable` is, with the time its request was received.
+    pub(crate) fn release_one(&mut self, durable: Seq) -> Option<(A, Instant)> {
+        let group = self.groups.front_mut().filter(|group| group.after <= durable)?;
+        let received = group.received;
+        group.len -= 1;
+        if group.len == 0 {
+            self.groups.pop_front();
+        }
+        self.closed -= 1;
+        Some((self.answers.pop_front()?, received))
+    }
+
     /// Hands over every answer that is due when `durable` is, with the time its request was received; returns how many.
     pub(crate) fn release(&mut self, durable: Seq, mut send: impl FnMut(A, Instant)) -> usize {
         let mut released = 0;
@@ -151,6 +163,24 @@ mod tests {
         assert!(released(&mut queue, 2).is_empty());
         assert_eq!(released(&mut queue, 9), [3]);
         assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn answers_leave_one_by_one_as_well() {
+        let now = Instant::now();
+        let mut queue = AckQueue::new();
+        for (group, after) in [(&[1, 2][..], 5), (&[3], 9)] {
+            group.iter().for_each(|answer| queue.push(*answer));
+            queue.close(Seq(after), now);
+        }
+        queue.push(4);
+        assert_eq!(queue.release_one(Seq(4)), None);
+        assert_eq!(queue.release_one(Seq(5)), Some((1, now)));
+        assert_eq!(queue.released_ticket(0).count(), 0, "the group has not left");
+        assert_eq!(released(&mut queue, 5), [2]);
+        assert_eq!((queue.release_one(Seq(8)), queue.release_one(Seq(9))), (None, Some((3, now))));
+        assert_eq!((queue.released_ticket(0).count(), queue.release_one(Seq(99))), (2, None));
+        assert_eq!(queue.retract().collect::<Vec<_>>(), [4]);
     }
 
     #[test]

@@ -322,7 +322,7 @@ fn limits(config: &Config) -> Limits {
         max_packet: capped(mqtt.max_packet_bytes as u64),
         receive_maximum: mqtt.max_inflight,
         topic_alias_maximum: mqtt.topic_alias_max,
-        max_inflight_out: mqtt.max_inflight,
+        max_inflight_out: mqtt.max_outgoing_inflight,
         max_queued_messages: capped(mqtt.max_queued_messages as u64),
         max_queued_bytes: capped(mqtt.max_queued_bytes as u64),
         session_expiry_max: capped(mqtt.session_expiry_max.as_secs()),

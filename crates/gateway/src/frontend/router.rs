@@ -13,7 +13,8 @@
 //! # Congestion
 //!
 //! A worker that is slower than others fill its inbox makes them wait ([`Router::is_congested`]): they read nothing more and let no
-//! acknowledgement go, and with it no message, until it has caught up. It never waits itself to empty its inbox, so that two workers
+//! acknowledgement go, and with it no message, until it has caught up. A subscriber that is behind has acknowledgements wait as well
+//! ([`Router::is_held`]), but sockets are read on, its own among them. A worker never waits itself to empty its inbox, so that two workers
 //! never wait for each other.
 
 use std::num::NonZeroU64;
@@ -135,6 +136,24 @@ pub(crate) struct Served {
     pub(crate) group: u64,
 }
 
+/// What the rows of a message's subscribers are to tell besides the message, in one commit with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Note {
+    /// They have this publish.
+    Served(Origin),
+    /// Another session has left it to them.
+    Left(Left),
+}
+
+/// Names a message in a session that is over, and is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// The session's.
+    pub(crate) incarnation: u64,
+    /// Its place in the session.
+    pub(crate) order: u64,
+}
+
 /// Tells a front end that a message of its has reached the queues of kept sessions on other workers, and the database.
 #[derive(Debug)]
 pub(crate) struct Receipt {
@@ -144,6 +163,11 @@ pub(crate) struct Receipt {
 }
 
 impl Receipt {
+    /// To be given by `left` workers, one of them as often as it has parts; wakes `wake` then.
+    pub(crate) fn new(left: usize, wake: &Arc<Wake>) -> Arc<Receipt> {
+        Arc::new(Receipt { left: AtomicU32::new(left as u32), wake: wake.clone() })
+    }
+
     pub(crate) fn is_given(&self) -> bool {
         self.left.load(Ordering::Acquire) == 0
     }
@@ -210,7 +234,7 @@ impl Target {
 /// What a worker gets from others.
 pub(crate) enum Envelope {
     /// A message for some of its clients.
-    Message { message: Arc<Message>, targets: Vec<Target>, origin: Option<Origin>, receipt: Option<Arc<Receipt>> },
+    Message { message: Arc<Message>, targets: Vec<Target>, note: Option<Note>, receipt: Option<Arc<Receipt>> },
     /// Connections that were let in as one of these devices must end.
     Revoked(Arc<[DeviceId]>),
     /// A login whose password was verified: who it is, if it is right.
@@ -251,6 +275,8 @@ pub(crate) struct Router {
     inboxes: Box<[Inbox]>,
     /// Inboxes that hold more than [`INBOX_DELIVERIES`].
     congested: AtomicUsize,
+    /// Subscribers that are waited for.
+    waits: AtomicUsize,
     /// What CoAP endpoints observe.
     pub(crate) topics: Topics,
 }
@@ -277,6 +303,7 @@ impl Router {
             max_subscriptions,
             inboxes: (0..workers).map(|_| inbox()).collect(),
             congested: AtomicUsize::new(0),
+            waits: AtomicUsize::new(0),
             topics: Topics::new(workers),
         }
     }
@@ -470,37 +497,26 @@ impl Router {
         };
         if let Some(wake) = wake {
             let left = shares.iter().filter(|(worker, targets)| needs_receipt(*worker, targets)).count();
-            routed.receipt =
-                (left > 0).then(|| Arc::new(Receipt { left: AtomicU32::new(left as u32), wake: wake.clone() }));
+            routed.receipt = (left > 0).then(|| Receipt::new(left, wake));
         }
         for (worker, targets) in shares {
             if local == Some(worker) {
                 routed.own = Some((message.clone(), targets));
             } else {
                 let receipt = routed.receipt.clone().filter(|_| needs_receipt(worker, &targets));
-                self.send(worker, Envelope::Message { message: message.clone(), targets, origin, receipt });
+                let note = origin.map(Note::Served);
+                self.send(worker, Envelope::Message { message: message.clone(), targets, note, receipt });
             }
         }
         routed
     }
 
-    /// Gives a message to another member of the shared subscription `group`: one whose session is over had it. The target is given
-    /// back if it is on worker `local`.
-    pub(crate) fn pass_on(&self, message: &Arc<Message>, group: u64, local: usize) -> Option<Target> {
+    /// The next member of the shared subscription `group`, which is to get a message that a session left which is over.
+    pub(crate) fn member(&self, message: &Message, group: u64) -> Option<Target> {
         let mut matches = Matches::new();
         let trie = unpoisoned(self.trie.read());
         trie.matches(message.topic(), None, &mut matches);
-        let target = targets(&trie, &matches, message.retain()).into_iter().find(|target| target.group == group)?;
-        drop(trie);
-        if target.to.worker() == local {
-            return Some(target);
-        }
-        let worker = target.to.worker();
-        self.send(
-            worker,
-            Envelope::Message { message: message.clone(), targets: vec![target], origin: None, receipt: None },
-        );
-        None
+        targets(&trie, &matches, message.retain()).into_iter().find(|target| target.group == group)
     }
 
     /// Tells every worker that connections of these devices must end.
@@ -546,6 +562,24 @@ impl Router {
     /// Whether some worker's inbox is so full that nothing more is to be routed for now. Workers are woken when that is over.
     pub(crate) fn is_congested(&self) -> bool {
         self.congested.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether no acknowledgement is to leave for now, and with it no message: of congestion, or because a subscriber is waited for. Workers
+    /// are woken when that is over.
+    pub(crate) fn is_held(&self) -> bool {
+        self.is_congested() || self.waits.load(Ordering::Relaxed) > 0
+    }
+
+    /// A subscriber is behind: nothing more is to be given to anybody before it has caught up.
+    pub(crate) fn begin_wait(&self) {
+        self.waits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One that was waited for has caught up, or is not waited for any longer.
+    pub(crate) fn end_wait(&self) {
+        if self.waits.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.wake_all();
+        }
     }
 
     /// Removes retained messages that have expired by `now`, some of them at each call.
@@ -692,6 +726,17 @@ mod tests {
     }
 
     #[test]
+    fn acknowledgements_are_held_while_any_subscriber_is_waited_for() {
+        let router = router(2);
+        router.begin_wait();
+        router.begin_wait();
+        router.end_wait();
+        assert!(router.is_held() && !router.is_congested(), "sockets are read on");
+        router.end_wait();
+        assert!(!router.is_held());
+    }
+
+    #[test]
     fn a_full_inbox_is_congestion_until_it_is_emptied() {
         let router = router(2);
         let target = Target {
@@ -705,7 +750,7 @@ mod tests {
         let message = Arc::new(Message::new("t", b"x", QoS::AtMostOnce, false));
         let send = |count| {
             let targets = vec![target.clone(); count];
-            router.send(1, Envelope::Message { message: message.clone(), targets, origin: None, receipt: None });
+            router.send(1, Envelope::Message { message: message.clone(), targets, note: None, receipt: None });
         };
         send(INBOX_DELIVERIES);
         assert!(!router.is_congested());

@@ -92,7 +92,7 @@ impl Connection {
         }
         let window = self.window(limits);
         let session = self.session_mut();
-        if session.queued() > 0 || session.inflight.len() >= window {
+        if session.queued() > 0 || !session.may_fly(limits, window) {
             if !session.has_room(limits, message.size()) {
                 return Delivered::Dropped(Dropped::QueueFull);
             }
@@ -116,7 +116,7 @@ impl Connection {
     /// Whether a message of QoS 1 or 2 would be sent at once, rather than queued.
     #[must_use]
     pub fn has_room(&self, limits: &Limits) -> bool {
-        let full = |session: &crate::Session| session.queued() > 0 || session.inflight.len() >= self.window(limits);
+        let full = |session: &crate::Session| session.queued() > 0 || !session.may_fly(limits, self.window(limits));
         self.phase == Phase::Open && !self.congested && !self.session.as_deref().is_some_and(full)
     }
 
@@ -188,6 +188,9 @@ impl Connection {
                     session.land(session.sent);
                 }
                 continue;
+            }
+            if !session.may_fly(limits, window) {
+                return;
             }
             let Some(queued) = session.pop() else { return };
             if queued.message.is_expired(now) {

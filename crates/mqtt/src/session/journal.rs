@@ -161,6 +161,7 @@ impl Session {
                 }
                 Some(_) if !session.queue.is_empty() => return Err(Corrupt::Order(order)),
                 Some((packet_id, received)) => {
+                    session.inflight_bytes += publish.message.size();
                     session.inflight.push_back(InFlight { packet_id, received, publish });
                     session.last_id = packet_id;
                     // Where in their sequence those identifiers were given is not known.

@@ -20,10 +20,11 @@
 //! of all ([MQTT-3.3.4-2] to [MQTT-3.3.4-4]), and the retain flag as published if one of them asks for it.
 
 use std::fmt;
-use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hash};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use foldhash::quality::RandomState;
+use sha2::{Digest, Sha256};
 
 use crate::packet::SubscribeOptions;
 use crate::topic::Filter;
@@ -598,12 +599,11 @@ fn group_hash(hasher: &RandomState, group: &Group) -> u64 {
     hasher.hash_one((group.node, group.below, &*group.name))
 }
 
-/// See [`Picked::group`].
+/// See [`Picked::group`]. The beginning of a digest of what follows `$share/`: drivers write it down, so that it must be the same in
+/// every build, and nobody should find two groups that share one.
 fn group_key(name: &str, pattern: &str) -> u64 {
-    // Unlike those of `RandomState`, its keys are always the same.
-    let mut hasher = DefaultHasher::new();
-    (name, pattern).hash(&mut hasher);
-    hasher.finish() | 1
+    let digest = Sha256::new().chain_update(name).chain_update("/").chain_update(pattern).finalize();
+    digest.iter().take(8).fold(0, |key, byte| key << 8 | u64::from(*byte)) | 1
 }
 
 /// The levels of a filter's path in the tree, and whether a `#` follows.
@@ -615,4 +615,16 @@ fn path<'a>(filter: &Filter<'a>) -> (impl Iterator<Item = &'a str> + use<'a>, bo
         None => (Some(pattern), false),
     };
     (levels.into_iter().flat_map(|l| l.split('/')), below)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_of_a_group_is_the_same_in_every_build() {
+        // `printf 'readers/meters/#' | sha256sum`
+        assert_eq!(group_key("readers", "meters/#"), 0x89a5_a6ed_3dd5_8c2f);
+        assert_ne!(group_key("readers", "meters/#"), group_key("readers", "meters/+"));
+    }
 }

@@ -142,6 +142,30 @@ fn a_resumed_session_is_sent_what_was_in_flight_in_order_with_dup_and_its_identi
 }
 
 #[test]
+fn what_is_in_flight_is_bounded_in_bytes_as_well() {
+    for version in BOTH {
+        let large = |topic| Arc::new(Message::new(topic, &[0; 3000], Q1, false));
+        let size = large("a").size();
+        // Room for two and a bit: the third is the last that fits.
+        let limits = Limits { max_queued_bytes: 2 * size as u32 + 1, max_inflight_out: 100, ..Limits::default() };
+        let mut peer = Peer::open_with(version, limits);
+        peer.sent();
+        for topic in ["a", "b", "c"] {
+            assert!(matches!(peer.deliver(&large(topic), Q1), Delivered::Sent(_)), "{topic}");
+        }
+        for topic in ["d", "e"] {
+            assert_eq!(peer.deliver(&large(topic), Q1), Delivered::Queued);
+        }
+        assert_eq!(peer.deliver(&large("f"), Q1), Delivered::Dropped(Dropped::QueueFull));
+        peer.sent();
+        peer.feed(&ack(0x40, 1)).unwrap();
+        assert!(matches!(&peer.packets()[..], [Sent::Publish { topic, packet_id: 4, .. }] if topic == "d"));
+        let session = peer.conn.end().session.unwrap();
+        assert_eq!((session.in_flight(), session.queued()), (3, 1));
+    }
+}
+
+#[test]
 fn a_client_that_takes_less_at_once_is_resent_to_within_its_window() {
     let mut peer = v5(&[]);
     for i in 0..5 {

@@ -394,7 +394,8 @@ fn what_a_session_leaves_to_others_of_its_shared_subscriptions_was_neither_ackno
         peer.conn.take_changes(&mut changes);
         database.commit(peer.conn.session(), &mut changes);
         let session = if restored { database.restore().unwrap() } else { *peer.conn.end().session.unwrap() };
-        let left: Vec<_> = session.into_shared().map(|(m, group)| (m.topic().to_owned(), group)).collect();
+        let left: Vec<_> =
+            session.into_shared().map(|shared| (shared.message.topic().to_owned(), shared.group)).collect();
         let expected = [("unacknowledged", 7), ("queued", 8), ("queued, not begun", 7)];
         assert_eq!(left, expected.map(|(topic, group)| (topic.to_owned(), group)));
     }

@@ -567,7 +567,7 @@ impl Server {
         let waiting = !self.acks.is_empty();
         wake.set_waiting(waiting || storing);
         let is_stored = |secure: &Secure| secure.desk.is_due(self.shared.state.durable.get());
-        if waiting && !self.shared.router.is_congested() && self.acks.due(self.shared.durable.get())
+        if waiting && !self.shared.router.is_held() && self.acks.due(self.shared.durable.get())
             || storing && self.out.secure.as_ref().is_some_and(is_stored)
         {
             wake.now();

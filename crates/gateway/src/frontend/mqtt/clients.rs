@@ -81,6 +81,10 @@ pub(super) struct Flags {
     pub(super) changed: bool,
     /// So much waits to be sent to it that messages which may wait do.
     pub(super) congested: bool,
+    /// It is behind, and acknowledgements wait for it.
+    pub(super) awaited: bool,
+    /// It was behind and too slow.
+    pub(super) left_behind: bool,
     /// Its handshake is under way: it is in the epoll instance for those.
     pub(super) shaking_hands: bool,
     /// More connect than are admitted: it is to be told so.

@@ -77,6 +77,8 @@ pub(super) struct Commits {
     /// Gates to be looked at when an epoch is durable.
     opening: VecDeque<(Epoch, SessionId)>,
     receipts: VecDeque<(Epoch, Arc<Receipt>)>,
+    /// Sessions that are over, whose messages other workers have when the receipt is given.
+    leaving: Vec<(Arc<Receipt>, u64)>,
     staged: VecDeque<(Wait, Ack, Instant)>,
     /// The database did not take the last submission.
     refused: bool,
@@ -99,6 +101,7 @@ impl Commits {
             gates: HashMap::new(),
             opening: VecDeque::new(),
             receipts: VecDeque::new(),
+            leaving: Vec::new(),
             staged: VecDeque::new(),
             refused: false,
             changes: Vec::new(),
@@ -155,6 +158,21 @@ impl Commits {
     pub(super) fn give_receipt(&mut self, receipt: Arc<Receipt>) {
         let epoch = self.wait();
         self.receipts.push_back((epoch, receipt));
+    }
+
+    /// Removes the state of the session `incarnation` when others have what it left. Should the gateway stop before, its next start does.
+    pub(super) fn remove_later(&mut self, receipt: Arc<Receipt>, incarnation: u64) {
+        self.leaving.push((receipt, incarnation));
+    }
+
+    fn remove_left(&mut self) {
+        let rows = &mut self.rows;
+        self.leaving.retain(|(receipt, incarnation)| {
+            if receipt.is_given() {
+                kept::remove_state(rows, *incarnation);
+            }
+            !receipt.is_given()
+        });
     }
 
     /// Writes down what changed in the session of `client`; true if its output must wait.
@@ -273,6 +291,7 @@ impl Commits {
 impl Reactor {
     /// Lets go what waited for the database and is durable now.
     pub(super) fn release_commits(&mut self, epoll: &Epoll, now: Now) {
+        self.commits.remove_left();
         if !self.commits.is_waiting() || self.shared.has_failed() {
             return;
         }

@@ -189,8 +189,7 @@ impl Reactor {
         }
         let author = client.author();
         self.drop_subscriptions(id);
-        self.forget_kept(slot);
-        self.pass_on(parked.session, now);
+        self.leave(slot, parked.session, now);
         // The session ends here, and the will is due with it.
         if let Some((will, _)) = parked.will {
             self.publish_will(author, from, *will, now);
@@ -275,6 +274,7 @@ impl Reactor {
         metrics.transports.connections(client.kind).dec();
         metrics.mqtt_closed.with_label_values(&[reason]).inc();
         client.flags.congested = false;
+        client.flags.awaited = false;
         if std::mem::take(&mut client.flags.gated) {
             self.commits.drop_gate(client.id);
         }
@@ -363,7 +363,7 @@ impl Reactor {
     fn end_session(&mut self, slot: Slot, session: Option<Box<Session>>, now: Now) {
         let Some(id) = self.clients.get(slot).map(|client| client.id) else { return };
         self.drop_subscriptions(id);
-        self.forget_kept(slot);
+        self.leave(slot, session, now);
         let Some(client) = self.clients.remove(slot) else { return };
         if let Some(parked) = &client.parked {
             self.shared.metrics.mqtt_away.dec();
@@ -375,15 +375,23 @@ impl Reactor {
                 entry.mqtt.take_if(|mqtt| *mqtt == id);
             });
         }
-        self.pass_on(session, now);
     }
 
-    /// Takes the session of the client in `slot` out of the database, if it is there.
-    fn forget_kept(&mut self, slot: Slot) {
+    /// Gives what the session of the client in `slot` is left with to others, and takes the session out of the database, if it is there: first
+    /// its name, then, when the others have it, what it left.
+    fn leave(&mut self, slot: Slot, session: Option<Box<Session>>, now: Now) {
         let Some(client) = self.clients.get_mut(slot) else { return };
-        if let (Some(kept), Some(device)) = (client.kept.take(), &client.device) {
-            kept::remove_session(&mut self.commits.rows, device, kept.incarnation);
-            kept::put_will(&mut self.commits.rows, device, None);
+        let kept = client.kept.take();
+        let device = client.device.clone();
+        let receipt = self.pass_on(session, kept.as_ref().map(|kept| kept.incarnation), now);
+        if let (Some(kept), Some(device)) = (kept, device) {
+            let rows = &mut self.commits.rows;
+            kept::remove_session(rows, &device, kept.incarnation);
+            kept::put_will(rows, &device, None);
+            match receipt {
+                None => kept::remove_state(rows, kept.incarnation),
+                Some(receipt) => self.commits.remove_later(receipt, kept.incarnation),
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use super::clients::Slot;
 use super::commit::Wait;
 use super::kept;
 use super::reactor::Reactor;
-use crate::frontend::router::{NotSubscribed, Origin, Published, Target};
+use crate::frontend::router::{Envelope, Left, NotSubscribed, Note, Published, Receipt, Target};
 
 /// Bytes that wait to be sent to a client which count as slow when a worker has too many of them in all: more than a socket that is
 /// read leaves behind.
@@ -21,11 +21,11 @@ impl Reactor {
     /// Hands a message to its subscribers: those of this worker now, the others through their workers' inboxes.
     pub(super) fn route(&mut self, published: Published, now: Now) -> Wait {
         let retained = published.is_retained().then(|| published.message().clone());
-        let origin = published.origin;
+        let note = published.origin.map(Note::Served);
         let routed = self.shared.router.route(published, Some(self.index), Some(&self.wake));
         let mut wait = Wait { epoch: 0, receipt: routed.receipt };
         if let Some((message, targets)) = routed.own {
-            self.deliver_all(&message, &targets, origin, now);
+            self.deliver_all(&message, &targets, note, now);
             if targets.iter().any(|target| target.is_stored(&message)) {
                 wait.epoch = self.commits.wait();
             }
@@ -36,15 +36,20 @@ impl Reactor {
         wait
     }
 
-    pub(super) fn deliver_all(&mut self, message: &Arc<Message>, targets: &[Target], origin: Option<Origin>, now: Now) {
+    pub(super) fn deliver_all(&mut self, message: &Arc<Message>, targets: &[Target], note: Option<Note>, now: Now) {
         for target in targets {
             self.deliver(message, target, now);
-            if let Some(origin) = origin.filter(|_| target.is_once(message))
-                && let Some((_, client)) = self.clients.by_id(target.to)
-                && let Some(kept) = &client.kept
-            {
-                // With the message itself: either both are there after a crash, or neither.
-                kept::put_served(&mut self.commits.rows, origin, kept.incarnation, target.group);
+            // With the message itself: either both are there after a crash, or neither.
+            match note {
+                Some(Note::Served(origin)) if target.is_once(message) => {
+                    if let Some((_, client)) = self.clients.by_id(target.to)
+                        && let Some(kept) = &client.kept
+                    {
+                        kept::put_served(&mut self.commits.rows, origin, kept.incarnation, target.group);
+                    }
+                }
+                Some(Note::Left(left)) if target.is_stored(message) => kept::put_left(&mut self.commits.rows, left),
+                _ => {}
             }
             self.commits.close_if_large();
         }
@@ -74,8 +79,7 @@ impl Reactor {
         // Of a client that does not read, what may wait is queued, where all subscribers share it; then it loses QoS 0, and at last,
         // when its queue is full as well, its connection.
         let unsent = client.unsent();
-        let full = unsent >= self.shared.config.mqtt.max_outgoing_bytes
-            || unsent >= SLOW && self.unsent_bytes >= self.most_unsent;
+        let full = unsent >= self.behind.outgoing(client) || unsent >= SLOW && self.unsent_bytes >= self.most_unsent;
         let qos = target.qos.min(message.qos());
         if qos == QoS::AtMostOnce && full {
             return undelivered("slow");
@@ -85,7 +89,8 @@ impl Reactor {
             client.connection.set_congested(&self.limits, true, now.steady_millis(), &mut Vec::new());
         }
         let mut out = std::mem::take(&mut self.out);
-        let delivered = client.connection.deliver(&self.limits, message, delivery, now.steady_millis(), &mut out);
+        let limits = if client.flags.awaited { self.behind.patient() } else { &self.limits };
+        let delivered = client.connection.deliver(limits, message, delivery, now.steady_millis(), &mut out);
         match delivered {
             Delivered::Sent(_) => metrics.mqtt_delivered.inc(),
             Delivered::Queued => {}
@@ -101,18 +106,41 @@ impl Reactor {
         }
         self.give(slot, &mut out);
         self.out = out;
+        self.await_if_behind(slot, now);
     }
 
-    /// Hands what the session of a client is left with to others that share its subscriptions: it is over, and they are not its any more.
-    /// The rows of the session go in this epoch, those of a member on another worker come in one of that worker's: a crash between them loses
-    /// what is between them.
-    pub(super) fn pass_on(&mut self, session: Option<Box<Session>>, now: Now) {
-        let Some(session) = session else { return };
-        for (message, group) in session.into_shared() {
-            if let Some(target) = self.shared.router.pass_on(&message, group, self.index) {
-                self.deliver_all(&message, &[target], None, now);
+    /// Hands what a session is left with to others that share its subscriptions: it is over, and they are not its any more. The rows of
+    /// a session that is kept, which has this `incarnation`, must stay until the receipt is given: those of a member on another worker come in a
+    /// commit of that worker's.
+    pub(super) fn pass_on(
+        &mut self,
+        session: Option<Box<Session>>,
+        incarnation: Option<u64>,
+        now: Now,
+    ) -> Option<Arc<Receipt>> {
+        let shared = session?.into_shared();
+        let left: Vec<_> = shared
+            .filter_map(|shared| {
+                let target = self.shared.router.member(&shared.message, shared.group)?;
+                let note = incarnation.map(|incarnation| Note::Left(Left { incarnation, order: shared.order }));
+                Some((shared.message, target, note))
+            })
+            .collect();
+        let is_awaited = |message: &Message, target: &Target, note: Option<Note>| {
+            note.is_some() && target.to.worker() != self.index && target.is_stored(message)
+        };
+        let awaited = left.iter().filter(|(message, target, note)| is_awaited(message, target, *note)).count();
+        let receipt = (awaited > 0).then(|| Receipt::new(awaited, &self.wake));
+        for (message, target, note) in left {
+            let worker = target.to.worker();
+            if worker == self.index {
+                self.deliver_all(&message, &[target], note, now);
+                continue;
             }
+            let receipt = receipt.clone().filter(|_| target.is_stored(&message) && note.is_some());
+            self.shared.router.send(worker, Envelope::Message { message, targets: vec![target], note, receipt });
         }
+        receipt
     }
 
     /// Counts the queue of a client that is away against the bound of the worker.

@@ -18,9 +18,16 @@
 //! | `Queues` | incarnation, place (8) | [`Session::write`] |
 //! | `Inflight` | incarnation, `F`, place (8) | packet identifier (2), 1 if the client has received it (1) |
 //! | `Inflight` | incarnation, `H`, packet identifier (2) | nothing: the QoS 2 publish is stored and not released |
+//! | `Inflight` | incarnation, `L`, place (8) | nothing: another session has the message, which this one left to it |
 //! | `Inflight` | incarnation, `M` | number of the last QoS 2 publish that the rows here tell of (8) |
 //! | `Inflight` | incarnation, `U`, number (8) | packet identifier (2): the QoS 2 publish is in the log, and its client was not answered |
 //! | `Inflight` | incarnation, `U`, number (8), incarnation (8) and shared subscription (8; 0 for none) of a subscriber | packet identifier (2): that subscriber has it |
+//!
+//! # What a session leaves
+//!
+//! A session that is over leaves what it was to get for a shared subscription to other members, which may be on other workers. Each notes
+//! in one commit with the message where it has it from (`L`), and only then do the rows of the session that is over go, but for its name, which
+//! goes at once. What a start finds in `Queues` of a session without a name is passed on, unless `L` says that it was.
 //!
 //! # QoS 2 across a crash
 //!
@@ -41,7 +48,7 @@ use tidegate_mqtt::{Change, QoS, Session, SubscribeOptions, Will};
 use tidegate_record::{DeviceId, MessageKey};
 use tidegate_state::{Changes, Table};
 
-use crate::frontend::router::{Origin, Served};
+use crate::frontend::router::{Left, Origin, Served};
 
 /// Bits of a key's number that are the packet identifier.
 const PACKET_ID_BITS: u32 = 16;
@@ -182,14 +189,30 @@ impl Row {
     }
 }
 
-/// Forgets all of a session but its will.
+/// Forgets that there is a session, but not its will nor its messages and flows.
 pub(super) fn remove_session(changes: &mut Changes, client: &DeviceId, incarnation: u64) {
     let prefix = incarnation.to_be_bytes();
+    changes.remove(Table::Sessions, client.as_str().as_bytes()).remove_prefix(Table::Subscriptions, &prefix);
+}
+
+/// Forgets a session's messages and flows.
+pub(super) fn remove_state(changes: &mut Changes, incarnation: u64) {
+    let prefix = incarnation.to_be_bytes();
+    changes.remove_prefix(Table::Queues, &prefix).remove_prefix(Table::Inflight, &prefix);
+}
+
+/// Notes that another session has a message that was left to it.
+pub(super) fn put_left(changes: &mut Changes, Left { incarnation, order }: Left) {
+    changes.put(Table::Inflight, Key::new(incarnation).left(order).as_slice(), &[]);
+}
+
+/// Forgets a message that another session has.
+pub(super) fn remove_message(changes: &mut Changes, Left { incarnation, order }: Left) {
+    let key = Key::new(incarnation);
     changes
-        .remove(Table::Sessions, client.as_str().as_bytes())
-        .remove_prefix(Table::Subscriptions, &prefix)
-        .remove_prefix(Table::Queues, &prefix)
-        .remove_prefix(Table::Inflight, &prefix);
+        .remove(Table::Queues, key.message(order).as_slice())
+        .remove(Table::Inflight, key.flight(order).as_slice())
+        .remove(Table::Inflight, key.left(order).as_slice());
 }
 
 /// Notes a will, due at `due` or when the connection ends, or that there is none.
@@ -258,6 +281,8 @@ pub(super) enum Flow {
     Sent { order: u64, packet_id: u16, received: bool },
     /// A publish stored and not released.
     Held(u16),
+    /// A message that another session has.
+    Left(u64),
     /// The number of the last publish that rows tell of.
     Mark(u64),
     /// A publish whose client was not answered, and who has it: incarnation and shared subscription; `None` is the log.
@@ -272,6 +297,7 @@ pub(super) fn read_flow(rest: &[u8], value: &[u8]) -> Option<Flow> {
             Some(Flow::Sent { order, packet_id: u16::from_be_bytes([high, low]), received: received == 1 })
         }
         &[b'H', high, low] => Some(Flow::Held(u16::from_be_bytes([high, low]))),
+        [b'L', order @ ..] => Some(Flow::Left(u64::from_be_bytes(order.try_into().ok()?))),
         b"M" => Some(Flow::Mark(u64::from_be_bytes(value.try_into().ok()?))),
         [b'U', rest @ ..] => {
             let (serial, rest) = rest.split_first_chunk()?;
@@ -383,6 +409,10 @@ impl Key {
         self.with(&[b"H", &packet_id.to_be_bytes()])
     }
 
+    fn left(self, order: u64) -> Key {
+        self.with(&[b"L", &order.to_be_bytes()])
+    }
+
     fn mark(self) -> Key {
         self.with(&[b"M"])
     }
@@ -421,6 +451,7 @@ mod tests {
         for (key, value, flow) in [
             (key.flight(9), &[1, 2, 1][..], Flow::Sent { order: 9, packet_id: 258, received: true }),
             (key.held(7), &[], Flow::Held(7)),
+            (key.left(4), &[], Flow::Left(4)),
             (key.mark(), &3u64.to_be_bytes(), Flow::Mark(3)),
             (key.unanswered(8), &[1, 2], Flow::Unanswered { serial: 8, packet_id: 258, served: None }),
             (

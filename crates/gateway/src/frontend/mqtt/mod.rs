@@ -32,6 +32,7 @@ use super::worker::watch;
 use super::{Now, Shared};
 
 mod access;
+mod behind;
 mod clients;
 mod commit;
 mod connect;
@@ -114,12 +115,14 @@ pub(super) async fn serve(listeners: Vec<Listener>, index: usize, shared: Arc<Sh
             () = sleep_until(pause), if pause.is_some() => reactor.end_pause(),
             () = tokio::task::yield_now(), if reactor.has_more() => {}
             _ = tick.tick() => reactor.tick(&poller.get_ref().0, Now::read()),
+            () = tokio::time::sleep(behind::LOOK), if reactor.behind.is_waiting() => {}
             () = tokio::time::sleep(PAUSED_TICK), if reactor.is_held_up() => {
                 reactor.retry(&poller.get_ref().0, Now::read());
             }
         }
         let now = Now::read();
         reactor.inbox(&poller.get_ref().0, now);
+        reactor.look_behind(now);
         reactor.release(&poller.get_ref().0, now);
         reactor.release_commits(&poller.get_ref().0, now);
         reactor.flush(&poller.get_ref().0, now);

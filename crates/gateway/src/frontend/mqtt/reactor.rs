@@ -15,6 +15,7 @@ use tidegate_state::registry::Account;
 use tidegate_writer::{Batch, Refused};
 use tracing::warn;
 
+use super::behind::Behind;
 use super::clients::{Clients, Slot};
 use super::commit::Commits;
 use super::farewell::Farewells;
@@ -72,6 +73,8 @@ pub(super) struct Reactor {
     pub(super) matches: Matches<u64>,
     /// Answers of the client at hand, before they are put into its own buffer.
     pub(super) out: Vec<u8>,
+    /// Subscribers that are waited for.
+    pub(super) behind: Behind,
     pub(super) listeners: Listeners,
     pub(super) handshakes: Handshakes,
     /// Handshakes used up a pass: other tasks of the thread are to get a turn.
@@ -133,9 +136,13 @@ impl Reactor {
         listeners.watch(epoll)?;
         let handshakes = Handshakes::new(shared.config.limits.handshakes, workers)?;
         handshakes.watch(epoll)?;
+        let limits = limits(&shared.config);
+        let mqtt = &shared.config.mqtt;
+        let behind = Behind::new(mqtt.min_subscriber_rate, mqtt.max_outgoing_bytes, &limits);
         let mut reactor = Reactor {
             index,
-            limits: limits(&shared.config),
+            limits,
+            behind,
             clients: shared.restored_clients(index).unwrap_or_else(|| Clients::new(index)),
             batch: Batch::new(),
             acks: AckQueue::new(),
@@ -214,7 +221,7 @@ impl Reactor {
         let answers = !self.acks.is_empty();
         let commits = self.commits.is_waiting();
         wake.set_waiting(answers || commits);
-        if answers && !self.shared.router.is_congested() && self.acks.due(self.shared.durable.get())
+        if answers && !self.shared.router.is_held() && self.acks.due(self.shared.durable.get())
             || commits && self.commits.is_due(self.shared.state.durable.get())
         {
             wake.now();
@@ -359,16 +366,19 @@ impl Reactor {
 
     /// Sends every acknowledgement that is due.
     pub(super) fn release(&mut self, epoll: &Epoll, now: Now) {
-        if self.acks.is_empty() || self.shared.router.is_congested() || self.shared.has_failed() {
+        if self.acks.is_empty() || self.shared.router.is_held() || self.shared.has_failed() {
             return;
         }
         let durable = self.shared.durable.get();
         if !self.acks.due(durable) {
             return;
         }
-        let mut acks = std::mem::replace(&mut self.acks, AckQueue::new());
-        acks.release(durable, |ack, received| self.acknowledge(ack, received, now));
-        self.acks = acks;
+        // What is released may fill a subscriber's queue so far that the rest is to wait for it.
+        while !self.shared.router.is_held()
+            && let Some((ack, received)) = self.acks.release_one(durable)
+        {
+            self.acknowledge(ack, received, now);
+        }
         self.resume_all(epoll, now);
     }
 
@@ -390,8 +400,8 @@ impl Reactor {
         self.shared.router.take(self.index, &mut envelopes);
         for envelope in envelopes.drain(..) {
             match envelope {
-                Envelope::Message { message, targets, origin, receipt } => {
-                    self.deliver_all(&message, &targets, origin, now);
+                Envelope::Message { message, targets, note, receipt } => {
+                    self.deliver_all(&message, &targets, note, now);
                     if let Some(receipt) = receipt {
                         self.commits.give_receipt(receipt);
                     }
@@ -436,6 +446,11 @@ impl Reactor {
         let before = std::mem::replace(&mut client.accounted, unsent);
         self.sent_bytes += before.saturating_sub(unsent) as u64;
         self.unsent_bytes = self.unsent_bytes + unsent - before;
+        if client.flags.awaited {
+            let id = client.id;
+            self.taken(id, before.saturating_sub(unsent));
+        }
+        let Some(client) = self.clients.get_mut(slot) else { return };
         match written {
             Ok(true) => {
                 let buffer = std::mem::take(&mut client.out);

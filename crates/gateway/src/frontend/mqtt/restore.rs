@@ -1,11 +1,11 @@
 //! The start: sessions, subscriptions, queues and retained messages as the database has them, and what the log has beyond that.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_mqtt::topic::Filter;
-use tidegate_mqtt::{Message, Session, Stored};
+use tidegate_mqtt::{Delivery, Message, QoS, Session, Stored};
 use tidegate_record::{DeviceId, Protocol, Record};
 use tidegate_state::{Changes, ReadError, Reader, Refused, Table};
 use tracing::warn;
@@ -13,8 +13,8 @@ use tracing::warn;
 use super::Now;
 use super::clients::{Clients, Parked, Slot};
 use super::kept::{self, Flow, Kept, Row};
-use crate::frontend::Shared;
-use crate::frontend::router::{Origin, Served, SessionId};
+use crate::frontend::router::{Left, Origin, Served, SessionId};
+use crate::frontend::{Shared, limits};
 
 /// Seconds in a session expiry that never comes (MQTT 5.0 §3.1.2.11.2).
 const NEVER: u32 = u32::MAX;
@@ -71,7 +71,8 @@ pub(crate) fn restore(shared: &Shared, reader: &Reader, now: Now) -> Result<(Res
     let mut counts = Counts::default();
     restored.sessions(shared, reader, now, &mut counts)?;
     restored.subscriptions(shared, reader, &mut counts)?;
-    restored.queues(reader, &mut counts)?;
+    let left = restored.queues(reader, &mut counts)?;
+    restored.pass_on(shared, left, now);
     let mut failed = None;
     reader.scan(Table::Retained, &[], |_, form| match Message::read(form) {
         Some(message) => {
@@ -130,6 +131,7 @@ impl Restored {
                 warn!("the session table is too small for all sessions: one is dropped");
                 self.clients[worker].remove(slot);
                 kept::remove_session(&mut self.rows, &device, row.incarnation);
+                kept::remove_state(&mut self.rows, row.incarnation);
                 kept::put_will(&mut self.rows, &device, None);
                 continue;
             }
@@ -184,12 +186,14 @@ impl Restored {
         Ok(())
     }
 
-    fn queues(&mut self, reader: &Reader, counts: &mut Counts) -> Result<(), RestoreError> {
+    /// Reads messages and flows; returns those of sessions that are over.
+    fn queues(&mut self, reader: &Reader, counts: &mut Counts) -> Result<Vec<(u64, Session)>, RestoreError> {
         /// What is known of one session's flows.
         #[derive(Default)]
         struct Flows {
             sent: HashMap<u64, (u16, bool)>,
             held: Vec<u16>,
+            left: HashSet<u64>,
         }
         let mut flows: HashMap<u64, Flows> = HashMap::new();
         let mut unanswered = Vec::new();
@@ -206,6 +210,9 @@ impl Restored {
                     known.sent.insert(order, (packet_id, received));
                 }
                 Flow::Held(packet_id) => known.held.push(packet_id),
+                Flow::Left(order) => {
+                    known.left.insert(order);
+                }
                 Flow::Mark(serial) => {
                     if let Some((kept, _)) = self.kept(incarnation) {
                         kept.restore_mark(serial);
@@ -245,15 +252,16 @@ impl Restored {
         if failed {
             return Err(broken(Table::Queues));
         }
-        let with_state: std::collections::HashSet<u64> = flows.keys().chain(messages.keys()).copied().collect();
+        let with_state: HashSet<u64> = flows.keys().chain(messages.keys()).copied().collect();
+        let mut over = Vec::new();
         for incarnation in with_state {
             let flows = flows.remove(&incarnation).unwrap_or_default();
-            let messages = messages.remove(&incarnation).unwrap_or_default();
-            let Some(&(worker, slot)) = self.sessions.get(&incarnation) else {
-                let prefix = incarnation.to_be_bytes();
-                self.rows.remove_prefix(Table::Queues, &prefix).remove_prefix(Table::Inflight, &prefix);
-                continue;
-            };
+            let mut messages = messages.remove(&incarnation).unwrap_or_default();
+            // Another session has them: this one was about to end.
+            messages.retain(|(order, _)| !flows.left.contains(order));
+            for order in flows.left {
+                kept::remove_message(&mut self.rows, Left { incarnation, order });
+            }
             let stored = messages.iter().map(|(order, form)| Stored {
                 order: *order,
                 form,
@@ -263,13 +271,43 @@ impl Restored {
                 warn!(%error, "a session cannot be restored");
                 broken(Table::Queues)
             })?;
+            let Some(&(worker, slot)) = self.sessions.get(&incarnation) else {
+                over.push((incarnation, session));
+                continue;
+            };
             counts.messages += messages.len();
             let parked = self.clients[worker].get_mut(slot).and_then(|client| client.parked.as_mut());
             if let Some(parked) = parked.filter(|_| !session.is_empty()) {
                 parked.session = Some(Box::new(session));
             }
         }
-        Ok(())
+        Ok(over)
+    }
+
+    /// Gives what sessions left that are over to other members of their shared subscriptions, and forgets the rest of them.
+    fn pass_on(&mut self, shared: &Shared, over: Vec<(u64, Session)>, now: Now) {
+        let limits = limits(&shared.config);
+        let (mut changes, mut scratch) = (Vec::new(), Vec::new());
+        for (incarnation, session) in over {
+            for tidegate_mqtt::Shared { message, group, order } in session.into_shared() {
+                let member = shared.router.member(&message, group);
+                let Some(target) = member.filter(|_| !message.is_expired(now.steady_millis())) else { continue };
+                if target.qos.min(message.qos()) == QoS::AtMostOnce {
+                    continue;
+                }
+                let Some((_, client)) = self.clients[target.to.worker()].by_id(target.to) else { continue };
+                let (Some(kept), Some(parked)) = (&client.kept, &mut client.parked) else { continue };
+                let session = parked.session_mut();
+                let delivery =
+                    Delivery { qos: target.qos, retain: target.retain, ids: &target.ids, group: target.group };
+                // One that its queue is too small for is dropped, as while the gateway runs.
+                let _ = session.queue(&limits, &message, delivery);
+                session.take_changes(&mut changes);
+                kept::write(&mut self.rows, kept.incarnation, Some(session), &mut changes, &mut scratch);
+                kept::put_left(&mut self.rows, Left { incarnation, order });
+            }
+            kept::remove_state(&mut self.rows, incarnation);
+        }
     }
 
     fn id(&self, incarnation: u64) -> Option<SessionId> {

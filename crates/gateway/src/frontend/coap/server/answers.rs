@@ -133,7 +133,7 @@ impl Server {
             secure.stored(self.shared.state.durable.get());
         }
         let waits = self.acks.is_empty() && self.staged.is_empty();
-        if waits || self.shared.router.is_congested() {
+        if waits || self.shared.router.is_held() {
             return;
         }
         let now = Now::read();
