@@ -325,7 +325,7 @@ fn write_populations(out: &mut String, report: &Report) -> std::fmt::Result {
     if report.populations.is_empty() {
         return Ok(());
     }
-    writeln!(out, "<section>\n<h2>Populations</h2>\n<div class=\"wide\"><table class=\"numbers\">")?;
+    writeln!(out, "<section>\n<h2>Populations</h2>\n<div class=\"wide\"><table class=\"numbers populations\">")?;
     writeln!(
         out,
         "<tr><th>population</th><th>protocol</th><th>devices</th><th>period</th><th>sent</th><th>acked</th><th>failed</th>\
