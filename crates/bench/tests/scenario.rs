@@ -377,8 +377,9 @@ fn payloads_of_a_pattern_reach_the_server_and_are_found_by_the_audit() {
     let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let sees = seen.clone();
     let toy = Toy::start(move |request, _| {
-        let at = request.iter().position(|byte| *byte == b'{').unwrap();
-        let payload = &request[at..];
+        // The payload is text, so the last of these bytes is the marker before it.
+        let marker = request.iter().rposition(|byte| *byte == 0xFF).unwrap();
+        let payload = &request[marker + 1..];
         let name = format!("bench-{:08}", u32::from_be_bytes([0, request[4], request[5], request[6]]));
         kept.line(&name, payload);
         sees.lock().unwrap().push((name, String::from_utf8(payload.to_vec()).unwrap()));
