@@ -22,6 +22,7 @@ mod fleet;
 mod observe;
 mod paths;
 mod secure;
+mod stage;
 pub(crate) mod wire;
 
 use std::io::ErrorKind;

@@ -6,16 +6,12 @@
 //! Devices that sleep, or that a NAT has moved, cannot all be told before the run ends; they ask once more then, by registering
 //! again with the same token (§3.3.1).
 
-use std::time::Duration;
-
-use anyhow::bail;
-
 use super::fleet::{Fleet, State};
+use super::stage::Stage;
 use super::wire::{Answer, TOKEN_LEN, Template, Type, code_name};
 use crate::connect::{Part, SetUp};
 use crate::mqtt::Received;
 use crate::run::Control;
-use crate::timer::{TICK_MILLIS, Wheel};
 
 /// Registrations under way at a time, all threads together: as many as the handshakes of DTLS.
 const UNDER_WAY: usize = 256;
@@ -39,8 +35,9 @@ impl Fleet<'_> {
     /// Registers all devices before the run.
     pub(super) fn observe_first(&mut self, control: &Control) -> SetUp {
         self.clock = control.first_clock;
-        let counts = self.workload.security.is_none();
-        let stage = self.register_all(control, u64::MAX, counts)?;
+        // Under DTLS they count as connected already.
+        let connects = self.workload.security.is_none();
+        let stage = self.register_all(control, u64::MAX, connects)?;
         for device in &mut self.devices {
             (device.due_at, device.state) = (0, State::Idle);
         }
@@ -56,48 +53,21 @@ impl Fleet<'_> {
         Ok(())
     }
 
-    fn register_all(&mut self, control: &Control, until: u64, counts: bool) -> SetUp {
+    fn register_all(&mut self, control: &Control, until: u64, connects: bool) -> SetUp {
         let started = self.clock.now();
         if let Some(observing) = &mut self.observing {
             observing.stage = Some(Part::begin(started));
         }
-        let under_way = self.workload.under_way(UNDER_WAY);
-        let mut receivers = self.receivers();
-        let mut expired = Vec::new();
-        let (mut next, mut told) = (0, 0);
-        self.wheel = Wheel::new(self.devices.len());
-        loop {
-            if control.is_abandoned() {
-                bail!("called off");
-            }
-            let received = self.receive(&mut receivers, false, 0)?;
-            let now = self.clock.now();
-            self.wheel.advance(now / 1_000_000, &mut expired);
-            for i in expired.drain(..) {
-                self.on_timer(i, now);
-            }
-            let stage = self.observing.as_ref().and_then(|observing| observing.stage.as_ref());
-            let (stands, refused) = stage.map_or((0, 0), |stage| (stage.set_up, stage.refused));
-            while counts && told < stands {
-                control.count_connected();
-                told += 1;
-            }
-            let settled = (stands + refused) as usize;
-            while next < self.devices.len() && next - settled < under_way {
-                self.register(next, now);
-                next += 1;
-            }
-            self.flush()?;
-            // Where the first ones are all refused, or nobody answers them, the others need not ask.
-            let is_hopeless = stands == 0 && settled >= under_way;
-            if settled >= self.devices.len() || is_hopeless || now >= until {
-                break;
-            }
-            if received == 0 {
-                self.paths.wait(Duration::from_millis(TICK_MILLIS))?;
-            }
-        }
-        self.wheel = Wheel::new(self.devices.len());
+        let stage = Stage {
+            under_way: self.workload.under_way(UNDER_WAY),
+            rate: 0.0,
+            until,
+            may_be_hopeless: true,
+            connects,
+            begin: Fleet::register,
+            part: |fleet| fleet.observing.as_ref().and_then(|observing| observing.stage.as_ref()),
+        };
+        self.go_through(&stage, control)?;
         let stage = self.observing.as_mut().and_then(|observing| observing.stage.take());
         Ok(stage.unwrap_or_else(|| Part::begin(started)))
     }

@@ -8,7 +8,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
 use tidegate_dtls::{
     Alert, CLIENT_LEN, Client, ClientConfig, ClientEvent, CloseReason, HandshakeFailure, Outbox, Retransmission,
     SealError, Session, Timestamp,
@@ -17,13 +16,12 @@ use tidegate_net::Datagram;
 
 use super::Workload;
 use super::fleet::{Ending, Fleet, State};
+use super::stage::Stage;
 use crate::audit::device_name;
-use crate::clock::SECOND;
 use crate::connect::{Part, SetUp};
 use crate::credentials::Keys;
 use crate::payload::{fill, mix};
 use crate::run::Control;
-use crate::timer::{TICK_MILLIS, Wheel};
 
 /// How devices speak DTLS.
 #[derive(Debug, Clone)]
@@ -122,54 +120,21 @@ impl Fleet<'_> {
         secure.stage = Some(Part::begin(started));
         let share = self.devices.len() as f64 / f64::from(self.workload.devices);
         let rate = secure.security.handshake_rate * share;
-        let under_way = self.workload.under_way(secure.security.handshaking);
-        let mut receivers = self.receivers();
-        let mut expired = Vec::new();
-        let mut next = 0;
-        let mut told = 0;
-        loop {
-            if control.is_abandoned() {
-                bail!("called off");
-            }
-            let received = self.receive(&mut receivers, false, 0)?;
-            let now = self.clock.now();
-            self.wheel.advance(now / 1_000_000, &mut expired);
-            for i in expired.drain(..) {
-                self.on_timer(i, now);
-            }
-            let (stands, refused) = self.stage_counts();
-            for _ in told..stands {
-                control.count_connected();
-            }
-            told = stands;
-            let settled = (stands + refused) as usize;
-            let allowed = match rate > 0.0 {
-                true => ((now - started) as f64 / SECOND as f64 * rate) as usize + 1,
-                false => usize::MAX,
-            };
-            while next < self.devices.len() && next - settled < under_way && next < allowed {
-                self.devices[next].due_at = now;
-                self.shake(next, now);
-                next += 1;
-            }
-            self.flush()?;
-            if settled == self.devices.len() {
-                break;
-            }
-            if received == 0 {
-                let wait = if rate > 0.0 { Duration::from_millis(1) } else { Duration::from_millis(TICK_MILLIS) };
-                self.paths.wait(wait)?;
-            }
-        }
-        // The run has a clock of its own, which starts at zero again.
-        self.wheel = Wheel::new(self.devices.len());
+        let stage = Stage {
+            under_way: self.workload.under_way(secure.security.handshaking),
+            rate,
+            until: u64::MAX,
+            may_be_hopeless: false,
+            connects: true,
+            begin: |fleet, i, now| {
+                fleet.devices[i].due_at = now;
+                fleet.shake(i, now);
+            },
+            part: |fleet| fleet.secure.as_ref().and_then(|secure| secure.stage.as_ref()),
+        };
+        self.go_through(&stage, control)?;
         let stage = self.secure.as_mut().and_then(|secure| secure.stage.take());
         Ok(stage.unwrap_or_else(|| Part::begin(started)))
-    }
-
-    fn stage_counts(&self) -> (u32, u32) {
-        let stage = self.secure.as_ref().and_then(|secure| secure.stage.as_ref());
-        stage.map_or((0, 0), |stage| (stage.set_up, stage.refused))
     }
 
     /// Whether a device must make a handshake before it can send.
