@@ -13,7 +13,8 @@
 //!
 //! The subscriber must take `mqtt.min_subscriber_rate` meanwhile, which is looked at when [`LEAST`] should have been taken, but not more often than
 //! every [`LOOK`]. One that takes less is left behind: nobody waits for it for [`PENALTY`], so that with the rate by default it can hold others up for
-//! a hundredth of the time, and the bounds hold for it as for any other.
+//! a hundredth of the time, and the bounds hold for it as for any other. However many there are of that kind, a worker spends no more than a
+//! [`WASTE`]th of the time on them ([`Patience`]).
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -34,6 +35,12 @@ const LEAST: usize = 64 << 10;
 
 /// So long nobody waits for a subscriber that was too slow.
 const PENALTY: Duration = Duration::from_secs(60);
+
+/// So much of the time is spent at most, one part in these, on subscribers that turn out too slow.
+const WASTE: u32 = 20;
+
+/// And so much of it at once: four looks.
+const BURST: Duration = Duration::from_secs(2);
 
 /// What may be queued for a subscriber that is waited for beyond `mqtt.max_queued_messages`: what fits into a worker's inbox twice, once that
 /// which it is emptying and once that which fills up meanwhile.
@@ -56,6 +63,30 @@ pub(super) struct Behind {
     awaited: Vec<Awaited>,
     /// Those that were too slow, and until when.
     left: HashMap<SessionId, Instant>,
+    patience: Patience,
+}
+
+/// Time spent in vain, which is forgiven little by little.
+struct Patience {
+    spent: Duration,
+    at: Instant,
+}
+
+impl Patience {
+    fn new(now: Instant) -> Patience {
+        Patience { spent: Duration::ZERO, at: now }
+    }
+
+    /// Whether any is left.
+    fn is_left(&mut self, now: Instant) -> bool {
+        self.spent = self.spent.saturating_sub(now.saturating_duration_since(self.at) / WASTE);
+        self.at = now;
+        self.spent < BURST
+    }
+
+    fn spend(&mut self, time: Duration) {
+        self.spent += time;
+    }
 }
 
 struct Awaited {
@@ -80,6 +111,7 @@ impl Behind {
             },
             awaited: Vec::new(),
             left: HashMap::new(),
+            patience: Patience::new(Instant::now()),
         }
     }
 
@@ -122,6 +154,9 @@ impl Reactor {
             client.flags.left_behind = false;
             self.behind.left.remove(&client.id);
         }
+        if !self.behind.patience.is_left(now.instant) {
+            return;
+        }
         client.flags.awaited = true;
         self.behind.awaited.push(Awaited { id: client.id, since: now.instant, taken: 0 });
         self.shared.router.begin_wait();
@@ -140,6 +175,7 @@ impl Reactor {
             return;
         }
         let mut awaited = std::mem::take(&mut self.behind.awaited);
+        let mut wasted = Duration::ZERO;
         awaited.retain_mut(|awaited| {
             let outcome = match self.clients.by_id(awaited.id) {
                 Some((_, client)) if client.flags.awaited => {
@@ -156,6 +192,7 @@ impl Reactor {
                         client.flags.awaited = false;
                         client.flags.left_behind = true;
                         self.behind.left.insert(awaited.id, now.instant + PENALTY);
+                        wasted = wasted.max(elapsed);
                         "left_behind"
                     }
                 }
@@ -166,6 +203,32 @@ impl Reactor {
             false
         });
         self.behind.awaited = awaited;
+        // Time that was spent on several at once was spent once.
+        self.behind.patience.spend(wasted);
         self.behind.left.retain(|_, until| *until > now.instant);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slow_take_a_part_of_the_time_however_many_they_are() {
+        let start = Instant::now();
+        let mut patience = Patience::new(start);
+        let (mut now, mut wasted) = (start, Duration::ZERO);
+        let hour = Duration::from_secs(3600);
+        while now < start + hour {
+            // There always is another one that does not read.
+            if patience.is_left(now) {
+                now += LOOK;
+                wasted += LOOK;
+                patience.spend(LOOK);
+            } else {
+                now += Duration::from_millis(100);
+            }
+        }
+        assert!((hour / WASTE..=hour / WASTE + BURST + LOOK).contains(&wasted), "{wasted:?} of an hour");
     }
 }
