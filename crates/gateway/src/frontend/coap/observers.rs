@@ -89,8 +89,8 @@ pub(super) struct Observers {
     line: VecDeque<(u32, Option<TopicRef>)>,
     /// The endpoints of devices that sleep.
     asleep: HashMap<DeviceId, ThinVec<u32>>,
-    /// The highest number of relations that ended, whose observers may come back, and when one last did in seconds.
-    ended: Option<(u32, u64)>,
+    /// The highest number of relations that ended, whose observers may come back, and when one last did.
+    ended: Option<(u32, Duration)>,
     /// Slot that the sweep goes on with, and when it last did.
     swept: (usize, u64),
     /// Scratch.
@@ -169,8 +169,7 @@ impl Observers {
         now: Duration,
         random: u32,
     ) -> Registered {
-        let above = self.ended.filter(|(_, at)| now.as_secs() - at <= u64::from(ANY_NUMBER)).map(|(number, _)| number);
-        let begin = Begin { szx, format, above };
+        let begin = Begin { szx, format, above: self.above(now) };
         let slot = self.slot_or_insert(of.0, of.1, random);
         let observer = &mut self.slots[slot as usize];
         let before = observer.relations.observed(OWN, token).cloned();
@@ -192,6 +191,12 @@ impl Observers {
         }
         self.remove_if_empty(slot);
         registered
+    }
+
+    /// The number that those of a new relation must exceed, for an observer that had one before.
+    fn above(&self, now: Duration) -> Option<u32> {
+        let (number, at) = self.ended?;
+        (now.saturating_sub(at).as_secs() <= u64::from(ANY_NUMBER)).then_some(number)
     }
 
     /// The response that registered `endpoint` with `token` has a message ID of its own: a reset of it ends the relation.
@@ -232,10 +237,8 @@ impl Observers {
         if self.slots[slot as usize].relations.of_topic(&ended.topic) == 0 {
             topics.unwatch(&ended.topic, self.worker, slot);
         }
-        let before = self
-            .ended
-            .filter(|&(number, at)| is_newer(number, ended.number) && now.as_secs() - at <= u64::from(ANY_NUMBER));
-        self.ended = Some((before.map_or(ended.number, |(number, _)| number), now.as_secs()));
+        let higher = self.above(now).filter(|&above| is_newer(above, ended.number));
+        self.ended = Some((higher.unwrap_or(ended.number), now));
         self.remove_if_empty(slot);
     }
 
