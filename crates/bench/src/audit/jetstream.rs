@@ -87,18 +87,6 @@ impl JetStream {
         self.open().map(drop)
     }
 
-    /// Gives each message to `take`, as the device that its headers name and its payload; `missing` says whether more is wanted, `stop` whether
-    /// somebody wants an end.
-    pub(super) fn read(
-        &self,
-        mut take: impl FnMut(Option<&str>, &[u8]),
-        missing: &dyn Fn() -> bool,
-        stop: &dyn Fn() -> bool,
-    ) -> anyhow::Result<()> {
-        // `missing` looks at what `take` changed, so it is asked in between only.
-        self.deliver(&mut take, missing, stop)
-    }
-
     fn open(&self) -> anyhow::Result<Connection> {
         let named = || format!("jetstream://{}/{}", self.address, self.stream);
         let mut connection = Connection::connect(self).with_context(named)?;
@@ -107,9 +95,11 @@ impl JetStream {
         Ok(connection)
     }
 
-    fn deliver(
+    /// Gives each message to `take`, as the device that its headers name and its payload; `missing` says whether more is wanted, `stop` whether
+    /// somebody wants an end.
+    pub(super) fn read(
         &self,
-        take: &mut dyn FnMut(Option<&str>, &[u8]),
+        mut take: impl FnMut(Option<&str>, &[u8]),
         missing: &dyn Fn() -> bool,
         stop: &dyn Fn() -> bool,
     ) -> anyhow::Result<()> {
