@@ -5,14 +5,14 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use tidegate_tests::foreign::unpacked;
+use tidegate_tests::foreign::{Running, unpacked};
 use tidegate_tests::{repo, until};
 
 /// A NATS server with JetStream and MQTT; it ends with the test.
 struct Nats {
-    child: Child,
+    _server: Running,
     address: SocketAddr,
     mqtt: SocketAddr,
 }
@@ -31,8 +31,9 @@ impl Nats {
         let file = dir.join("nats.conf");
         fs::write(&file, config).expect("a file");
         let mut command = Command::new(unpacked("nats-server"));
-        let child = command.arg("-c").arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let nats = Nats { child: child.expect("nats-server is unpacked by `cargo xtask setup`"), address, mqtt };
+        // It logs to standard error.
+        let server = Running::start(command.arg("-c").arg(&file).stderr(Stdio::null()));
+        let nats = Nats { _server: server, address, mqtt };
         until("nats-server listens", || TcpStream::connect(address).and(TcpStream::connect(mqtt)).ok());
         nats
     }
@@ -75,13 +76,6 @@ impl Nats {
         let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         let report = fs::read(&json).ok().and_then(|report| serde_json::from_slice(&report).ok()).unwrap_or_default();
         (output.status.code(), said, report)
-    }
-}
-
-impl Drop for Nats {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
