@@ -30,6 +30,9 @@ const LOCK_FILE: &str = "lock";
 /// Time that a log which is dropped without [`Log::stop`] has to store what it accepted: a full queue on a disk of 13 MB/s.
 const DROP_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Time that the log's thread has to end once it has given up: a busy machine may not run it for that long.
+const GIVING_UP: Duration = Duration::from_secs(1);
+
 /// The log of one node, open for writing by this process alone. Dropping it stops it.
 #[derive(Debug)]
 pub struct Log {
@@ -196,7 +199,8 @@ impl Log {
         Cursor::open(self.shared.clone(), name)
     }
 
-    /// Refuses new records, stores those accepted, and ends, within `deadline`.
+    /// Refuses new records, stores those accepted, and ends, within `deadline`. What is not stored then is given up; only a disk that holds
+    /// the log's thread keeps the lock of the directory more than a second longer.
     #[must_use]
     pub fn stop(mut self, deadline: Duration) -> Stopped {
         self.finish(deadline)
@@ -215,7 +219,7 @@ impl Log {
         }
         shared.work.notify_all();
         // A log that waits for a segment gives up at the deadline by itself; one that waits for the disk cannot be waited for.
-        let until = Instant::now() + deadline;
+        let until = Instant::now() + deadline + GIVING_UP;
         while !shared.progress.has_ended() && Instant::now() < until {
             if shared.has_failed() {
                 // Its thread ends at once, unless the disk holds it.

@@ -178,6 +178,18 @@ fn a_log_that_waits_for_space_says_at_the_stop_what_it_abandons() {
 }
 
 #[test]
+fn a_stop_without_time_leaves_the_directory_free() {
+    let rig = Rig::new();
+    for round in 0..20 {
+        let (log, _) = rig.open();
+        let mut batch = Batch::new();
+        push(&mut batch, round + 1, 900);
+        log.appender().append(&mut batch).unwrap();
+        let _ = log.stop(Duration::ZERO);
+    }
+}
+
+#[test]
 fn a_sink_that_lags_holds_the_log_at_its_bound_and_frees_it() {
     let mut rig = Rig::new();
     rig.config.max_bytes = 4 * rig.config.segment_bytes;
