@@ -1,10 +1,12 @@
-//! The device registry: `cargo bench -p tidegate-benches --bench registry [-- DEVICES [CACHE_MIB]]`.
+//! The device registry: `cargo bench -p tidegate-benches --bench registry [-- DEVICES [CACHE_MIB] [DIR]]`.
 //!
 //! Imports DEVICES (1 million) devices with a pre-shared key and a token each, in parts of 100,000; opens the database again as after a
-//! crash, which reads all of it (up to two million devices: that takes a copy of the file, of a kilobyte a device); then looks random identities up, known and unknown, and verifies logins, right and wrong, on one
-//! thread. CACHE_MIB (64) is the memory for pages; what is not in it comes from the system's page cache. Files are in the target directory's
-//! file system, and removed afterwards.
+//! crash, which reads all of it (up to two million devices: that takes a copy of the file, of a kilobyte a device); then looks random
+//! identities up, known and unknown, and verifies logins, right and wrong, on one thread. CACHE_MIB (64) is the memory for pages; what is not
+//! in it comes from the system's page cache. Files are in the target directory's file system, and removed afterwards. In DIR they stay, and
+//! a second run with it looks up without importing again.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -57,9 +59,12 @@ fn main() -> Result<()> {
     let mut numbers = std::env::args().skip(1).filter_map(|arg| arg.parse::<u64>().ok());
     let devices = numbers.next().unwrap_or(1_000_000);
     let cache = numbers.next().unwrap_or(64);
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).context("a directory")?;
+    // Cargo adds options of its own.
+    let kept = std::env::args().skip(1).find(|arg| !arg.starts_with('-') && arg.parse::<u64>().is_err());
+    let temporary = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).context("a directory")?;
+    let dir = kept.map_or_else(|| temporary.path().to_owned(), PathBuf::from);
     let config = Config {
-        path: dir.path().join("state.redb"),
+        path: dir.join("state.redb"),
         cache_bytes: usize::try_from(cache << 20)?,
         pending_bytes: 1 << 30,
         low_water_bytes: 0,
@@ -68,17 +73,19 @@ fn main() -> Result<()> {
     let store = Store::open(config.clone(), &Metrics::new())?;
     let registry = Registry::open(&store)?;
     let start = Instant::now();
-    for first in (0..devices).step_by(usize::try_from(PART)?) {
+    let held = registry.len()?;
+    ensure!(held == 0 || held == devices, "{} holds {held} devices", dir.display());
+    for first in (held..devices).step_by(usize::try_from(PART)?) {
         let lines: Vec<ImportLine> = (first..devices.min(first + PART)).map(line).collect();
         let imported = registry.import(&lines)?;
         ensure!(imported.refused.is_empty(), "{:?}", imported.refused.first());
     }
     let seconds = start.elapsed().as_secs_f64();
     let bytes = std::fs::metadata(&config.path)?.len();
-    println!("{devices} devices imported in {seconds:.1} s; {} bytes of file each", bytes / devices);
+    println!("{} devices imported in {seconds:.1} s; {} bytes of file each", devices - held, bytes / devices);
 
     // Left as a crash leaves it: a copy of the file while it is open was not closed.
-    let torn = dir.path().join("torn.redb");
+    let torn = temporary.path().join("torn.redb");
     let crashed = devices <= MOST_COPIED;
     if crashed {
         std::fs::copy(&config.path, &torn)?;

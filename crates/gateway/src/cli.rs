@@ -112,7 +112,11 @@ impl FromArgMatches for DevicesAction {
 
 impl Subcommand for DevicesAction {
     fn augment_subcommands(command: clap::Command) -> clap::Command {
-        DevicesCommand::augment_subcommands(command).mut_subcommands(ConfigArgs::augment_args)
+        DevicesCommand::augment_subcommands(command).mut_subcommands(|action| {
+            // Arguments that are added bring the description of their struct along.
+            let about = action.get_about().cloned().unwrap_or_default();
+            ConfigArgs::augment_args(action).about(about)
+        })
     }
 
     fn augment_subcommands_for_update(command: clap::Command) -> clap::Command {
@@ -304,5 +308,16 @@ mod tests {
     #[test]
     fn every_command_is_put_together_right() {
         <super::Cli as CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn every_action_on_devices_is_described_for_itself() {
+        let mut command = <super::Cli as CommandFactory>::command();
+        let devices = command.find_subcommand_mut("devices").unwrap();
+        let about: Vec<String> = devices.get_subcommands().map(|it| it.get_about().unwrap().to_string()).collect();
+        let mut different = about.clone();
+        different.sort();
+        different.dedup();
+        assert_eq!(different.len(), about.len(), "{about:?}");
     }
 }

@@ -83,7 +83,7 @@ pub(crate) struct Args {
     /// Seconds measured of `million`.
     #[arg(long, default_value_t = 60.0)]
     million_duration: f64,
-    /// Generator threads of `mqtt`.
+    /// Generator threads of `mqtt` and `idle`.
     #[arg(long, default_value_t = 2)]
     mqtt_threads: u32,
     /// Leave rmqtt out of `mqtt-grid`, which takes a quarter of an hour to build.
@@ -371,7 +371,9 @@ fn idle(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<Value>) -> 
     let (_, files) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
         .context("cannot read the limit of open files")?;
     let connections = args.connections.unwrap_or(19_000).min(files.saturating_sub(OTHER_FILES)).to_string();
-    let load = ["mqtt", "--idle", "-n", &connections, "-d", "2"];
+    // One thread connects more slowly than either server accepts.
+    let threads = args.mqtt_threads.to_string();
+    let load = ["mqtt", "--idle", "-n", &connections, "--threads", &threads, "-d", "2"];
     // As fast as it can, like its peer.
     let unlimited = ["--set", "mqtt.connect_rate=0"];
     let mut shown = [(Kind::Mosquitto, [vec![], vec![], vec![]]), (Kind::Tidegate, [vec![], vec![], vec![]])];
