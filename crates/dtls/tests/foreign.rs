@@ -195,6 +195,18 @@ fn openssl_s_client_connects_and_resumes() {
 }
 
 #[test]
+fn openssl_s_client_connects_with_a_hello_in_fragments() {
+    let ours = Ours::echo(ServerConfig::default());
+    let mut command = tool("openssl");
+    command.args(["s_client", "-dtls1_2", "-mtu", "256", "-psk_identity", IDENTITY, "-psk", KEY_HEX]);
+    command.args(["-cipher", "ALL:COMPLEMENTOFALL:@SECLEVEL=0", "-connect", &ours.address.to_string()]);
+    let mut client = Running::start(command);
+    client.wait_for("PSK-AES128-CCM8");
+    client.say("a reading of 21.5");
+    client.wait_for("a reading of 21.5");
+}
+
+#[test]
 fn openssl_s_client_hears_of_a_wrong_key() {
     let ours = Ours::echo(ServerConfig::default());
     for (identity, key) in [(IDENTITY, "00"), ("stranger", KEY_HEX)] {

@@ -11,7 +11,7 @@ use support::{
 };
 use tidegate_dtls::{
     Alert, CidFormat, ClientConfig, ClientEvent, ConnectionId, Credentials, DropReason, Event, HandshakeFailure, Key,
-    MAX_PENDING_BYTES, Retransmission, SealError, ServerConfig, Timestamp,
+    MAX_PARTIAL_BYTES, MAX_PENDING_BYTES, Retransmission, SealError, ServerConfig, Timestamp,
 };
 
 const CALM: Weather = Weather { loss: 0, duplicate: 0, delay_ms: 50 };
@@ -320,6 +320,84 @@ fn a_cookie_of_another_address_is_not_taken() {
     let got = server.handle(&verified, path(2), START);
     assert_eq!(got[0].event, Event::Drop(DropReason::CookieRequested));
     assert_eq!(server.server.handshakes(), 0);
+}
+
+/// The one message of a datagram in fragments of `len` bytes, each in a datagram of its own.
+fn fragments(datagram: &[u8], len: usize) -> Vec<Vec<u8>> {
+    let body = &datagram[25..];
+    let cut = |(number, bytes): (usize, &[u8])| {
+        let mut out = datagram[..25].to_vec();
+        out[10] += number as u8;
+        out[11..13].copy_from_slice(&(12 + bytes.len() as u16).to_be_bytes());
+        out[20..22].copy_from_slice(&((number * len) as u16).to_be_bytes());
+        out[23..25].copy_from_slice(&(bytes.len() as u16).to_be_bytes());
+        out.extend_from_slice(bytes);
+        out
+    };
+    body.chunks(len).enumerate().map(cut).collect()
+}
+
+#[test]
+fn a_hello_in_fragments_is_answered_like_a_whole_one() {
+    let config = ClientConfig { cid: ConnectionId::new(&[5; 16]), ..ClientConfig::default() };
+    for (cut_first, cut_second) in [(true, true), (true, false), (false, true)] {
+        let mut server = TestServer::new(ServerConfig::default(), 1);
+        let mut client = TestClient::connect(&Arc::new(config.clone()), 1, None, START, &mut Rng(4));
+        let pieces = |datagram: Vec<u8>, cut: bool| if cut { fragments(&datagram, 60) } else { vec![datagram] };
+        let first = pieces(client.sent().remove(0), cut_first);
+        let happened: Vec<_> = first.iter().flat_map(|piece| server.handle(piece, client.path, START)).collect();
+        assert_eq!(happened[0].event, Event::Drop(DropReason::CookieRequested));
+        assert!(happened[1..].iter().all(|h| h.event == Event::Drop(DropReason::UnverifiableHello)));
+        assert_eq!((server.server.handshakes(), server.server.handshake_bytes()), (0, 0));
+        let request = server.sent();
+        assert_eq!(request.len(), 1, "one answer to all fragments");
+        assert!(request[0].1.len() <= first[0].len());
+        client.handle(&request[0].1, START);
+        let second = pieces(client.sent().remove(0), cut_second);
+        // The last comes before the first, and the first twice.
+        let order = [&second[second.len() - 1..], &second[..1], &second[..]].concat();
+        order.iter().for_each(|piece| drop(server.handle(piece, client.path, START)));
+        let answers = server.sent();
+        assert_eq!((server.server.handshakes(), answers.is_empty()), (1, false));
+        client.handle(&answers[0].1, START);
+        let (happened, _) = converse(&mut server, &mut client, START);
+        assert!(client.client.is_established() && established(&happened).is_some());
+        assert_eq!(server.server.handshakes(), 0);
+    }
+}
+
+#[test]
+fn nothing_is_kept_of_fragments_without_a_cookie_and_little_of_those_with_one() {
+    let mut server = TestServer::new(ServerConfig::default(), 1);
+    let config = Arc::new(ClientConfig { cid: ConnectionId::new(&[5; 16]), ..ClientConfig::default() });
+    for number in 0..500 {
+        let mut client = TestClient::connect(&config, number, None, START, &mut Rng(4));
+        let first = client.sent().remove(0);
+        for len in [1, 20, 35, 36, 60] {
+            for piece in fragments(&first, len) {
+                server.handle(&piece, client.path, START);
+                let sent: usize = server.sent().iter().map(|(_, bytes)| bytes.len()).sum();
+                assert!(sent <= piece.len(), "{sent} bytes for {}", piece.len());
+            }
+        }
+        assert_eq!((server.server.handshakes(), server.server.handshake_bytes()), (0, 0));
+    }
+    for number in 0..500 {
+        let mut client = TestClient::connect(&config, number, None, START, &mut Rng(4));
+        server.handle(&client.sent()[0], client.path, START);
+        client.handle(&server.sent()[0].1, START);
+        // The message says that it is as long as any that is put together.
+        let mut piece = fragments(&client.sent()[0], 60).remove(0);
+        piece[14..17].copy_from_slice(&[0, 8, 0]);
+        server.handle(&piece, client.path, START);
+        assert!(server.sent().is_empty() && server.server.handshakes() == 0);
+        piece[14..17].copy_from_slice(&[0, 8, 1]);
+        let happened = server.handle(&piece, client.path, START);
+        assert_eq!(happened[0].event, Event::Failed(HandshakeFailure::Sent(Alert::HANDSHAKE_FAILURE)));
+        server.sent();
+    }
+    let bytes = server.server.handshake_bytes();
+    assert!(bytes > 0 && bytes <= MAX_PARTIAL_BYTES, "{bytes} bytes");
 }
 
 #[test]

@@ -150,13 +150,38 @@ pub(crate) fn fragment_limit(code: u8) -> Option<usize> {
     (1..=4).contains(&code).then(|| 256 << code)
 }
 
-/// A `ClientHello` (RFC 6347 §4.2.1), in place.
+/// What a `ClientHello` begins with, up to its cookie. The first fragment of one must hold so much to be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HelloStart<'a> {
+    pub(crate) version: [u8; 2],
+    pub(crate) random: &'a [u8; RANDOM_LEN],
+    /// At most 32 bytes.
+    pub(crate) session_id: &'a [u8],
+    pub(crate) cookie: &'a [u8],
+}
+
+impl<'a> HelloStart<'a> {
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<HelloStart<'a>, Malformed> {
+        HelloStart::read(&mut Fields(bytes))
+    }
+
+    fn read(fields: &mut Fields<'a>) -> Result<HelloStart<'a>, Malformed> {
+        let start = HelloStart {
+            version: *fields.array()?,
+            random: fields.array()?,
+            session_id: fields.vector8()?,
+            cookie: fields.vector8()?,
+        };
+        if start.session_id.len() > 32 { Err(Malformed) } else { Ok(start) }
+    }
+}
+
+/// A `ClientHello` (RFC 6347 §4.2.1), in place; its cookie is what [`HelloStart`] is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClientHello<'a> {
     pub(crate) version: [u8; 2],
     pub(crate) random: &'a [u8; RANDOM_LEN],
     pub(crate) session_id: &'a [u8],
-    pub(crate) cookie: &'a [u8],
     pub(crate) suites: &'a [u8],
     pub(crate) compressions: &'a [u8],
     pub(crate) extensions: Extensions<'a>,
@@ -165,17 +190,17 @@ pub(crate) struct ClientHello<'a> {
 impl<'a> ClientHello<'a> {
     pub(crate) fn parse(body: &'a [u8]) -> Result<ClientHello<'a>, Malformed> {
         let mut fields = Fields(body);
+        let HelloStart { version, random, session_id, cookie: _ } = HelloStart::read(&mut fields)?;
         let hello = ClientHello {
-            version: *fields.array()?,
-            random: fields.array()?,
-            session_id: fields.vector8()?,
-            cookie: fields.vector8()?,
+            version,
+            random,
+            session_id,
             suites: fields.vector16()?,
             compressions: fields.vector8()?,
             extensions: Extensions::parse(fields)?,
         };
         let suites_fit = !hello.suites.is_empty() && hello.suites.len().is_multiple_of(2);
-        if hello.session_id.len() > 32 || !suites_fit || hello.compressions.is_empty() {
+        if !suites_fit || hello.compressions.is_empty() {
             return Err(Malformed);
         }
         Ok(hello)
@@ -329,7 +354,10 @@ mod tests {
     fn a_client_hello_is_read_as_it_is_written() {
         let body = hello(b"cookie");
         let parsed = ClientHello::parse(&body).unwrap();
-        assert_eq!((parsed.session_id, parsed.cookie), (&[1, 2, 3][..], &b"cookie"[..]));
+        let start = HelloStart::parse(&body[..2 + 32 + 4 + 7]).unwrap();
+        assert_eq!((start.session_id, start.cookie), (&[1, 2, 3][..], &b"cookie"[..]));
+        assert_eq!((start.version, start.random, start.session_id), (parsed.version, parsed.random, parsed.session_id));
+        assert_eq!(HelloStart::parse(&body[..2 + 32 + 4 + 6]), Err(Malformed));
         assert!(parsed.reaches_1_2() && parsed.offers_ours() && parsed.signals_renegotiation());
         let expected = Extensions {
             extended_master_secret: true,

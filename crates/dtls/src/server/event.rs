@@ -112,8 +112,7 @@ pub enum DropReason {
     /// A `ClientHello` without a valid cookie that was answered by a `HelloVerifyRequest`; counted as it is how every
     /// handshake begins.
     CookieRequested,
-    /// A `ClientHello` before the cookie that is fragmented, which a stateless answer cannot cope with, or smaller than
-    /// its answer would be.
+    /// A fragment of a `ClientHello` that carries no cookie and follows none, or a hello that is smaller than its answer would be.
     UnverifiableHello,
     /// A message of the handshake that was seen before.
     Duplicate,

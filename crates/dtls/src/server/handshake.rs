@@ -25,13 +25,14 @@ use std::collections::BTreeSet;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::partial::{MAX_HELLO_LEN, Taken};
 use super::{Context, DropReason, Event, HandshakeFailure, Server, ServerConfig};
 use crate::alert::{Alert, AlertLevel};
 use crate::association::{Agreed, Association};
 use crate::cid::{ConnectionId, RANDOM_LEN, ServerCid, Tag};
 use crate::crypto::{self, KeyBlock, MasterSecret, Sender, VERIFY_DATA_LEN};
 use crate::environment::{Key, Owner, Random};
-use crate::handshake::codec::{self, ClientHello, Extensions, SUITE, ServerHello};
+use crate::handshake::codec::{self, ClientHello, Extensions, HelloStart, SUITE, ServerHello};
 use crate::handshake::cookie::COOKIE_LEN;
 use crate::handshake::flight::{Flight, Wire};
 use crate::handshake::reassembly::{Accepted, Inbound};
@@ -59,8 +60,8 @@ const MAX_HELLO_RECORD: u64 = 1 << 31;
 /// Length of a `HelloVerifyRequest` record.
 const VERIFY_REQUEST_LEN: usize = HEADER_LEN + MESSAGE_HEADER_LEN + 3 + COOKIE_LEN;
 
-/// Length of the shortest `ClientHello` that can be parsed, as a record.
-const SHORTEST_HELLO: usize = HEADER_LEN + MESSAGE_HEADER_LEN + 2 + 32 + 1 + 1 + 4 + 2;
+/// Length of the shortest start of a `ClientHello` that is answered, as a record.
+const SHORTEST_HELLO: usize = HEADER_LEN + MESSAGE_HEADER_LEN + 2 + 32 + 1 + 1;
 
 // No more bytes are sent than were received until an address is verified; the alert is shorter still.
 const _: () = assert!(VERIFY_REQUEST_LEN <= SHORTEST_HELLO);
@@ -159,24 +160,30 @@ impl Pending {
 }
 
 impl Server {
-    /// A `ClientHello` in the clear: the stateless part.
+    /// A `ClientHello` in the clear, or a fragment of one. Up to the cookie nothing is kept.
     pub(super) fn client_hello(&mut self, fragment: &Fragment<'_>, record: &RecordHeader, cx: &mut Context<'_, '_>) {
-        if !fragment.is_whole() {
-            return cx.drop(DropReason::UnverifiableHello);
-        }
-        let Ok(hello) = ClientHello::parse(fragment.bytes) else { return cx.drop(DropReason::Malformed) };
         if fragment.sequence > MAX_HELLO_SEQUENCE || record.sequence > MAX_HELLO_RECORD {
             return cx.drop(DropReason::OutOfBounds);
         }
-        if !self.cookies.check(cx.path, &hello) {
-            let cookie = self.cookies.make(cx.path, &hello);
+        if fragment.offset > 0 {
+            let taken = self.hellos.add(cx.path, fragment, cx.now);
+            return self.hello_fragment(taken, fragment, record, cx);
+        }
+        let start = match HelloStart::parse(fragment.bytes) {
+            Ok(start) => start,
+            Err(_) if fragment.is_whole() => return cx.drop(DropReason::Malformed),
+            // Without a cookie in its first fragment, no hello in fragments can be answered.
+            Err(_) => return cx.drop(DropReason::UnverifiableHello),
+        };
+        if !self.cookies.check(cx.path, &start) {
+            let cookie = self.cookies.make(cx.path, &start);
             send_verify_request(cx.out, cx.path, fragment.sequence, record.sequence, &cookie);
             return cx.drop(DropReason::CookieRequested);
         }
         if let Some(index) = self.table.pending_at(cx.path) {
             let mtu = self.config.mtu;
             match self.table.pending(index) {
-                Some(pending) if pending.client_random == *hello.random => {
+                Some(pending) if pending.client_random == *start.random => {
                     if pending.echoes < MAX_ECHOES {
                         pending.echoes += 1;
                         pending.send_flight(mtu, cx.out);
@@ -186,13 +193,45 @@ impl Server {
                 _ => self.fail(index, HandshakeFailure::Superseded, cx.events),
             }
         }
-        if let Err(alert) = self.answer_hello(&hello, fragment, record.sequence as u32, cx) {
-            send_plain_alert(cx.out, cx.path, record.sequence, alert);
-            cx.events.push(Event::Failed(HandshakeFailure::Sent(alert)));
+        if fragment.is_whole() {
+            return self.verified_hello(fragment, record.sequence, cx);
+        }
+        if fragment.length > MAX_HELLO_LEN {
+            return refuse_hello(Alert::HANDSHAKE_FAILURE, record.sequence, cx);
+        }
+        let lifetime = self.config.handshake_lifetime;
+        let taken = self.hellos.begin(cx.path, start.random, fragment, cx.now, lifetime);
+        self.hello_fragment(taken, fragment, record, cx);
+    }
+
+    /// What follows from a fragment of a hello, which may be the last that was missing.
+    fn hello_fragment(
+        &mut self,
+        taken: Taken,
+        fragment: &Fragment<'_>,
+        record: &RecordHeader,
+        cx: &mut Context<'_, '_>,
+    ) {
+        match taken {
+            Taken::Kept => {}
+            Taken::Unknown if self.table.pending_at(cx.path).is_some() => cx.drop(DropReason::Duplicate),
+            Taken::Unknown => cx.drop(DropReason::UnverifiableHello),
+            Taken::Whole(body) => {
+                let whole = Fragment { offset: 0, bytes: &body, ..*fragment };
+                self.verified_hello(&whole, record.sequence, cx);
+            }
         }
     }
 
-    /// A `ClientHello` whose cookie is good.
+    /// A whole `ClientHello` whose cookie is good.
+    fn verified_hello(&mut self, fragment: &Fragment<'_>, record_sequence: u64, cx: &mut Context<'_, '_>) {
+        let Ok(hello) = ClientHello::parse(fragment.bytes) else { return cx.drop(DropReason::Malformed) };
+        if let Err(alert) = self.answer_hello(&hello, fragment, record_sequence as u32, cx) {
+            refuse_hello(alert, record_sequence, cx);
+        }
+    }
+
+    /// Begins a handshake, if we can agree with what the hello offers.
     fn answer_hello(
         &mut self,
         hello: &ClientHello<'_>,
@@ -628,6 +667,12 @@ fn resumable(hello: &ClientHello<'_>, cx: &mut Context<'_, '_>) -> Result<Option
     }
     let known = cx.env.psks.psk(&session.identity).is_some_and(|psk| psk.owner == session.owner);
     Ok(known.then_some(session))
+}
+
+/// Answers a hello whose cookie is good by an alert.
+fn refuse_hello(alert: Alert, record_sequence: u64, cx: &mut Context<'_, '_>) {
+    send_plain_alert(cx.out, cx.path, record_sequence, alert);
+    cx.events.push(Event::Failed(HandshakeFailure::Sent(alert)));
 }
 
 fn send_verify_request(

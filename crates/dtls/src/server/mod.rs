@@ -17,11 +17,13 @@ use crate::time::Timestamp;
 mod config;
 mod event;
 mod handshake;
+mod partial;
 
 pub use config::{AddressChanges, ConfigError, MAX_SLOTS, MIN_MTU, Retransmission, ServerConfig};
 pub use event::{CloseReason, DropReason, Event, HandshakeFailure, Moved, SealError};
 pub use handshake::MAX_PENDING_BYTES;
 pub(crate) use handshake::Pending;
+pub use partial::MAX_PARTIAL_BYTES;
 
 /// Records read of one datagram. The longest flight has five, application data one or two; what lies behind is somebody's try
 /// to make one datagram cost many.
@@ -38,6 +40,7 @@ pub struct Server {
     config: ServerConfig,
     table: Table,
     cookies: Cookies,
+    hellos: partial::PartialHellos,
     timers: handshake::Timers,
     /// The session of a resumption that just failed.
     failed_session: Option<SessionId>,
@@ -108,6 +111,7 @@ impl Server {
         Ok(Server {
             table: Table::new(capacity, hash_state(random)),
             cookies: Cookies::new(config.cookie_rotation, random),
+            hellos: partial::PartialHellos::default(),
             timers: handshake::Timers::new(),
             failed_session: None,
             unsorted: false,
@@ -127,10 +131,11 @@ impl Server {
         self.table.pending_len()
     }
 
-    /// Bytes that the handshakes under way take: at most [`MAX_PENDING_BYTES`] each. It looks at all of them.
+    /// Bytes that the handshakes under way take: at most [`MAX_PENDING_BYTES`] each, and [`MAX_PARTIAL_BYTES`] for hellos of which a part has come. It
+    /// looks at all of them.
     #[must_use]
     pub fn handshake_bytes(&self) -> usize {
-        self.table.iter_pending().map(Pending::bytes).sum()
+        self.table.iter_pending().map(Pending::bytes).sum::<usize>() + self.hellos.bytes()
     }
 
     /// Takes a datagram. Records are decrypted where they lie; each gives an event, what is to be sent goes to `out`.
