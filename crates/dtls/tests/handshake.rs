@@ -168,7 +168,11 @@ fn an_unknown_identity_looks_like_a_wrong_key() {
     let look = |credentials: Credentials| {
         let mut server = TestServer::new(ServerConfig::default(), 1);
         let mut client = TestClient::connect_as(&Arc::default(), credentials, path(1), None, START, &mut Rng(4));
-        let (happened, wire) = converse(&mut server, &mut client, START);
+        let (mut happened, mut wire) = converse(&mut server, &mut client, START);
+        assert!(server.server.poll_timeout().is_none_or(|at| at <= soon()), "it is not kept");
+        happened.extend(server.timeout(soon()));
+        wire.extend(server.sent().into_iter().map(|(_, bytes)| (false, bytes)));
+        client.handle(&wire[wire.len() - 1].1, soon());
         assert_eq!(server.server.handshakes(), 0, "it is not kept");
         let shape: Vec<_> = wire.iter().map(|(up, bytes)| (*up, bytes.len(), bytes[0])).collect();
         let events: Vec<Event> = happened.into_iter().map(|h| h.event).collect();
@@ -183,6 +187,75 @@ fn an_unknown_identity_looks_like_a_wrong_key() {
     let unknown = look(Credentials::new(b"stranger", key(1)).unwrap());
     assert_eq!(wrong, unknown);
     assert!(wrong.1.contains(&Event::Failed(HandshakeFailure::Sent(Alert::BAD_RECORD_MAC))));
+}
+
+/// When a client with a wrong key is told.
+fn soon() -> Timestamp {
+    START.plus(Duration::from_millis(500))
+}
+
+/// A handshake whose key exchange has arrived, and the record of its `Finished`.
+fn before_finished(number: u64, secret: Key) -> (TestServer, TestClient, Vec<u8>) {
+    let mut server = TestServer::new(ServerConfig::default(), 1);
+    let credentials = Credentials::new(identity(number).as_bytes(), secret).unwrap();
+    let mut client = TestClient::connect_as(&Arc::default(), credentials, path(1), None, START, &mut Rng(4));
+    for _ in 0..2 {
+        server.handle(&client.sent()[0], client.path, START);
+        client.handle(&server.sent()[0].1, START);
+    }
+    let flight = client.sent().remove(0);
+    let first = 13 + usize::from(flight[12]);
+    server.handle(&flight[..first], client.path, START);
+    (server, client, flight[first + 14..].to_vec())
+}
+
+#[test]
+fn a_forged_record_does_not_end_a_handshake_from_elsewhere_nor_at_once_from_its_address() {
+    for secret in [key(950), key(100_950)] {
+        let (mut server, mut client, finished) = before_finished(950, secret);
+        let mut forged = finished.clone();
+        *forged.last_mut().unwrap() ^= 1;
+        let mut short = finished[..13 + 9 + 32].to_vec();
+        short[20..22].copy_from_slice(&[0, 32]);
+        for _ in 0..20 {
+            let happened = server.handle(&forged, path(666), START);
+            assert_eq!(happened[0].event, Event::Drop(DropReason::BadRecordMac));
+            server.handle(&short, client.path, START);
+        }
+        server.handle(&forged, client.path, START);
+        server.handle(&forged, client.path, START);
+        assert_eq!((server.sent().len(), server.server.handshakes()), (0, 1));
+        let happened = server.handle(&finished, client.path, START);
+        assert!(established(&happened).is_some(), "{happened:?}");
+        client.handle(&server.sent()[0].1, START);
+        assert!(client.client.is_established() && server.timeout(soon()).is_empty());
+    }
+}
+
+#[test]
+fn forged_records_from_its_address_end_a_handshake_soon() {
+    for records in [1, 2, 3] {
+        let (mut server, client, mut forged) = before_finished(1, key(1));
+        *forged.last_mut().unwrap() ^= 1;
+        (0..records).for_each(|_| drop(server.handle(&forged, client.path, START)));
+        assert_eq!(server.server.handshakes(), usize::from(records < 3), "a third ends it at once");
+        server.timeout(soon());
+        assert_eq!(server.server.handshakes(), 0);
+        let sent = server.sent();
+        assert_eq!((sent.len(), &sent[0].1[13..]), (1, &[2, 20][..]));
+    }
+}
+
+#[test]
+fn the_key_before_opens_an_association_of_the_same_address() {
+    let plain = Arc::new(ClientConfig { cid: None, ..ClientConfig::default() });
+    let mut server = TestServer::new(ServerConfig::default(), 1);
+    for _ in 0..2 {
+        let credentials = Credentials::new(b"device-950", key(100_950)).unwrap();
+        let mut client = TestClient::connect_as(&plain, credentials, path(1), None, START, &mut Rng(4));
+        converse(&mut server, &mut client, START);
+        assert!(client.client.is_established());
+    }
 }
 
 #[test]

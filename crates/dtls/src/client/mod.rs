@@ -248,6 +248,14 @@ impl Client {
         }
     }
 
+    /// Sends a fatal alert in the middle of a handshake, for the same tests.
+    #[cfg(test)]
+    pub(crate) fn give_up(&mut self, out: &mut Outbox<()>) {
+        if let State::Handshaking(handshake) = &mut self.state {
+            handshake.alert(Alert::INTERNAL_ERROR, out);
+        }
+    }
+
     fn handshake_record(
         &mut self,
         datagram: &mut [u8],

@@ -19,8 +19,13 @@
 //! An unknown identity runs on with a random key, to the record of `Finished`, which then fails as with a wrong key: both get a fatal
 //! `bad_record_mac`. Before that, the record is tried with the key before this one; where there is none, with a random one, so
 //! that a failure takes as long whatever it is.
+//!
+//! Whoever knows a CID or spoofs an address can send such a record, too, and RFC 6347 §4.1.2.7 would have it dropped in silence. So one that
+//! comes from another address changes nothing, and after one from the client's own the alert waits for [`FORGED_GRACE`], in which
+//! a genuine `Finished` is still taken.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
@@ -30,7 +35,7 @@ use super::{Context, DropReason, Event, HandshakeFailure, Server, ServerConfig};
 use crate::alert::{Alert, AlertLevel};
 use crate::association::{Agreed, Association};
 use crate::cid::{ConnectionId, RANDOM_LEN, ServerCid, Tag};
-use crate::crypto::{self, KeyBlock, MasterSecret, Sender, VERIFY_DATA_LEN};
+use crate::crypto::{self, EXPLICIT_NONCE_LEN, KeyBlock, MasterSecret, Sender, TAG_LEN, VERIFY_DATA_LEN};
 use crate::environment::{Key, Owner, Random};
 use crate::handshake::codec::{self, ClientHello, Extensions, HelloStart, SUITE, ServerHello};
 use crate::handshake::cookie::COOKIE_LEN;
@@ -56,6 +61,17 @@ const MAX_HELLO_SEQUENCE: u16 = 255;
 
 /// Highest record sequence number of a hello. Ours count on from it (RFC 6347 §4.2.1), and are kept in 32 bits.
 const MAX_HELLO_RECORD: u64 = 1 << 31;
+
+/// Records that might be a `Finished` and do not open: with so many from its own address a handshake ends at once, since each costs two
+/// derivations of keys.
+const MAX_FORGED: u8 = 3;
+
+/// How long a handshake goes on after the first of them: shorter than the second that a client waits before it sends its flight again
+/// (RFC 6347 §4.2.4.1), longer than most datagrams are late.
+const FORGED_GRACE: Duration = Duration::from_millis(500);
+
+/// What follows the header in the record of a `Finished`, at least.
+const FINISHED_BODY_LEN: usize = EXPLICIT_NONCE_LEN + MESSAGE_HEADER_LEN + VERIFY_DATA_LEN + TAG_LEN;
 
 /// Length of a `HelloVerifyRequest` record.
 const VERIFY_REQUEST_LEN: usize = HEADER_LEN + MESSAGE_HEADER_LEN + 3 + COOKIE_LEN;
@@ -86,6 +102,8 @@ pub(crate) struct Pending {
     sent: u8,
     /// Of these, those that a repeated hello asked for.
     echoes: u8,
+    /// Records from its own address that might have been its `Finished` and did not open; once there was one, the timer is for the end.
+    forged: u8,
     /// When something is due: the flight again, or the end.
     pub(crate) timer: Timestamp,
     expires: Timestamp,
@@ -105,9 +123,9 @@ struct Keys {
     expected: [u8; VERIFY_DATA_LEN],
     identity: Box<[u8]>,
     owner: Owner,
-    /// The key to try next; there may be a turn without one.
+    /// The key to try where these open nothing.
     previous: Option<Box<Key>>,
-    /// Whether that turn is still to come.
+    /// Whether another try is due then, be there a key for it or not.
     may_retry: bool,
     /// Whether the identity is known. If not, the keys are random.
     genuine: bool,
@@ -126,11 +144,6 @@ impl Pending {
             .as_ref()
             .map_or(0, |keys| keys.identity.len() + keys.previous.as_ref().map_or(0, |key| size_of_val(&**key)));
         size_of::<Pending>() + self.flight.bytes() + self.inbound.bytes() + keys
-    }
-
-    /// Whether its keys open a record; nothing is marked, and the record stays as it is.
-    pub(super) fn would_open(&self, datagram: &[u8], header: &RecordHeader) -> bool {
-        self.keys.as_ref().is_some_and(|keys| keys.protection.would_open(datagram, header))
     }
 
     fn send_flight(&mut self, mtu: usize, out: &mut Outbox) {
@@ -274,6 +287,7 @@ impl Server {
             next_message: fragment.sequence,
             sent: 0,
             echoes: 0,
+            forged: 0,
             timer: cx.now,
             expires: cx.now.plus(self.config.handshake_lifetime),
             peer_cid,
@@ -324,7 +338,8 @@ impl Server {
         self.accept(index, fragment, 0, cx);
     }
 
-    /// A protected record for a handshake. Its failure to open ends it: the keys depend on what came before in the clear.
+    /// A protected record for a handshake. The keys depend on what came before in the clear, so one that might be the client's `Finished`
+    /// and does not open ends it, unless it is from elsewhere; see [`Server::forged`].
     pub(super) fn protected_message(
         &mut self,
         index: u32,
@@ -335,24 +350,32 @@ impl Server {
         let Some(pending) = self.table.pending(index) else { return cx.drop(DropReason::UnknownAssociation) };
         // With a CID agreed on, records without one are not for this handshake (RFC 9146 §3), nor before there are keys.
         let fits = pending.has_cid() == (header.content_type == ContentType::Cid);
+        let counts = cx.path == pending.path
+            && header.content_type != ContentType::Alert
+            && header.body.len() >= FINISHED_BODY_LEN;
         let Some(keys) = pending.keys.as_mut().filter(|_| fits) else { return cx.drop(DropReason::Unexpected) };
         // What does not open is overwritten.
-        let copy = keys.may_retry.then(|| datagram[..header.body.end].to_vec());
+        let copy = (counts && keys.may_retry).then(|| datagram[..header.body.end].to_vec());
         let mut opened = keys.protection.open(datagram, header);
-        if let (Err(OpenError::Forged), Some(copy)) = (&opened, copy) {
-            pending.fall_back(cx.env.random);
-            let Some(keys) = pending.keys.as_mut() else { return cx.drop(DropReason::Unexpected) };
+        if let (Err(OpenError::Forged), Some(copy)) = (&opened, copy)
+            && let Some(mut before) = pending.keys_before(cx.env.random)
+        {
             datagram[..copy.len()].copy_from_slice(&copy);
-            opened = keys.protection.open(datagram, header);
+            opened = before.protection.open(datagram, header);
+            if opened.is_ok() {
+                pending.keys = Some(before);
+            }
         }
         let opened = match opened {
             Ok(opened) => opened,
             Err(OpenError::Replayed) => return cx.drop(DropReason::Replayed),
             Err(OpenError::Foreign | OpenError::BadType) => return cx.drop(DropReason::Unexpected),
             Err(OpenError::Forged) => {
-                send_plain_alert(cx.out, pending.path, u64::from(pending.plain_next), Alert::BAD_RECORD_MAC);
                 cx.drop(DropReason::BadRecordMac);
-                return self.fail(index, HandshakeFailure::Sent(Alert::BAD_RECORD_MAC), cx.events);
+                if counts {
+                    self.forged(index, cx);
+                }
+                return;
             }
         };
         match opened.content_type {
@@ -373,6 +396,29 @@ impl Server {
             },
             _ => cx.drop(DropReason::Unexpected),
         }
+    }
+
+    /// Notes a record that might have been the client's `Finished` and did not open: its key is wrong, or somebody spoofed its address.
+    fn forged(&mut self, index: u32, cx: &mut Context<'_, '_>) {
+        let Some(pending) = self.table.pending(index) else { return };
+        pending.forged += 1;
+        if pending.forged >= MAX_FORGED {
+            return self.refuse_key(index, cx.out, cx.events);
+        }
+        let end = cx.now.plus(FORGED_GRACE);
+        if pending.forged == 1 && end < pending.timer {
+            let before = std::mem::replace(&mut pending.timer, end);
+            self.timers.remove(&(before, index));
+            self.timers.insert((end, index));
+        }
+    }
+
+    /// Ends a handshake whose client has another key, or an identity that nobody knows.
+    fn refuse_key(&mut self, index: u32, out: &mut Outbox, events: &mut Vec<Event>) {
+        if let Some(pending) = self.table.pending(index) {
+            send_plain_alert(out, pending.path, u64::from(pending.plain_next), Alert::BAD_RECORD_MAC);
+        }
+        self.fail(index, HandshakeFailure::Sent(Alert::BAD_RECORD_MAC), events);
     }
 
     /// Takes a fragment of a handshake under way, and whatever messages it completes.
@@ -504,6 +550,9 @@ impl Server {
     pub(super) fn handshake_timeout(&mut self, index: u32, now: Timestamp, out: &mut Outbox, events: &mut Vec<Event>) {
         let config = &self.config;
         let Some(pending) = self.table.pending(index) else { return };
+        if pending.forged > 0 {
+            return self.refuse_key(index, out, events);
+        }
         if now >= pending.expires || pending.sent - pending.echoes >= config.retransmission.transmissions {
             return self.fail(index, HandshakeFailure::TimedOut, events);
         }
@@ -598,26 +647,26 @@ impl Pending {
         }
     }
 
-    /// Goes over to the key before, or to a random one that opens nothing.
-    fn fall_back(&mut self, random: &mut dyn Random) {
-        let Some(keys) = self.keys.take() else { return };
+    /// The keys that the key before makes, or those of a random one, which open nothing.
+    fn keys_before(&self, random: &mut dyn Random) -> Option<Keys> {
+        let keys = self.keys.as_ref()?;
         let mut decoy = [0; 16];
         random.fill(&mut decoy);
         let is_known = keys.previous.is_some();
-        let key = keys.previous.map(|key| *key).or_else(|| Key::new(&decoy));
+        let key = keys.previous.as_deref().cloned().or_else(|| Key::new(&decoy));
         decoy.zeroize();
         let master = self.master_secret(key.as_ref());
-        self.keys = Some(Keys {
+        Some(Keys {
             protection: self.protect(&master),
             expected: crypto::verify_data(&master, Sender::Client, &self.transcript.hash()),
             master,
-            identity: keys.identity,
+            identity: keys.identity.clone(),
             owner: keys.owner,
             previous: None,
             may_retry: false,
             genuine: keys.genuine && is_known,
             resumed: false,
-        });
+        })
     }
 
     /// What stays of it, after the client's `Finished` is in the transcript: the association, whose it is, and, after a

@@ -379,7 +379,7 @@ impl Server {
     ) {
         let found = match header.content_type {
             ContentType::Cid => self.slot_of_cid(&datagram[header.cid.clone()]),
-            ContentType::Handshake => self.handshake_at(datagram, header, cx.path),
+            ContentType::Handshake | ContentType::Alert => self.handshake_at(datagram, header, cx.path),
             _ => self.table.live_at(cx.path),
         };
         let Some(index) = found else { return cx.drop(DropReason::UnknownAssociation) };
@@ -429,17 +429,16 @@ impl Server {
         }
     }
 
-    /// Whose a protected handshake message without a CID is. A handshake under way comes first; but a hello that was held up in the
-    /// network may have begun one that the client knows nothing of, and then a repeated `Finished` is for the association.
+    /// Whose a protected handshake message or alert without a CID is: an association's if that can open it, for a hello that was held up in the
+    /// network may have begun a handshake that the client knows nothing of; else that of the handshake under way.
     fn handshake_at(&mut self, datagram: &[u8], header: &RecordHeader, path: CompactPath) -> Option<u32> {
         let (pending, live) = (self.table.pending_at(path), self.table.live_at(path));
-        match (pending, live) {
-            (Some(handshake), Some(association)) => {
-                let fits = self.table.pending(handshake).is_some_and(|pending| pending.would_open(datagram, header));
-                Some(if fits { handshake } else { association })
-            }
-            _ => pending.or(live),
-        }
+        let Some(handshake) = pending else { return live };
+        let association = live.filter(|&index| {
+            let association = self.table.peek_live(index);
+            association.is_some_and(|association| association.protection.would_open(datagram, header))
+        });
+        association.or(Some(handshake))
     }
 
     /// A protected alert for an association.

@@ -1,9 +1,13 @@
 //! What a peer may say in an association, and what a client of ours never says.
 
+use std::sync::Arc;
+
 use crate::handshake::{message, message_header};
 use crate::record::ContentType;
-use crate::support::{START, TestClient, TestServer, connected, owner};
-use crate::{Alert, ClientConfig, ClientEvent, CloseReason, DropReason, Event, ServerConfig};
+use crate::support::{Rng, START, TestClient, TestServer, connected, owner};
+use crate::{
+    Alert, ClientConfig, ClientEvent, CloseReason, ConnectionId, DropReason, Event, HandshakeFailure, ServerConfig,
+};
 
 fn say(server: &mut TestServer, client: &mut TestClient, content_type: ContentType, text: &[u8]) -> Vec<Event> {
     client.client.say(content_type, text, &mut client.out);
@@ -64,4 +68,26 @@ fn other_records_under_protection_do_nothing() {
     let events = say(&mut server, &mut client, ContentType::ChangeCipherSpec, &[1]);
     assert_eq!(events, [Event::Drop(DropReason::Unexpected)]);
     assert!(server.sent().is_empty() && server.server.peer(id).is_some());
+}
+
+#[test]
+fn a_protected_alert_ends_a_handshake_with_a_cid_and_without() {
+    for cid in [Some(ConnectionId::EMPTY), None] {
+        let mut server = TestServer::new(ServerConfig::default(), 1);
+        let config = ClientConfig { cid, ..ClientConfig::default() };
+        let mut client = TestClient::connect(&Arc::new(config), 1, None, START, &mut Rng(4));
+        for _ in 0..2 {
+            server.handle(&client.sent()[0], client.path, START);
+            client.handle(&server.sent()[0].1, START);
+        }
+        // The key exchange arrives, and nothing of what follows it.
+        let flight = client.sent().remove(0);
+        let first = 13 + usize::from(flight[12]);
+        server.handle(&flight[..first], client.path, START);
+        client.client.give_up(&mut client.out);
+        let happened = server.handle(&client.sent()[0], client.path, START);
+        let failure = HandshakeFailure::Received(Alert::INTERNAL_ERROR);
+        assert_eq!(happened[0].event, Event::Failed(failure), "with CID: {}", cid.is_some());
+        assert_eq!(server.server.handshakes(), 0);
+    }
 }

@@ -122,6 +122,12 @@ impl TestServer {
             .collect()
     }
 
+    /// Lets timers run; gives what came of it.
+    pub fn timeout(&mut self, now: Timestamp) -> Vec<Happened> {
+        self.server.handle_timeout(now, &mut self.out, &mut self.events);
+        self.events.drain(..).map(|event| Happened { event, text: Vec::new() }).collect()
+    }
+
     /// What waits to be sent.
     pub fn sent(&mut self) -> Vec<(Path, Vec<u8>)> {
         let sent = self.out.iter().map(|(path, bytes)| (path, bytes.to_vec())).collect();
