@@ -112,7 +112,9 @@ impl Protection {
     /// Decrypts the record in place and gives where its text lies; none if it is not authentic.
     fn decrypt(&self, datagram: &mut [u8], header: &RecordHeader) -> Option<Range<usize>> {
         let text = header.body.start + EXPLICIT_NONCE_LEN..header.body.end.saturating_sub(TAG_LEN);
-        if header.body.len() < OVERHEAD || text.len() > MAX_PLAINTEXT {
+        // RFC 9146 §4: with a CID, the type stands behind the content.
+        let inner_type = usize::from(header.content_type == ContentType::Cid);
+        if header.body.len() < OVERHEAD || text.len() > MAX_PLAINTEXT + inner_type {
             return None;
         }
         let (head, rest) = datagram.split_at_mut(text.start);
@@ -272,6 +274,21 @@ mod tests {
                 assert_eq!((opened.content_type, opened.newest), (ContentType::Application, true));
                 assert_eq!(b.open(&mut copy.clone(), &header), Err(OpenError::Replayed));
             }
+        }
+    }
+
+    #[test]
+    fn the_longest_text_opens_and_a_longer_one_does_not() {
+        for cid in [&[][..], &[1, 2, 3]] {
+            let (mut a, mut b) = pair();
+            let mut out = Vec::new();
+            a.seal(&mut out, ContentType::Application, &[7; MAX_PLAINTEXT], cid, 0).unwrap();
+            let header = RecordHeader::parse(&out, 0, cid.len()).unwrap();
+            assert_eq!(b.open(&mut out, &header).unwrap().text.len(), MAX_PLAINTEXT);
+            // One byte more, as padding or as text.
+            out.push(0);
+            let longer = header.body.start..header.body.end + 1;
+            assert_eq!(b.open(&mut out, &RecordHeader { body: longer, sequence: 9, ..header }), Err(OpenError::Forged));
         }
     }
 

@@ -9,8 +9,8 @@
 //! | 11 | n | connection ID, in records of type `tls12_cid` alone |
 //! | 11 + n | 2 | length of what follows |
 //!
-//! A datagram holds one or more records. One that cannot be parsed hides what follows it, and RFC 6347 §4.1.2.7 has all of
-//! that dropped in silence.
+//! A datagram holds one or more records. One of an unknown type is passed over; one that cannot be parsed hides what follows it,
+//! and RFC 6347 §4.1.2.7 has all of that dropped in silence.
 
 use std::ops::Range;
 
@@ -71,13 +71,18 @@ pub(crate) struct RecordHeader {
     pub(crate) body: Range<usize>,
 }
 
-/// Why the rest of a datagram cannot be read.
+/// Why a record, and mostly the rest of its datagram, cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FramingError {
     /// It ends within a record.
     Truncated,
-    /// It has a type or length that DTLS does not know.
+    /// It has a length that DTLS does not know, or is of no DTLS.
     Malformed,
+    /// It is of a type that we do not know; what follows it can be read.
+    UnknownType {
+        /// Where it ends.
+        end: usize,
+    },
 }
 
 impl RecordHeader {
@@ -85,9 +90,12 @@ impl RecordHeader {
     #[inline]
     pub(crate) fn parse(datagram: &[u8], at: usize, cid_len: usize) -> Result<RecordHeader, FramingError> {
         let header = datagram.get(at..at + CID_OFFSET).ok_or(FramingError::Truncated)?;
-        let content_type = ContentType::from_number(header[0]).ok_or(FramingError::Malformed)?;
+        let content_type = ContentType::from_number(header[0]);
+        if content_type.is_none() && header[1] != VERSION[0] {
+            return Err(FramingError::Malformed);
+        }
         let cid_start = at + CID_OFFSET;
-        let cid_end = if content_type == ContentType::Cid { cid_start + cid_len } else { cid_start };
+        let cid_end = if content_type == Some(ContentType::Cid) { cid_start + cid_len } else { cid_start };
         let length = datagram.get(cid_end..cid_end + 2).ok_or(FramingError::Truncated)?;
         let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
         let body = cid_end + 2..cid_end + 2 + length;
@@ -97,6 +105,7 @@ impl RecordHeader {
         if body.end > datagram.len() {
             return Err(FramingError::Truncated);
         }
+        let content_type = content_type.ok_or(FramingError::UnknownType { end: body.end })?;
         Ok(RecordHeader {
             content_type,
             version: [header[1], header[2]],
@@ -152,6 +161,8 @@ mod tests {
             assert_eq!(RecordHeader::parse(&datagram[..end], second, 2), Err(FramingError::Truncated));
         }
         assert_eq!(RecordHeader::parse(&[24; 40], 0, 2), Err(FramingError::Malformed));
+        datagram[0] = 26;
+        assert_eq!(RecordHeader::parse(&datagram, 0, 2), Err(FramingError::UnknownType { end: second }));
         assert_eq!(
             RecordHeader::parse(&[22, 254, 253, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff], 0, 2),
             Err(FramingError::Malformed)

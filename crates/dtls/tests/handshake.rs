@@ -568,6 +568,64 @@ fn a_version_that_is_not_ours_is_refused_with_an_alert_only_after_the_cookie() {
 }
 
 #[test]
+fn an_identity_that_is_too_long_is_refused_like_one_that_is_unknown() {
+    for len in [129u16, 1000] {
+        let mut server = TestServer::new(ServerConfig::default(), 1);
+        let mut client = TestClient::connect(&Arc::default(), 1, None, START, &mut Rng(4));
+        for _ in 0..2 {
+            server.handle(&client.sent()[0], client.path, START);
+            client.handle(&server.sent()[0].1, START);
+        }
+        let mut exchange = client.sent()[0][..25].to_vec();
+        exchange.extend_from_slice(&len.to_be_bytes());
+        exchange.resize(25 + 2 + usize::from(len), b'i');
+        exchange[11..13].copy_from_slice(&(len + 14).to_be_bytes());
+        exchange[15..17].copy_from_slice(&(len + 2).to_be_bytes());
+        exchange[23..25].copy_from_slice(&(len + 2).to_be_bytes());
+        let happened = server.handle(&exchange, client.path, START);
+        assert_eq!(happened[0].event, Event::Failed(HandshakeFailure::Sent(Alert::BAD_RECORD_MAC)));
+        assert_eq!((server.server.handshakes(), &server.sent()[0].1[13..]), (0, &[2, 20][..]));
+    }
+}
+
+#[test]
+fn a_malformed_hello_is_told_so_once_its_cookie_is_good() {
+    let mut server = TestServer::new(ServerConfig::default(), 1);
+    let mut client = TestClient::connect(&Arc::default(), 1, None, START, &mut Rng(4));
+    let mut send = |client: &mut TestClient| {
+        // Its extensions end a byte too late.
+        let mut hello = client.sent().remove(0);
+        hello.push(0);
+        for at in [12, 16, 24] {
+            hello[at] += 1;
+        }
+        let happened = server.handle(&hello, client.path, START);
+        (happened[0].event.clone(), server.sent().remove(0).1)
+    };
+    let (event, request) = send(&mut client);
+    assert_eq!(event, Event::Drop(DropReason::CookieRequested));
+    client.handle(&request, START);
+    let (event, alert) = send(&mut client);
+    assert_eq!(event, Event::Failed(HandshakeFailure::Sent(Alert::DECODE_ERROR)));
+    assert_eq!(alert[13..], [2, 50]);
+}
+
+#[test]
+fn a_record_of_an_unknown_type_is_passed_over() {
+    let (mut server, mut client, id) = connected(ServerConfig::default(), ClientConfig::default(), 5);
+    for unknown in [24, 26, 99] {
+        let record = [&[unknown, 254, 253, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3][..], b"abc"].concat();
+        let up = [&record[..], &client.seal(b"up")].concat();
+        let happened = server.handle(&up, client.path, START);
+        assert_eq!(happened[0].event, Event::Drop(DropReason::Malformed));
+        assert_eq!(happened[1].text, b"up");
+        server.server.seal(id, b"down", &mut server.out).unwrap();
+        client.handle(&[&record[..], &server.sent()[0].1].concat(), START);
+        assert_eq!(client.received.pop().unwrap().1, b"down");
+    }
+}
+
+#[test]
 fn a_calm_network_needs_no_timer() {
     let mut world = World::new(TestServer::new(ServerConfig::default(), 3), CALM, 3);
     let mut rng = Rng(1);

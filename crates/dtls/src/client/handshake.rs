@@ -220,7 +220,7 @@ impl Handshake {
             }
             let dropped = match self.inbound.accept(&fragment, epoch) {
                 Accepted::Kept => None,
-                Accepted::Refused => Some(DropReason::OutOfBounds),
+                Accepted::TooLong | Accepted::Refused => Some(DropReason::OutOfBounds),
                 Accepted::Old => {
                     // The server sends its flight again, so ours was lost: its last message asks for ours.
                     let asks = fragment.kind == message::SERVER_HELLO_DONE && self.stage == Stage::Finished;

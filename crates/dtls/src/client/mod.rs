@@ -183,6 +183,11 @@ impl Client {
                 Ok(header) => header,
                 Err(FramingError::Truncated) => return events.push(ClientEvent::Drop(DropReason::Truncated)),
                 Err(FramingError::Malformed) => return events.push(ClientEvent::Drop(DropReason::Malformed)),
+                Err(FramingError::UnknownType { end }) => {
+                    events.push(ClientEvent::Drop(DropReason::Malformed));
+                    at = end;
+                    continue;
+                }
             };
             at = header.body.end;
             match &mut self.state {

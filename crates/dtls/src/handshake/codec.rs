@@ -206,9 +206,10 @@ impl<'a> ClientHello<'a> {
         Ok(hello)
     }
 
-    /// Whether its version reaches DTLS 1.2; versions count downwards.
+    /// Whether its version reaches DTLS 1.2. Versions count downwards, the major one too: whatever is higher is answered with ours (RFC 5246
+    /// appendix E.1).
     pub(crate) fn reaches_1_2(&self) -> bool {
-        self.version[0] == 254 && self.version[1] <= VERSION[1]
+        self.version <= VERSION
     }
 
     /// Whether it offers our suite and no compression, which every client must offer.
@@ -370,6 +371,15 @@ mod tests {
             // A hello may end before its extensions; cut anywhere else it is malformed.
             let cut = ClientHello::parse(&body[..end]);
             assert!(cut.is_err() || cut.unwrap().extensions == Extensions::default());
+        }
+    }
+
+    #[test]
+    fn higher_versions_reach_ours() {
+        let mut body = hello(&[]);
+        for (version, reaches) in [([254, 255], false), ([254, 253], true), ([254, 252], true), ([253, 255], true)] {
+            body[..2].copy_from_slice(&version);
+            assert_eq!(ClientHello::parse(&body).unwrap().reaches_1_2(), reaches, "{version:?}");
         }
     }
 

@@ -24,7 +24,9 @@ pub(crate) enum Accepted {
     Kept,
     /// It belongs to a message that was taken before: a retransmission.
     Old,
-    /// It is too far ahead, too long, or contradicts what is kept.
+    /// It is of the message that is due, which is longer than any that is taken.
+    TooLong,
+    /// It is too far ahead, of a later message that is too long, or contradicts what is kept.
     Refused,
 }
 
@@ -68,8 +70,9 @@ impl Inbound {
         if fragment.sequence < self.due {
             return Accepted::Old;
         }
-        if fragment.sequence - self.due >= LOOKAHEAD || fragment.length > self.limit {
-            return Accepted::Refused;
+        let ahead = fragment.sequence - self.due;
+        if ahead >= LOOKAHEAD || fragment.length > self.limit {
+            return if ahead == 0 { Accepted::TooLong } else { Accepted::Refused };
         }
         if fragment.sequence == self.due && fragment.is_whole() {
             self.partial.retain(|p| p.sequence != fragment.sequence);
@@ -165,7 +168,8 @@ mod tests {
     fn bounds_and_contradictions_are_refused() {
         let mut inbound = Inbound::new(0, 100);
         assert_eq!(inbound.accept(&fragment(4, b"ahead", 0, 5), 0), Accepted::Refused);
-        assert_eq!(inbound.accept(&fragment(0, &[0; 101], 0, 5), 0), Accepted::Refused);
+        assert_eq!(inbound.accept(&fragment(0, &[0; 101], 0, 5), 0), Accepted::TooLong);
+        assert_eq!(inbound.accept(&fragment(1, &[0; 101], 0, 5), 0), Accepted::Refused);
         assert_eq!(inbound.accept(&fragment(1, b"hello", 0, 2), 0), Accepted::Kept);
         assert_eq!(inbound.accept(&fragment(1, b"hello", 2, 3), 1), Accepted::Refused, "another epoch");
         assert_eq!(inbound.accept(&fragment(1, b"hello!", 2, 3), 0), Accepted::Refused, "another length");

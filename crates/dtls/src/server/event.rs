@@ -98,7 +98,7 @@ pub enum CloseReason {
 pub enum DropReason {
     /// It ends within a record.
     Truncated,
-    /// It is no DTLS record, or a handshake message that cannot be parsed.
+    /// It is no DTLS record or one of an unknown type, or a handshake message that cannot be parsed.
     Malformed,
     /// Its CID or address names nobody.
     UnknownAssociation,

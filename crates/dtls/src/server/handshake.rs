@@ -238,7 +238,9 @@ impl Server {
 
     /// A whole `ClientHello` whose cookie is good.
     fn verified_hello(&mut self, fragment: &Fragment<'_>, record_sequence: u64, cx: &mut Context<'_, '_>) {
-        let Ok(hello) = ClientHello::parse(fragment.bytes) else { return cx.drop(DropReason::Malformed) };
+        let Ok(hello) = ClientHello::parse(fragment.bytes) else {
+            return refuse_hello(Alert::DECODE_ERROR, record_sequence, cx);
+        };
         if let Err(alert) = self.answer_hello(&hello, fragment, record_sequence as u32, cx) {
             refuse_hello(alert, record_sequence, cx);
         }
@@ -426,7 +428,11 @@ impl Server {
         let Some(pending) = self.table.pending(index) else { return cx.drop(DropReason::Unexpected) };
         match pending.inbound.accept(fragment, epoch) {
             Accepted::Old => return cx.drop(DropReason::Duplicate),
-            Accepted::Refused => return cx.drop(DropReason::OutOfBounds),
+            // An identity that is longer than any is one that nobody knows.
+            Accepted::TooLong if fragment.kind == message::CLIENT_KEY_EXCHANGE && pending.keys.is_none() => {
+                return self.refuse_key(index, cx.out, cx.events);
+            }
+            Accepted::TooLong | Accepted::Refused => return cx.drop(DropReason::OutOfBounds),
             Accepted::Kept => {}
             Accepted::Whole => {
                 if let Err(alert) = self.message(index, fragment.kind, fragment.sequence, epoch, fragment.bytes, cx) {

@@ -170,6 +170,11 @@ impl Server {
                 Ok(header) => header,
                 Err(FramingError::Truncated) => return cx.drop(DropReason::Truncated),
                 Err(FramingError::Malformed) => return cx.drop(DropReason::Malformed),
+                Err(FramingError::UnknownType { end }) => {
+                    cx.drop(DropReason::Malformed);
+                    at = end;
+                    continue;
+                }
             };
             let record_len = header.body.end - at;
             at = header.body.end;
