@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tidegate_tests::coap::Endpoint;
-use tidegate_tests::mqtt::{self, Client, Packet, Version};
+use tidegate_tests::mqtt::{self, Client, Connect, Packet, Version};
 use tidegate_tests::{Gateway, Random, Setup, Shim, until};
 
 const BOTH: [Version; 2] = [Version::V4, Version::V5];
@@ -216,6 +216,24 @@ fn the_second_connection_of_a_client_takes_over() {
             (gateway.metrics().get("tidegate_mqtt_connections", &[]) == 1.0).then_some(())
         });
     }
+}
+
+#[test]
+fn a_publish_that_is_denied_locks_no_session_of_version_4() {
+    let gateway = Gateway::start();
+    for qos in [1, 2] {
+        let id = format!("v{qos}");
+        let (mut denied, _) = Client::with(gateway.mqtt, Version::V4, &Connect::kept(&id));
+        let _ = denied.publish("$SYS/x", b"denied", qos);
+        assert_eq!(denied.until_closed(), []);
+        let (mut back, resumed) = Client::with(gateway.mqtt, Version::V4, &Connect::kept(&id));
+        assert!(resumed);
+        // Its identifier is free, and names a new message.
+        back.send(&mqtt::publish(Version::V4, "t", id.as_bytes(), qos, 1));
+        let expected = if qos == 1 { Packet::Puback { pid: 1, code: 0 } } else { Packet::Pubrec { pid: 1, code: 0 } };
+        assert_eq!(back.receive(), expected);
+    }
+    assert_eq!(gateway.payloads(), ["v1", "v2"]);
 }
 
 #[test]

@@ -80,7 +80,7 @@ enum Phase {
 /// The protocol state of one connection. The client's identity and its transport are the driver's.
 #[derive(Debug)]
 pub struct Connection {
-    /// When a packet came last; when the connection began, before there was one.
+    /// When a packet came last; when the connection began, before its CONNECT was accepted.
     heard: u64,
     session: Option<Box<Session>>,
     aliases: Option<Box<Aliases>>,
@@ -170,6 +170,13 @@ impl Connection {
         }
     }
 
+    /// The connection as it was before its CONNECT, which the driver has kept and gives again later. The time that the CONNECT may take runs on.
+    #[must_use]
+    pub fn before_connect(&self) -> Connection {
+        debug_assert_eq!(self.phase, Phase::Deciding);
+        Connection::new(self.heard)
+    }
+
     /// Takes packets off the front of `input` until one is for the driver. See the crate's drain contract.
     ///
     /// On an error the farewell is in `out` and the connection is to be closed after it; [`end`](Self::end) gives the will.
@@ -184,7 +191,7 @@ impl Connection {
         loop {
             match self.phase {
                 Phase::Open => {}
-                Phase::Fresh => return self.first(limits, input, now, out),
+                Phase::Fresh => return self.first(limits, input, out),
                 Phase::Deciding | Phase::Closed => return Ok(None),
             }
             match self.step(limits, input, now, out) {
@@ -204,10 +211,9 @@ impl Connection {
         &mut self,
         limits: &Limits,
         input: &mut &'a [u8],
-        now: u64,
         out: &mut Vec<u8>,
     ) -> Result<Option<Event<'a>>, Violation> {
-        let (violation, answer) = match self.read_connect(limits, input, now) {
+        let (violation, answer) = match self.read_connect(limits, input) {
             Ok(None) => return Ok(None),
             Ok(Some(connect)) if connect.auth_method.is_none() => {
                 self.phase = Phase::Deciding;
@@ -228,7 +234,6 @@ impl Connection {
         &mut self,
         limits: &Limits,
         input: &mut &'a [u8],
-        now: u64,
     ) -> Result<Option<Connect<'a>>, packet::BadConnect> {
         let silent = |violation| packet::BadConnect { violation, answer: None };
         let Some(&first) = input.first() else { return Ok(None) };
@@ -241,7 +246,6 @@ impl Connection {
         let Some(frame) = wire::frame(input, limits.max_connect).map_err(silent)? else { return Ok(None) };
         *input = &input[frame.total..];
         let connect = packet::connect(frame.body, frame.minimal)?;
-        self.heard = now;
         self.version = connect.version;
         self.keep_alive = connect.keep_alive;
         self.session_expiry = connect.session_expiry.min(limits.session_expiry_max);
@@ -454,6 +458,7 @@ impl Connection {
     pub fn accept(&mut self, limits: &Limits, accept: Accept<'_>, now: u64, out: &mut Vec<u8>) {
         debug_assert_eq!(self.phase, Phase::Deciding);
         self.phase = Phase::Open;
+        self.heard = now;
         // A clean start has no session to resume ([MQTT-3.2.2-2], 3.1.1 [MQTT-3.2.2-1]).
         let session_present = accept.session_present && !self.clean_start;
         let imposed = limits.server_keep_alive;

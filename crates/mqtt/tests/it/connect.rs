@@ -397,6 +397,19 @@ fn a_connect_has_its_time() {
 }
 
 #[test]
+fn the_time_of_a_connect_that_is_read_again_runs_on() {
+    let mut peer = Peer::fresh();
+    for _ in 0..3 {
+        peer.now += 6_000;
+        assert_eq!(peer.feed(&connect(Version::V4, "d", true)).unwrap().len(), 1);
+        assert_eq!(peer.conn.deadline(&peer.limits), None, "it waits for the driver");
+        peer.conn = peer.conn.before_connect();
+        assert_eq!(peer.conn.deadline(&peer.limits), Some(T0 + peer.limits.connect_timeout_ms));
+    }
+    assert_eq!(peer.conn.expire(&peer.limits, T0 + 20_000, &mut peer.out), Some(Violation::ConnectTimeout));
+}
+
+#[test]
 fn a_silent_client_is_closed_after_one_and_a_half_keep_alive_intervals() {
     for version in BOTH {
         let options = ConnectOptions { client_id: "d", clean_start: true, keep_alive: 10, ..ConnectOptions::default() };

@@ -266,14 +266,14 @@ impl Reactor {
             return Verdict::Taken;
         }
         self.shared.metrics.mqtt.refused(if reserved { "sys_topic" } else { "acl_publish" });
-        match (publish.qos, client.connection.version()) {
-            (QoS::AtMostOnce, _) => Verdict::Dropped,
+        let verdict = match (publish.qos, client.connection.version()) {
+            (QoS::AtMostOnce, _) => return Verdict::Dropped,
             (_, Version::V4) => Verdict::Fatal,
-            (_, Version::V5) => {
-                self.answer_publish(slot, publish, Reason::NotAuthorized);
-                Verdict::Dropped
-            }
-        }
+            (_, Version::V5) => Verdict::Dropped,
+        };
+        // Also where the connection ends: its session must know that the publish is over.
+        self.answer_publish(slot, publish, Reason::NotAuthorized);
+        verdict
     }
 }
 

@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use nix::sys::epoll::Epoll;
-use tidegate_mqtt::{Accept, Connect, Connection, Ended, Reason, Session};
+use tidegate_mqtt::{Accept, Connect, Ended, Reason, Session};
 use tidegate_record::DeviceId;
 use tidegate_session::TableFull;
 
@@ -74,7 +74,7 @@ impl Reactor {
                 let parked = self.clients.by_id(home).and_then(|(_, client)| client.parked.as_ref());
                 if parked.and_then(|parked| parked.session.as_ref()).is_some_and(|session| session.unstored() > 0) {
                     // Until its publishes are stored, a retransmission could not be told from a new message.
-                    self.defer(slot, input, now);
+                    self.defer(slot, input);
                     return None;
                 }
                 let slot = self.move_in(epoll, slot, home)?;
@@ -101,11 +101,12 @@ impl Reactor {
     }
 
     /// Keeps a CONNECT for later: it is read again when acknowledgements have been released.
-    fn defer(&mut self, slot: Slot, input: &[u8], now: Now) {
+    fn defer(&mut self, slot: Slot, input: &[u8]) {
         let Some(client) = self.clients.get_mut(slot) else { return };
-        client.connection = Connection::new(now.steady_millis());
+        client.connection = client.connection.before_connect();
         self.resumable.push(client.id);
         self.keep(slot, input.to_vec());
+        self.file(slot);
     }
 
     pub(super) fn refuse(&mut self, epoll: &Epoll, slot: Slot, reason: Reason, now: Now) {
