@@ -121,6 +121,7 @@ pub struct Connect {
     clean: bool,
     receive_maximum: Option<u16>,
     will: Option<(String, Vec<u8>, u8, bool, u32)>,
+    login: Option<(String, String)>,
 }
 
 impl Connect {
@@ -166,6 +167,12 @@ impl Connect {
         Connect { will: Some((topic.into(), payload.into(), qos, retain, delay)), ..self }
     }
 
+    /// With a username and a password.
+    #[must_use]
+    pub fn login(self, username: &str, password: &str) -> Connect {
+        Connect { login: Some((username.into(), password.into())), ..self }
+    }
+
     /// As bytes.
     #[must_use]
     pub fn bytes(&self, version: Version) -> Vec<u8> {
@@ -173,7 +180,8 @@ impl Connect {
         string(&mut body, "MQTT");
         body.push(version as u8);
         let will = self.will.as_ref().map_or(0, |(_, _, qos, retain, _)| 0x04 | qos << 3 | u8::from(*retain) << 5);
-        body.push(u8::from(self.clean) << 1 | will);
+        let login = self.login.as_ref().map_or(0, |_| 0xC0);
+        body.push(u8::from(self.clean) << 1 | will | login);
         body.extend(self.keep_alive.to_be_bytes());
         if version == Version::V5 {
             let mut properties = Vec::new();
@@ -197,6 +205,10 @@ impl Connect {
             string(&mut body, topic);
             body.extend(u16::try_from(payload.len()).expect("at most 64 kB").to_be_bytes());
             body.extend(payload);
+        }
+        if let Some((username, password)) = &self.login {
+            string(&mut body, username);
+            string(&mut body, password);
         }
         packet(0x10, &body)
     }

@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tidegate_tests::foreign::{Output, Running, coap_client, finish, python};
+use tidegate_tests::mqtt::{Client, Connect, Packet, Version};
 use tidegate_tests::{Gateway, Setup, tidegate, until};
 
 /// `tidegate devices` on the data in `dir`.
@@ -284,6 +285,52 @@ fn a_will_is_published_by_the_rules_and_as_its_device() {
     });
     let record = gateway.records().remove(0);
     assert_eq!((record.topic.as_str(), record.device.as_str(), record.tenant.as_str()), ("allowed/will", "m", "acme"));
+}
+
+#[test]
+fn a_session_is_its_devices_after_a_crash_as_well() {
+    let dir = TempDir::new().expect("a directory");
+    let acl = dir.path().join("acl");
+    fs::write(&acl, "deny device a publish forbidden/#\nallow all all #\n").expect("written");
+    let mut gateway = registry().set(&format!("auth.acl={}", acl.display())).start();
+    let [a, b] = ["a", "b"].map(|name| {
+        token(devices(&gateway.data_dir, &["add", name, "--tenant", &format!("of-{name}"), "--client-ids", "app-*"]))
+    });
+    let as_a = |id: &str| Connect::kept(id).login("a", &a);
+    let (mut first, _) = Client::with(gateway.mqtt, Version::V5, &as_a("app-1").will("forbidden/x", b"w", 1, false, 1));
+    let (second, _) = Client::with(gateway.mqtt, Version::V5, &as_a("app-2").will("allowed/x", b"w", 1, false, 1));
+    assert_eq!(first.subscribe("secret", 1), 1);
+    gateway.kill();
+    drop((first, second));
+    gateway.restart();
+    let mut stranger = Client::open(gateway.mqtt, Version::V5);
+    stranger.send(&Connect::kept("app-1").login("b", &b).bytes(Version::V5));
+    assert_eq!(stranger.until_closed(), [Packet::Connack { session: false, code: 0x85 }]);
+    until("both wills are decided", || {
+        let denied = gateway.metrics().get("tidegate_refused_total", &["reason=\"acl_publish\""]);
+        (denied == 1.0 && gateway.records().len() == 1).then_some(())
+    });
+    let will = gateway.records().remove(0);
+    assert_eq!((will.topic.as_str(), will.device.as_str(), will.tenant.as_str()), ("allowed/x", "a", "of-a"));
+    let (mut first, resumed) = Client::with(gateway.mqtt, Version::V5, &as_a("app-1"));
+    assert!(resumed);
+    first.deliver("secret", b"mine", 1);
+    assert_eq!(first.take().payload, "mine");
+}
+
+#[test]
+fn a_session_of_nobody_knows_whom_is_given_to_nobody() {
+    let mut gateway = Gateway::start();
+    let names = ["app-1", "a"];
+    for name in names {
+        let (mut client, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept(name));
+        assert_eq!(client.subscribe("t", 1), 1);
+    }
+    gateway.terminate();
+    let a = token(devices(&gateway.data_dir, &["add", "a", "--client-ids", "app-*"]));
+    let gateway = gateway.setup_again().set("auth.mode=registry").start();
+    let resumed = names.map(|name| Client::with(gateway.mqtt, Version::V5, &Connect::kept(name).login("a", &a)).1);
+    assert_eq!(resumed, [false, true], "but a device's name is nobody else's");
 }
 
 #[test]

@@ -27,7 +27,20 @@ use crate::frontend::router::{Envelope, SessionId};
 pub(super) struct Author {
     /// The client identifier.
     pub(super) name: Option<DeviceId>,
+    /// The device that its session belongs to, if the database tells.
+    pub(super) owner: Option<DeviceId>,
     pub(super) principal: Option<Box<Principal>>,
+}
+
+/// Whose a session is that a client asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ownership {
+    /// The client's own, or everybody is who they say they are.
+    Own,
+    /// Another device's: a name that several may use is no way to another's messages.
+    Another,
+    /// It is of a run that did not ask or did not write it down: nobody gets it.
+    Unknown,
 }
 
 /// Whether a publish is taken.
@@ -164,14 +177,17 @@ impl Reactor {
         self.login = None;
     }
 
-    /// Whether the session `other` is that of the device that is in `slot`: a name that several may use is no way to another's messages.
-    pub(super) fn same_owner(&mut self, slot: Slot, other: SessionId) -> bool {
+    /// Whose the session `other` is, which the client in `slot` asks for.
+    pub(super) fn ownership(&mut self, slot: Slot, other: SessionId) -> Ownership {
         let mine = self.clients.get(slot).and_then(|client| client.principal.as_ref()).map(|p| p.device.clone());
-        let theirs = self.clients.by_id(other).and_then(|(_, client)| client.principal.as_ref());
-        match (mine, theirs) {
-            (Some(mine), Some(theirs)) => mine == theirs.device,
-            // One that was restored after a restart has not said who it is.
-            _ => true,
+        let (Some(mine), Some((_, client))) = (mine, self.clients.by_id(other)) else { return Ownership::Own };
+        let owner = client.kept.as_ref().and_then(|kept| kept.owner.as_ref());
+        match client.principal.as_ref().map(|principal| &principal.device).or(owner) {
+            Some(owner) if *owner == mine => Ownership::Own,
+            Some(_) => Ownership::Another,
+            // A device's name is nobody else's.
+            None if client.device.as_ref() == Some(&mine) => Ownership::Own,
+            None => Ownership::Unknown,
         }
     }
 
@@ -239,11 +255,12 @@ impl Reactor {
 
     /// The device that a message of `author` is from and whose that is, if the rules let it publish to `topic`.
     pub(super) fn judge_author(&mut self, author: Author, topic: &str) -> Option<(Option<DeviceId>, Box<str>)> {
-        let Author { name, mut principal } = author;
+        let Author { name, owner, mut principal } = author;
         let Some(name) = name else { return Some((None, "".into())) };
         if principal.is_none() && self.shared.access.mode == AuthMode::Registry {
-            // Its client was connected to an earlier run.
-            principal = self.shared.access.registered(&self.shared.state.registry, &name).map(Box::new);
+            // Its client was connected to an earlier run. One that is not registered any more has nothing to say.
+            let device = owner.as_ref().unwrap_or(&name);
+            principal = Some(Box::new(self.shared.access.registered(&self.shared.state.registry, device)?));
         }
         let acl = self.rules.get().0;
         let allowed = acl.is_open()

@@ -152,7 +152,8 @@ impl Client {
 
     /// Who it is, for what is published on its behalf.
     pub(super) fn author(&self) -> Author {
-        Author { name: self.device.clone(), principal: self.principal.clone() }
+        let owner = self.kept.as_ref().and_then(|kept| kept.owner.clone());
+        Author { name: self.device.clone(), owner, principal: self.principal.clone() }
     }
 
     /// The device that its readings are from, and whose that is.

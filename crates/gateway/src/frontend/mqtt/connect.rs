@@ -8,6 +8,7 @@ use tidegate_record::DeviceId;
 use tidegate_session::TableFull;
 
 use super::Now;
+use super::access::Ownership;
 use super::clients::{Parked, Slot};
 use super::kept::{self, Kept, Row};
 use super::reactor::Reactor;
@@ -48,15 +49,19 @@ impl Reactor {
         if let Ok(Err(other)) = claimed
             && other.worker() == self.index
         {
-            if !self.same_owner(slot, other) {
+            let ownership = self.ownership(slot, other);
+            if ownership == Ownership::Another {
                 self.keep_out(epoll, slot, Stranger::ClientId, now);
                 return None;
             }
             self.cut_off(epoll, other, now);
-            // A session whose time is over may not have been looked at yet.
             if let Some((home, client)) = self.clients.by_id(other)
-                && client.parked.is_some()
+                && let Some(parked) = &mut client.parked
             {
+                if ownership == Ownership::Unknown {
+                    parked.expires = Some(0);
+                }
+                // A session whose time is over may not have been looked at yet.
                 self.away(home, now);
             }
             claimed = self.claim(&device, id, now);
@@ -138,9 +143,11 @@ impl Reactor {
                 // another's.
                 client.flags.changed |= client.kept.is_none();
                 let kept = client.kept.get_or_insert_with(|| Box::new(Kept::new()));
+                kept.owner = client.principal.as_ref().map(|principal| principal.device.clone());
                 client.connection.keep_journal();
                 let rows = &mut self.commits.rows;
-                Row { incarnation: kept.incarnation, expiry, ended: None }.put(rows, &device);
+                Row { incarnation: kept.incarnation, expiry, ended: None, owner: kept.owner.clone() }
+                    .put(rows, &device);
                 kept::put_will(rows, &device, client.connection.will().map(|will| (will, None)));
             }
             client.device = Some(device);
@@ -326,7 +333,8 @@ impl Reactor {
                 self.commits.collect_from(kept.incarnation, session);
             }
             let rows = &mut self.commits.rows;
-            Row { incarnation: kept.incarnation, expiry, ended: Some(millis) }.put(rows, device);
+            let owner = kept.owner.clone();
+            Row { incarnation: kept.incarnation, expiry, ended: Some(millis), owner }.put(rows, device);
             kept::put_will(rows, device, will.as_ref().map(|(will, at)| (&**will, Some(*at))));
         }
         client.parked = Some(Box::new(Parked {

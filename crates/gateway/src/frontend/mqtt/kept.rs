@@ -12,7 +12,7 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `Sessions` | client identifier | incarnation (8), session expiry in seconds (4), end of the last connection in ms since 1970 (8), 0 while it lasts |
+//! | `Sessions` | client identifier | incarnation (8), session expiry in seconds (4), end of the last connection in ms since 1970 (8), 0 while it lasts; then the device that it belongs to, nothing if that was not asked for |
 //! | `Wills` | client identifier | when it is due in ms since 1970 (8), 0 while the connection lasts; then [`Will::write`] |
 //! | `Subscriptions` | incarnation, topic filter | subscription identifier (4), options as in SUBSCRIBE (1; MQTT 5.0 §3.8.3.1) |
 //! | `Queues` | incarnation, place (8) | [`Session::write`] |
@@ -57,6 +57,8 @@ const PACKET_ID_BITS: u32 = 16;
 #[derive(Debug)]
 pub(super) struct Kept {
     pub(super) incarnation: u64,
+    /// The device that it belongs to; `None` if nobody has asked who its client is.
+    pub(super) owner: Option<DeviceId>,
     /// The number of its last QoS 2 publish.
     serial: u64,
     /// The number in its row `M`.
@@ -78,12 +80,12 @@ pub(super) struct Unanswered {
 impl Kept {
     pub(super) fn new() -> Kept {
         let random = RandomState::new();
-        Kept::restored(random.hash_one(0u8))
+        Kept::restored(random.hash_one(0u8), None)
     }
 
-    /// A session of which only its incarnation is known yet.
-    pub(super) fn restored(incarnation: u64) -> Kept {
-        Kept { incarnation, serial: 0, marked: 0, unanswered: BTreeMap::new() }
+    /// A session of which no more is known yet.
+    pub(super) fn restored(incarnation: u64, owner: Option<DeviceId>) -> Kept {
+        Kept { incarnation, owner, serial: 0, marked: 0, unanswered: BTreeMap::new() }
     }
 
     /// Its next QoS 2 publish.
@@ -163,29 +165,38 @@ pub(super) fn of_key(key: MessageKey) -> (u64, u16) {
 }
 
 /// What is read of `Sessions`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Row {
     pub(super) incarnation: u64,
     pub(super) expiry: u32,
     /// `None` while the connection lasts.
     pub(super) ended: Option<u64>,
+    /// As [`Kept::owner`]; rows of an earlier format do not tell.
+    pub(super) owner: Option<DeviceId>,
 }
 
 impl Row {
     pub(super) fn put(&self, changes: &mut Changes, client: &DeviceId) {
-        let mut value = Vec::with_capacity(20);
+        let owner = self.owner.as_ref().map_or("", DeviceId::as_str);
+        let mut value = Vec::with_capacity(20 + owner.len());
         value.extend(self.incarnation.to_be_bytes());
         value.extend(self.expiry.to_be_bytes());
         value.extend(self.ended.unwrap_or(0).to_be_bytes());
+        value.extend(owner.as_bytes());
         changes.put(Table::Sessions, client.as_str().as_bytes(), &value);
     }
 
     pub(super) fn read(value: &[u8]) -> Option<Row> {
         let (incarnation, rest) = value.split_first_chunk()?;
         let (expiry, rest) = rest.split_first_chunk()?;
-        let ended = u64::from_be_bytes(rest.try_into().ok()?);
+        let (ended, owner) = rest.split_first_chunk()?;
         let (incarnation, expiry) = (u64::from_be_bytes(*incarnation), u32::from_be_bytes(*expiry));
-        Some(Row { incarnation, expiry, ended: (ended != 0).then_some(ended) })
+        let ended = u64::from_be_bytes(*ended);
+        let owner = match owner {
+            [] => None,
+            owner => Some(DeviceId::new(std::str::from_utf8(owner).ok()?).ok()?),
+        };
+        Some(Row { incarnation, expiry, ended: (ended != 0).then_some(ended), owner })
     }
 }
 
@@ -433,12 +444,14 @@ mod tests {
 
     #[test]
     fn rows_are_read_as_they_were_written() {
-        for ended in [None, Some(1_764_000_000_000)] {
-            let row = Row { incarnation: u64::MAX - 1, expiry: 77, ended };
-            let value = [&row.incarnation.to_be_bytes()[..], &77u32.to_be_bytes(), &ended.unwrap_or(0).to_be_bytes()];
+        for (ended, owner) in [(None, ""), (Some(1_764_000_000_000), ""), (Some(1_764_000_000_000), "meter-1")] {
+            let row = Row { incarnation: u64::MAX - 1, expiry: 77, ended, owner: DeviceId::new(owner).ok() };
+            let ended = ended.unwrap_or(0).to_be_bytes();
+            let value = [&row.incarnation.to_be_bytes()[..], &77u32.to_be_bytes(), &ended, owner.as_bytes()];
             assert_eq!(Row::read(&value.concat()), Some(row));
         }
         assert_eq!(Row::read(&[0; 19]), None);
+        assert_eq!(Row::read(&[&[0; 20][..], b"\xff"].concat()), None);
         let options =
             SubscribeOptions { qos: QoS::ExactlyOnce, no_local: true, retain_as_published: true, retain_handling: 2 };
         assert_eq!(read_subscription(&[0, 0, 1, 0, 0b10_1110]), Some((options, 256)));
@@ -463,14 +476,14 @@ mod tests {
             let (incarnation, rest) = split_key(key.as_slice()).unwrap();
             assert_eq!((incarnation, read_flow(rest, value)), (5, Some(flow)));
         }
-        let mut kept = Kept { serial: 6, ..Kept::restored(4) };
+        let mut kept = Kept { serial: 6, ..Kept::restored(4, None) };
         assert_eq!(of_key(key_of(kept.next_origin(65_535))), (7, 65_535));
         assert_eq!(of_key(key_of(kept.next_origin(1))), (8, 1));
     }
 
     #[test]
     fn an_identifier_that_is_used_again_names_the_later_publish_alone() {
-        let mut kept = Kept::restored(4);
+        let mut kept = Kept::restored(4, None);
         let mut rows = Changes::new();
         let served = Served { to: SessionId::new(0, 1, 0), group: 0 };
         kept.begun(&mut rows, kept.origin(7, 1)).served.push(served);

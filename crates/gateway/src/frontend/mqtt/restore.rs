@@ -123,7 +123,7 @@ impl Restored {
                 accounted: 0,
             };
             let worker = index % self.clients.len();
-            let kept = Kept::restored(row.incarnation);
+            let kept = Kept::restored(row.incarnation, row.owner.clone());
             let slot = self.clients[worker].insert_away(device.clone(), kept, parked, now.steady_millis());
             let id = self.clients[worker].get(slot).map(|client| client.id);
             let claimed = shared.table.with_id(device.clone(), now.seconds(), |_, entry| entry.mqtt = id);
