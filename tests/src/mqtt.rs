@@ -488,6 +488,18 @@ pub fn publish(version: Version, topic: &str, payload: &[u8], qos: u8, pid: u16)
     packet(0x30 | qos << 1, &body)
 }
 
+/// PUBLISH of MQTT 5 with QoS 1 whose message expires after `seconds`.
+#[must_use]
+pub fn publish_expiring(topic: &str, payload: &[u8], pid: u16, seconds: u32) -> Vec<u8> {
+    let mut body = Vec::new();
+    string(&mut body, topic);
+    body.extend(pid.to_be_bytes());
+    body.extend([5, 0x02]);
+    body.extend(seconds.to_be_bytes());
+    body.extend(payload);
+    packet(0x32, &body)
+}
+
 /// SUBSCRIBE to one filter.
 #[must_use]
 pub fn subscribe(version: Version, filter: &str, qos: u8, pid: u16) -> Vec<u8> {

@@ -335,6 +335,29 @@ fn a_queue_of_a_client_that_is_away_keeps_the_newest() {
 }
 
 #[test]
+fn what_expires_in_a_queue_takes_no_place_from_what_does_not() {
+    let gateway = Setup::new().set("mqtt.max_queued_messages=5").start();
+    let (mut client, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("c"));
+    assert_eq!(client.subscribe("t", 1), 1);
+    client.disconnect();
+    until("it is away", || (gateway.metrics().get("tidegate_mqtt_away_sessions", &[]) == 1.0).then_some(()));
+    let mut source = Client::connect(gateway.mqtt, Version::V5, "source");
+    source.deliver("t", b"live", 1);
+    for pid in 11..15 {
+        source.send(&mqtt::publish_expiring("t", b"short", pid, 1));
+        assert_eq!(source.receive(), Packet::Puback { pid, code: 0 });
+    }
+    let undelivered =
+        |reason: &str| gateway.metrics().get("tidegate_mqtt_undelivered_total", &[&format!("reason=\"{reason}\"")]);
+    until("they expire", || (undelivered("expired") == 4.0).then_some(()));
+    source.deliver("t", b"new", 1);
+    assert_eq!(undelivered("queue_full"), 0.0);
+    let (mut client, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("c"));
+    assert!(resumed);
+    assert_eq!([client.take().payload, client.take().payload], ["live", "new"]);
+}
+
+#[test]
 fn queues_of_all_clients_that_are_away_are_bounded_together() {
     let gateway = Setup::new().set("mqtt.max_queued_total_bytes=1 MiB").set("workers=1").start();
     for n in 0..4 {

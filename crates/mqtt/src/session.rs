@@ -15,6 +15,9 @@ use crate::limits::Limits;
 use crate::message::Message;
 use crate::packet::QoS;
 
+/// Milliseconds between two searches of a queue for what has expired: of ten thousand messages, each takes a tenth of a millisecond.
+const EXPIRY_PAUSE_MS: u64 = 100;
+
 /// State of a client's session between and during its connections.
 #[derive(Debug, Default)]
 pub struct Session {
@@ -30,6 +33,8 @@ pub struct Session {
     queue: VecDeque<Queued>,
     /// Sum of `Message::size` over `queue`.
     queued_bytes: usize,
+    /// When to look for expired messages in `queue`: not before one of them expires. `None` if none does.
+    next_expiry: Option<u64>,
     /// The packet identifier given last.
     last_id: u16,
     /// Packet identifiers given since nothing was in flight.
@@ -208,11 +213,22 @@ impl Session {
         Ok(gone)
     }
 
-    /// Drops what expired by `now` from the queue; returns how many.
+    /// When [`expire`](Self::expire) has something to do, in milliseconds of the driver's clock; `None` if nothing queued expires.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<u64> {
+        self.next_expiry
+    }
+
+    /// Drops what expired by `now` from the queue, or a tenth of a second ago; returns how many. Before [`queue`](Self::queue), so that what
+    /// has expired takes no place from what has not.
     pub fn expire(&mut self, now: u64) -> usize {
+        if self.next_expiry.is_none_or(|at| now < at) {
+            return 0;
+        }
         let before = self.queue.len();
         let journal = &mut self.journal;
         let bytes = &mut self.queued_bytes;
+        let mut next: Option<u64> = None;
         self.queue.retain(|q| {
             let expired = q.message.is_expired(now);
             if expired {
@@ -220,9 +236,12 @@ impl Session {
                 if let Some(journal) = journal {
                     journal.push(Change::Gone { order: q.order });
                 }
+            } else if let Some(at) = q.message.expires() {
+                next = Some(next.map_or(at, |next| next.min(at)));
             }
             !expired
         });
+        self.next_expiry = next.map(|at| at.max(now + EXPIRY_PAUSE_MS));
         before - self.queue.len()
     }
 
@@ -289,6 +308,9 @@ impl Session {
     }
 
     pub(crate) fn push(&mut self, queued: Queued) {
+        if let Some(at) = queued.message.expires() {
+            self.next_expiry = Some(self.next_expiry.map_or(at, |next| next.min(at)));
+        }
         self.queued_bytes += queued.message.size();
         self.queue.push_back(queued);
     }

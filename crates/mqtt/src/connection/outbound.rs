@@ -94,7 +94,10 @@ impl Connection {
         let session = self.session_mut();
         if session.queued() > 0 || !session.may_fly(limits, window) {
             if !session.has_room(limits, message.size()) {
-                return Delivered::Dropped(Dropped::QueueFull);
+                session.expire(now);
+                if !session.has_room(limits, message.size()) {
+                    return Delivered::Dropped(Dropped::QueueFull);
+                }
             }
             let publish = session.admit(message, Delivery { qos, ids, ..delivery });
             session.push(publish);

@@ -155,10 +155,7 @@ impl Session {
             session.next_order = order + 1;
             let publish = read(order, form).ok_or(Corrupt::Message(order))?;
             match flight {
-                None => {
-                    session.queued_bytes += publish.message.size();
-                    session.queue.push_back(publish);
-                }
+                None => session.push(publish),
                 Some(_) if !session.queue.is_empty() => return Err(Corrupt::Order(order)),
                 Some((packet_id, received)) => {
                     session.inflight_bytes += publish.message.size();

@@ -523,7 +523,23 @@ fn what_expires_in_a_queue_frees_its_room() {
     let mut session = Session::new();
     session.queue(&limits, &short, at(Q1)).unwrap();
     session.queue(&limits, &message("t", Q1), at(Q1)).unwrap();
+    assert_eq!(session.next_expiry(), Some(T0 + 10_000));
     assert_eq!(session.expire(T0 + 9_999), 0);
     assert_eq!(session.expire(T0 + 10_000), 1);
-    assert_eq!(session.queued_bytes(), message("t", Q1).size());
+    assert_eq!((session.queued_bytes(), session.next_expiry()), (message("t", Q1).size(), None));
+}
+
+#[test]
+fn what_has_expired_takes_no_place_from_others_while_the_client_is_there() {
+    let mut publisher = v5(&[]);
+    let bytes = packet(0x32, &[field("t"), vec![0, 1], props(&[0x02, 0, 0, 0, 10]), b"x".to_vec()].concat());
+    let short = message_of(&mut publisher, &bytes);
+    let limits = Limits { max_inflight_out: 1, max_queued_messages: 2, ..Limits::default() };
+    let mut peer = Peer::open_with(Version::V5, limits);
+    peer.deliver(&message("flight", Q1), Q1);
+    assert_eq!([(); 2].map(|()| peer.deliver(&short, Q1)), [Delivered::Queued; 2]);
+    assert_eq!(peer.deliver(&message("t", Q1), Q1), Delivered::Dropped(Dropped::QueueFull));
+    peer.now += 10_000;
+    assert_eq!(peer.deliver(&message("t", Q1), Q1), Delivered::Queued);
+    assert_eq!(peer.conn.session().unwrap().queued(), 1);
 }

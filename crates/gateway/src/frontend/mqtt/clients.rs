@@ -178,10 +178,8 @@ impl Client {
             None => self.connection.deadline(limits),
             Some(parked) => {
                 let will = parked.will.as_ref().map(|(_, at)| *at);
-                match (parked.expires, will) {
-                    (Some(a), Some(b)) => Some(a.min(b)),
-                    (a, b) => a.or(b),
-                }
+                let message = parked.session.as_ref().and_then(|session| session.next_expiry());
+                [parked.expires, will, message].into_iter().flatten().min()
             }
         }
     }

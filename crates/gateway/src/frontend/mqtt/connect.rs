@@ -364,8 +364,9 @@ impl Reactor {
             self.publish_will(author, from, *will, now);
         }
         if over {
-            self.end_session(slot, left, now);
+            return self.end_session(slot, left, now);
         }
+        self.expire_queue(slot, now);
     }
 
     /// Forgets the client in `slot`, whose session is left with what is in `session`.

@@ -60,21 +60,8 @@ impl Reactor {
         let undelivered = |reason: &str| metrics.mqtt_undelivered.with_label_values(&[reason]).inc();
         let delivery = Delivery { qos: target.qos, retain: target.retain, ids: &target.ids, group: target.group };
         let Some((slot, client)) = self.clients.by_id(target.to) else { return undelivered("gone") };
-        if let Some(parked) = &mut client.parked {
-            if target.qos.min(message.qos()) == QoS::AtMostOnce {
-                return undelivered("offline");
-            }
-            if self.queued_bytes + message.size() > self.most_queued {
-                return undelivered("queues_full");
-            }
-            let session = parked.session_mut();
-            match session.queue(&self.limits, message, delivery) {
-                Ok(0) => {}
-                Ok(gone) => metrics.mqtt_undelivered.with_label_values(&["queue_full"]).inc_by(gone as u64),
-                Err(dropped) => undelivered(dropped.name()),
-            }
-            self.account(slot);
-            return self.collect(slot);
+        if client.parked.is_some() {
+            return self.queue_away(slot, message, delivery, now);
         }
         // Of a client that does not read, what may wait is queued, where all subscribers share it; then it loses QoS 0, and at last,
         // when its queue is full as well, its connection.
@@ -107,6 +94,44 @@ impl Reactor {
         self.give(slot, &mut out);
         self.out = out;
         self.await_if_behind(slot, now);
+    }
+
+    /// Keeps a message for the client in `slot`, which is away.
+    fn queue_away(&mut self, slot: Slot, message: &Arc<Message>, delivery: Delivery<'_>, now: Now) {
+        self.expire_queue(slot, now);
+        let metrics = &self.shared.metrics;
+        let undelivered = |reason: &str| metrics.mqtt_undelivered.with_label_values(&[reason]).inc();
+        if delivery.qos.min(message.qos()) == QoS::AtMostOnce {
+            return undelivered("offline");
+        }
+        if self.queued_bytes + message.size() > self.most_queued {
+            return undelivered("queues_full");
+        }
+        let Some(parked) = self.clients.get_mut(slot).and_then(|client| client.parked.as_mut()) else { return };
+        let session = parked.session_mut();
+        match session.queue(&self.limits, message, delivery) {
+            Ok(0) => {}
+            Ok(gone) => metrics.mqtt_undelivered.with_label_values(&["queue_full"]).inc_by(gone as u64),
+            Err(dropped) => undelivered(dropped.name()),
+        }
+        let expires = session.next_expiry().is_some();
+        self.account(slot);
+        self.collect(slot);
+        if expires {
+            self.file(slot);
+        }
+    }
+
+    /// Drops what has expired of the queue of a client that is away.
+    pub(super) fn expire_queue(&mut self, slot: Slot, now: Now) {
+        let Some(parked) = self.clients.get_mut(slot).and_then(|client| client.parked.as_mut()) else { return };
+        let expired = parked.session.as_mut().map_or(0, |session| session.expire(now.steady_millis()));
+        if expired > 0 {
+            self.shared.metrics.mqtt_undelivered.with_label_values(&["expired"]).inc_by(expired as u64);
+            self.account(slot);
+            self.collect(slot);
+            self.commits.close_if_large();
+        }
     }
 
     /// Hands what a session is left with to others that share its subscriptions: it is over, and they are not its any more. The rows of
