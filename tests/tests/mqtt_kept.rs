@@ -486,6 +486,22 @@ fn retained_messages_are_there_after_a_crash_as_they_last_were() {
 }
 
 #[test]
+fn retained_messages_that_expire_are_not_restored() {
+    let mut gateway = Gateway::start();
+    let mut source = publisher(&gateway);
+    source.retain("t/kept", b"kept", 1);
+    for pid in 11..14 {
+        let mut bytes = mqtt::publish_expiring(&format!("t/{pid}"), b"short", pid, 1);
+        bytes[0] |= 1;
+        source.send(&bytes);
+        assert_eq!(source.receive(), Packet::Puback { pid, code: 0 });
+    }
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    crash(&mut gateway);
+    assert!(gateway.stderr().contains("retained=1 "), "{}", gateway.stderr());
+}
+
+#[test]
 fn a_will_is_published_after_a_crash_unless_its_client_comes_back_in_time() {
     let mut gateway = Gateway::start();
     let connect = |id: &str, delay| Connect::kept(id).will(&format!("wills/{id}"), b"gone", 1, true, delay);

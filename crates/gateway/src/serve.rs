@@ -23,8 +23,8 @@ use crate::certificates::Certificates;
 use crate::config::Config;
 use crate::devices::control::Control;
 use crate::frontend::{
-    self, Access, AssociationMetrics, Associations, CURSOR, Exit, KIND_NAMES, Kind, Listener, MAX_WORKERS, Now, PERIOD,
-    Shared, Sockets, State, deferral,
+    self, Access, AssociationMetrics, Associations, CURSOR, Exit, ExpiredRetained, KIND_NAMES, Kind, Listener, MAX_WORKERS,
+    Now, PERIOD, Shared, Sockets, State, deferral,
 };
 use crate::http::{self, Health};
 use crate::metrics::Metrics;
@@ -35,10 +35,6 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(30);
 
 /// How often it is seen whether something is due: a log that waits for replay windows to be stored waits no longer.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// Topics with retained messages that one sweep looks at for expired ones, under the lock that publishers of retained messages
-/// take: some milliseconds.
-const RETAINED_PER_SWEEP: u32 = 100_000;
 
 /// The Parquet sink's name, which the log must know before the sink runs.
 const PARQUET: &str = "parquet";
@@ -519,7 +515,8 @@ impl Sweeper {
         let period = SWEEP_PERIOD.min(shared.config.limits.session_idle_seconds / 8);
         let thread = std::thread::Builder::new().name("sweeper".into()).spawn(move || {
             let (mut swept, mut written) = (Instant::now(), Instant::now());
-            sweep(&shared);
+            let mut expired = ExpiredRetained::default();
+            sweep(&shared, &mut expired);
             loop {
                 match stopped.recv_timeout(LOOK.min(period)) {
                     Err(std_mpsc::RecvTimeoutError::Timeout) => {}
@@ -527,7 +524,7 @@ impl Sweeper {
                 }
                 if swept.elapsed() >= period {
                     swept = Instant::now();
-                    sweep(&shared);
+                    sweep(&shared, &mut expired);
                 }
                 // A log that is at its bound may be so because of what the windows still need of it.
                 if written.elapsed() >= PERIOD || shared.refuses_for_backlog() {
@@ -547,7 +544,7 @@ impl Sweeper {
     }
 }
 
-fn sweep(shared: &Shared) {
+fn sweep(shared: &Shared, expired: &mut ExpiredRetained) {
     let counts = shared.table.sweep(Now::read().seconds(), &shared.dedup);
     let metrics = &shared.metrics;
     for (kind, name) in KIND_NAMES.iter().enumerate() {
@@ -558,9 +555,9 @@ fn sweep(shared: &Shared) {
     if let Some(associations) = &shared.associations {
         associations.measure();
     }
-    shared.router.expire_retained(Now::read().steady_millis(), RETAINED_PER_SWEEP);
-    let (expired, uploads, bytes) = shared.coap.sweep_uploads(Now::read());
-    metrics.coap_full.swept_uploads(expired, uploads, bytes);
+    expired.sweep(&shared.router, &shared.state, Now::read().steady_millis());
+    let (given_up, uploads, bytes) = shared.coap.sweep_uploads(Now::read());
+    metrics.coap_full.swept_uploads(given_up, uploads, bytes);
     metrics.sessions_expired.inc_by(counts.dropped as u64);
     metrics.session_table_bytes.set(shared.table.table_bytes() as i64);
 }

@@ -299,15 +299,17 @@ impl Retained {
         }
     }
 
-    /// Looks at up to `budget` topics, going on where it last stopped, and removes what expired by `now`; returns how many
-    /// messages went.
-    pub fn expire(&mut self, now: u64, budget: u32) -> usize {
+    /// Looks at up to `budget` topics, going on where it last stopped, and removes what expired by `now`; tells `each` their topics, and
+    /// returns how many messages went.
+    pub fn expire(&mut self, now: u64, budget: u32, mut each: impl FnMut(&str)) -> usize {
         let mut gone = 0;
         for _ in 0..budget.min(self.tree.span()) {
             self.swept = if self.swept + 1 < self.tree.span() { self.swept + 1 } else { ROOT };
             let node = self.tree.get(self.swept);
-            let expired = node.parent != NONE && node.value.message.as_ref().is_some_and(|m| m.is_expired(now));
-            if expired && self.clear(self.swept) {
+            let message = node.value.message.as_ref().filter(|m| node.parent != NONE && m.is_expired(now));
+            if let Some(message) = message {
+                each(message.topic());
+                self.clear(self.swept);
                 gone += 1;
             }
         }

@@ -48,7 +48,7 @@ use acks::Ticket;
 pub(crate) use associations::{AssociationMetrics, Associations, CURSOR, PERIOD, Restored};
 pub(crate) use clock::Now;
 pub(crate) use device::{Device, KIND_NAMES};
-pub(crate) use mqtt::{Kind, Listener, deferral, restore as restore_mqtt};
+pub(crate) use mqtt::{ExpiredRetained, Kind, Listener, deferral, restore as restore_mqtt};
 use router::Router;
 pub(crate) use worker::{Exit, Sockets, spawn};
 

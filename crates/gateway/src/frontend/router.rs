@@ -582,9 +582,9 @@ impl Router {
         }
     }
 
-    /// Removes retained messages that have expired by `now`, some of them at each call.
-    pub(crate) fn expire_retained(&self, now: u64, budget: u32) {
-        unpoisoned(self.retained.write()).expire(now, budget);
+    /// Removes retained messages that have expired by `now`, of `budget` topics at each call, and adds their topics to `gone`.
+    pub(crate) fn expire_retained(&self, now: u64, budget: u32, gone: &mut Vec<Box<str>>) {
+        unpoisoned(self.retained.write()).expire(now, budget, |topic| gone.push(topic.into()));
     }
 }
 

@@ -113,10 +113,10 @@ fn an_expired_message_is_not_found_and_is_swept() {
     assert_eq!(topics(&store, "#", T0 + 9_999).len(), 100);
     assert_eq!(topics(&store, "#", T0 + 10_000).len(), 50);
     assert!(store.get("short/1", T0 + 10_000).is_none());
-    assert_eq!((store.len(), store.expire(T0 + 9_999, u32::MAX)), (100, 0));
+    assert_eq!((store.len(), store.expire(T0 + 9_999, u32::MAX, |_| {})), (100, 0));
     let mut gone = 0;
     for _ in 0..100 {
-        gone += store.expire(T0 + 10_000, 7);
+        gone += store.expire(T0 + 10_000, 7, |topic| assert!(topic.starts_with("short/")));
     }
     assert_eq!((gone, store.len()), (50, 50));
 }

@@ -37,6 +37,7 @@ mod clients;
 mod commit;
 mod connect;
 mod deliver;
+mod expiry;
 mod farewell;
 mod handshakes;
 mod input;
@@ -51,6 +52,7 @@ mod transport;
 mod wills;
 
 pub(crate) use clients::Clients;
+pub(crate) use expiry::ExpiredRetained;
 pub(crate) use listeners::{Kind, Listener, deferral};
 use reactor::Reactor;
 pub(crate) use restore::{Restored, restore};

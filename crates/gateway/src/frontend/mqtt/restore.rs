@@ -73,22 +73,8 @@ pub(crate) fn restore(shared: &Shared, reader: &Reader, now: Now) -> Result<(Res
     restored.subscriptions(shared, reader, &mut counts)?;
     let left = restored.queues(reader, &mut counts)?;
     restored.pass_on(shared, left, now);
-    let mut failed = None;
-    reader.scan(Table::Retained, &[], |_, form| match Message::read(form) {
-        Some(message) => {
-            counts.retained += 1;
-            shared.router.restore_retained(&Arc::new(message));
-            true
-        }
-        None => {
-            failed = Some(broken(Table::Retained));
-            false
-        }
-    })?;
-    match failed {
-        Some(failed) => Err(failed),
-        None => Ok((restored, counts)),
-    }
+    restored.retained(shared, reader, now, &mut counts)?;
+    Ok((restored, counts))
 }
 
 impl Restored {
@@ -308,6 +294,33 @@ impl Restored {
             }
             kept::remove_state(&mut self.rows, incarnation);
         }
+    }
+
+    /// Reads retained messages, and removes those that have expired.
+    fn retained(
+        &mut self,
+        shared: &Shared,
+        reader: &Reader,
+        now: Now,
+        counts: &mut Counts,
+    ) -> Result<(), RestoreError> {
+        let millis = now.steady_millis();
+        let mut done = Ok(());
+        reader.scan(Table::Retained, &[], |topic, form| {
+            match Message::read(form) {
+                Some(message) if message.is_expired(millis) => {
+                    self.rows.remove(Table::Retained, topic);
+                    done = self.spill(shared);
+                }
+                Some(message) => {
+                    counts.retained += 1;
+                    shared.router.restore_retained(&Arc::new(message));
+                }
+                None => done = Err(broken(Table::Retained)),
+            }
+            done.is_ok()
+        })?;
+        done
     }
 
     fn id(&self, incarnation: u64) -> Option<SessionId> {
