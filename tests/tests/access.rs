@@ -264,6 +264,40 @@ fn rules_hold_for_both_versions_and_are_read_again() {
 }
 
 #[test]
+fn subscriptions_end_that_new_rules_deny_also_over_a_restart() {
+    let dir = TempDir::new().expect("a directory");
+    let acl = dir.path().join("acl");
+    fs::write(&acl, "allow all all #\n").expect("written");
+    let mut gateway = Setup::new().set(&format!("auth.acl={}", acl.display())).start();
+    let [mut there, away] = ["there", "away"].map(|name| {
+        let (mut client, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept(name));
+        assert_eq!(["secret/#", "free/#", "late/#"].map(|filter| client.subscribe(filter, 1)), [1; 3]);
+        client
+    });
+    away.disconnect();
+    let withdrawn = |gateway: &Gateway| gateway.metrics().get("tidegate_refused_total", &["reason=\"acl_withdrawn\""]);
+    fs::write(&acl, "deny all subscribe secret/#\nallow all all #\n").expect("written");
+    kill(gateway.pid(), Signal::SIGHUP).expect("it runs");
+    until("subscriptions of both have ended", || (withdrawn(&gateway) == 2.0).then_some(()));
+    let deliver = |gateway: &Gateway, topic: &str| {
+        Client::connect(gateway.mqtt, Version::V5, "source").deliver(topic, topic.as_bytes(), 1);
+    };
+    deliver(&gateway, "secret/1");
+    deliver(&gateway, "free/1");
+    assert_eq!(there.take().payload, "free/1");
+    gateway.kill();
+    fs::write(&acl, "deny all subscribe late/#\nallow all all #\n").expect("written");
+    gateway.restart();
+    assert_eq!(withdrawn(&gateway), 2.0);
+    for topic in ["secret/2", "late/1", "free/2"] {
+        deliver(&gateway, topic);
+    }
+    let (mut away, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("away"));
+    assert!(resumed);
+    assert_eq!([away.take().payload, away.take().payload], ["free/1", "free/2"]);
+}
+
+#[test]
 fn a_will_is_published_by_the_rules_and_as_its_device() {
     let dir = TempDir::new().expect("a directory");
     let acl = dir.path().join("acl");

@@ -23,8 +23,8 @@ use crate::certificates::Certificates;
 use crate::config::Config;
 use crate::devices::control::Control;
 use crate::frontend::{
-    self, Access, AssociationMetrics, Associations, CURSOR, Exit, ExpiredRetained, KIND_NAMES, Kind, Listener, MAX_WORKERS,
-    Now, PERIOD, Shared, Sockets, State, deferral,
+    self, Access, AssociationMetrics, Associations, CURSOR, Exit, ExpiredRetained, KIND_NAMES, Kind, Listener,
+    MAX_WORKERS, Now, PERIOD, Shared, Sockets, State, deferral,
 };
 use crate::http::{self, Health};
 use crate::metrics::Metrics;

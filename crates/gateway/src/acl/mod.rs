@@ -226,10 +226,13 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// The version of rules that were not replaced.
+    pub const LOADED: u64 = 1;
+
     /// The rules in `file`, or none.
     pub fn load(file: Option<PathBuf>) -> Result<Rules, AclError> {
         let acl = Acl::load(file.as_deref())?;
-        Ok(Rules { file, current: Mutex::new(Arc::new(acl)), version: AtomicU64::new(1) })
+        Ok(Rules { file, current: Mutex::new(Arc::new(acl)), version: AtomicU64::new(Rules::LOADED) })
     }
 
     /// Reads the file again, and puts its rules in force if there is no mistake in them; returns their number.

@@ -189,10 +189,10 @@ impl Access {
     }
 
     /// The principal of a registered device that proves nothing now.
-    pub(crate) fn registered(&self, registry: &Registry, name: &DeviceId) -> Option<Principal> {
-        let device = registry.device(name.as_str()).ok()??;
+    pub(crate) fn registered(&self, registry: &Registry, name: &DeviceId) -> Result<Option<Principal>, ReadError> {
+        let Some(device) = registry.device(name.as_str())? else { return Ok(None) };
         let username = device.username.clone();
-        Some(Principal::verified(Account { username, id: name.clone(), device, proof: 0 }, u64::MAX))
+        Ok(Some(Principal::verified(Account { username, id: name.clone(), device, proof: 0 }, u64::MAX)))
     }
 
     /// Whether a CoAP peer without DTLS must be a registered device, as which it is believed then.

@@ -379,6 +379,11 @@ impl Router {
         there
     }
 
+    /// The filters that `subscriber` has subscribed to.
+    pub(crate) fn subscriptions_of(&self, subscriber: Subscriber) -> Vec<String> {
+        unpoisoned(self.trie.read()).of(subscriber.0).map(|(filter, _, _)| filter).collect()
+    }
+
     pub(crate) fn unsubscribe_all(&self, subscriber: Subscriber) {
         let mut trie = unpoisoned(self.trie.write());
         trie.remove_all(subscriber.0);

@@ -333,6 +333,11 @@ impl Clients {
         self.slab.try_remove(slot)
     }
 
+    /// All slots in use are below it.
+    pub(super) fn span(&self) -> usize {
+        self.slab.capacity()
+    }
+
     /// Slots in use.
     pub(super) fn slots(&self) -> Vec<Slot> {
         self.slab.iter().map(|(slot, _)| slot).collect()

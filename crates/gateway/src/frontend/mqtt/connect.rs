@@ -84,6 +84,7 @@ impl Reactor {
                 }
                 let slot = self.move_in(epoll, slot, home)?;
                 let resumed = self.unpark(slot, connect.clean_start, now);
+                self.withdraw(slot);
                 self.accept_client(slot, device, connect, assigned.as_deref(), resumed, now);
                 Some(slot)
             }

@@ -80,7 +80,8 @@ mod tests {
         let state = State::of(&store, Registry::open(&store).unwrap());
         let router = Router::new(1, 1);
         let many = TOPICS_AT_ONCE + 10;
-        let topics: Vec<String> = (0..many).map(|n| format!("short/{n}")).chain(["long".into(), "again".into()]).collect();
+        let topics: Vec<String> =
+            (0..many).map(|n| format!("short/{n}")).chain(["long".into(), "again".into()]).collect();
         let mut rows = Changes::new();
         for topic in &topics {
             let form = expiring(topic, if topic == "long" { 2000 } else { 1000 });

@@ -47,6 +47,7 @@ mod publish;
 mod reactor;
 mod replay;
 mod restore;
+mod review;
 mod sys;
 mod transport;
 mod wills;
@@ -125,6 +126,7 @@ pub(super) async fn serve(listeners: Vec<Listener>, index: usize, shared: Arc<Sh
         let now = Now::read();
         reactor.inbox(&poller.get_ref().0, now);
         reactor.look_behind(now);
+        reactor.go_on_reviewing();
         reactor.release(&poller.get_ref().0, now);
         reactor.release_commits(&poller.get_ref().0, now);
         reactor.flush(&poller.get_ref().0, now);

@@ -23,6 +23,7 @@ use super::handshakes::{HANDSHAKES, Handshakes};
 use super::listeners::{Listener, Listeners};
 use super::publish::Ack;
 use super::replay::Replays;
+use super::review::Review;
 use super::sys::Sys;
 use super::wills::Waiting;
 use super::{ENDS, GONE, Now, READS};
@@ -112,6 +113,8 @@ pub(super) struct Reactor {
     held: bool,
     /// Rules about who may publish and subscribe.
     pub(super) rules: View,
+    /// How far subscriptions have been held against them.
+    pub(super) review: Review,
     /// Bounds what addresses that fail to log in are told.
     pub(super) limiter: Limiter,
     /// The login whose CONNECT is being read again: who it is, if its password was right.
@@ -180,6 +183,7 @@ impl Reactor {
             envelopes: Vec::new(),
             held: false,
             rules: View::new(shared.access.rules.clone()),
+            review: Review::new(),
             limiter: Limiter::new(shared.config.limits.unauthenticated_per_second, now.instant),
             login: None,
             aliases: HashMap::new(),
@@ -213,7 +217,7 @@ impl Reactor {
 
     /// Whether there is more to do without anything coming in.
     pub(super) fn has_more(&self) -> bool {
-        self.replays.are_ready()
+        self.replays.are_ready() || self.review.is_under_way()
     }
 
     /// Asks to be woken when `durable` moves, if anything waits for it.
@@ -512,6 +516,7 @@ impl Reactor {
     pub(super) fn tick(&mut self, epoll: &Epoll, now: Now) {
         let millis = now.steady_millis();
         self.count_handshakes();
+        self.begin_review();
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(millis / 1000, &mut due);
         for id in due.drain(..) {

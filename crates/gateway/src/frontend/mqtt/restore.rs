@@ -13,6 +13,8 @@ use tracing::warn;
 use super::Now;
 use super::clients::{Clients, Parked, Slot};
 use super::kept::{self, Flow, Kept, Row};
+use super::review;
+use crate::acl::View;
 use crate::frontend::router::{Left, Origin, Served, SessionId};
 use crate::frontend::{Shared, limits};
 
@@ -71,6 +73,7 @@ pub(crate) fn restore(shared: &Shared, reader: &Reader, now: Now) -> Result<(Res
     let mut counts = Counts::default();
     restored.sessions(shared, reader, now, &mut counts)?;
     restored.subscriptions(shared, reader, &mut counts)?;
+    restored.withdraw(shared, &mut counts)?;
     let left = restored.queues(reader, &mut counts)?;
     restored.pass_on(shared, left, now);
     restored.retained(shared, reader, now, &mut counts)?;
@@ -167,6 +170,20 @@ impl Restored {
                 if let Some(client) = clients.get(slot).filter(|client| client.flags.shares) {
                     shared.router.set_present(client.subscriber(), false);
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the subscriptions that the rules do not allow any more.
+    fn withdraw(&mut self, shared: &Shared, counts: &mut Counts) -> Result<(), RestoreError> {
+        let mut rules = View::new(shared.access.rules.clone());
+        for worker in 0..self.clients.len() {
+            for slot in self.clients[worker].slots() {
+                let Some(client) = self.clients[worker].get_mut(slot) else { continue };
+                let (_, ended) = review::withdraw(shared, rules.get().0, client, &mut self.rows);
+                counts.subscriptions -= ended.len();
+                self.spill(shared)?;
             }
         }
         Ok(())
