@@ -45,6 +45,7 @@ fn psk(identity: &[u8]) -> Option<Psk> {
         key: Key::new(b"0123456789abcdef")?,
         previous: None,
         owner: identity.first_chunk().copied().unwrap_or_default(),
+        number: 0,
     })
 }
 

@@ -386,6 +386,69 @@ fn what_is_revoked_while_the_gateway_is_away_does_not_come_back() {
 }
 
 #[test]
+fn a_key_that_is_replaced_at_once_ends_what_was_made_with_it() {
+    const NEW_HEX: &str = "hex:66656463626139383736353433323130";
+    let gateway = start(&[]);
+    let run = |args: &[&str]| {
+        let output = devices(&gateway, args);
+        assert!(output.status.success(), "{output:?}");
+    };
+    let import = |lines: &str| {
+        let file = gateway.data_dir.join("again.csv");
+        std::fs::write(&file, lines).expect("the directory is ours");
+        run(&["import", file.to_str().expect("a plain path")]);
+    };
+    let mut other = Device::connect(gateway.coaps, &device(9), KEY);
+    for (number, replace) in [
+        (1, &(|| run(&["rotate", &device(1), "--psk", NEW_HEX, "--grace", "0"])) as &dyn Fn()),
+        (2, &|| import(&format!("identity,psk,device\n{0},{NEW_HEX},{0}\n", device(2)))),
+    ] {
+        let known = device(number);
+        let mut meter = Device::connect(gateway.coaps, &known, KEY);
+        assert_eq!(meter.post("m", b"before").code, CHANGED);
+        let session = meter.session();
+        replace();
+        assert_eq!(gateway.metrics().get("tidegate_coaps_associations", &[]), 1.0, "the other one");
+        let reading = meter.reading("m", b"after");
+        meter.send(&reading);
+        let mut thief = Device::resuming(gateway.coaps, &known, KEY, session);
+        assert_eq!(thief.refusal(), Some(Alert::BAD_RECORD_MAC));
+    }
+    // Another tenant is another device to those who read what it says.
+    let mut moved = Device::connect(gateway.coaps, &device(3), KEY);
+    assert_eq!(moved.post("m", b"of water").code, CHANGED);
+    import(&format!("device,tenant\n{},gas\n", device(3)));
+    let reading = moved.reading("m", b"of nobody");
+    moved.send(&reading);
+    let mut moved = Device::connect(gateway.coaps, &device(3), KEY);
+    assert_eq!(moved.post("m", b"of gas").code, CHANGED);
+    assert_eq!(other.post("m", b"other").code, CHANGED);
+    let stored: Vec<_> = gateway.records().iter().map(|r| (r.tenant.clone(), r.text())).collect();
+    let expected = [("water", "before"), ("water", "before"), ("water", "of water"), ("gas", "of gas")];
+    assert_eq!(stored[..4], expected.map(|(tenant, text)| (tenant.to_owned(), text.to_owned())));
+    assert_eq!(stored[4..], [("water".to_owned(), "other".to_owned())]);
+}
+
+#[test]
+fn what_is_replaced_while_the_gateway_is_away_does_not_come_back() {
+    let mut gateway = start(&[]);
+    let mut meters: Vec<Device> = (1..=3).map(|number| Device::connect(gateway.coaps, &device(number), KEY)).collect();
+    gateway.kill();
+    let new = "hex:66656463626139383736353433323130";
+    let ended = devices(&gateway, &["rotate", &device(1), "--psk", new, "--grace", "0"]);
+    let graced = devices(&gateway, &["rotate", &device(2), "--psk", new]);
+    assert!(ended.status.success() && graced.status.success(), "{ended:?} {graced:?}");
+    gateway.restart();
+    let reading = meters[0].reading("m", b"ended");
+    meters[0].send(&reading);
+    for meter in &mut meters[1..] {
+        assert_eq!(meter.post("m", b"goes on").code, CHANGED);
+    }
+    assert_eq!(gateway.payloads(), ["goes on", "goes on"]);
+    assert_eq!(gateway.metrics().get("tidegate_coaps_not_restored_total", &["reason=\"revoked\""]), 1.0);
+}
+
+#[test]
 fn a_rotated_key_and_the_one_before_open_associations() {
     const NEW: &[u8] = b"fedcba9876543210";
     let gateway = start(&[]);

@@ -42,8 +42,9 @@ fn server(address: SocketAddr, identity: &str, key: Key, cid: bool) -> Result<()
         config.cid = None;
     }
     let mut server = Server::new(config, &mut udp::OsRandom::open())?;
-    let psks =
-        |asked: &[u8]| (asked == identity.as_bytes()).then(|| Psk { key: key.clone(), previous: None, owner: [0; 16] });
+    let psks = |asked: &[u8]| {
+        (asked == identity.as_bytes()).then(|| Psk { key: key.clone(), previous: None, owner: [0; 16], number: 0 })
+    };
     let sessions = SessionCache::new(1000, Duration::from_secs(86_400));
     let never = AtomicBool::new(false);
     udp::serve(

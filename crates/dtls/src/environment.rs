@@ -67,6 +67,9 @@ pub struct Psk {
     pub previous: Option<Key>,
     /// Whose it is.
     pub owner: Owner,
+    /// Any number that the identity keeps for as long as what was made with it holds: once it has another one, no session that was
+    /// made before is resumed.
+    pub number: u64,
 }
 
 /// The pre-shared keys, by identity.

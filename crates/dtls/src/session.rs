@@ -66,6 +66,9 @@ pub struct Session {
     pub(crate) owner: Owner,
     #[zeroize(skip)]
     pub(crate) identity: Box<[u8]>,
+    /// See [`crate::Psk::number`].
+    #[zeroize(skip)]
+    pub(crate) number: u64,
 }
 
 impl Session {
@@ -86,6 +89,12 @@ impl Session {
     pub fn identity(&self) -> &[u8] {
         &self.identity
     }
+
+    /// The [number](crate::Psk::number) that the identity had then.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
 }
 
 impl fmt::Debug for Session {
@@ -96,8 +105,8 @@ impl fmt::Debug for Session {
 
 /// Where a server keeps its sessions. Shards of one server share it, since a peer resumes from wherever it wakes.
 ///
-/// The server asks [`crate::Psks`] again before it resumes, and resumes only if the identity still has the same owner: a
-/// revoked device cannot come back by an old session.
+/// The server asks [`crate::Psks`] again before it resumes, and resumes only if the identity still has the same owner and
+/// number: neither a revoked device nor a key that was replaced can come back by an old session.
 pub trait Sessions {
     /// Remembers a session.
     fn insert(&self, session: Session, now: Timestamp);
@@ -204,6 +213,7 @@ mod tests {
             id: SessionId::new(&number.to_be_bytes()).unwrap(),
             owner: [0; 16],
             identity: Box::default(),
+            number: 0,
         }
     }
 

@@ -107,7 +107,7 @@ impl Ours {
             let sessions = SessionCache::new(100, Duration::from_secs(3600));
             let psks = |identity: &[u8]| {
                 let key = Key::new(KEY.as_bytes())?;
-                (identity == IDENTITY.as_bytes()).then_some(Psk { key, previous: None, owner: [1; 16] })
+                (identity == IDENTITY.as_bytes()).then_some(Psk { key, previous: None, owner: [1; 16], number: 0 })
             };
             let report = |event: &Event| noted.lock().unwrap().push(event.clone());
             udp::serve(&socket, &mut server, &psks, Some(&sessions), &stopped, answer, report)

@@ -156,6 +156,12 @@ fn a_session_is_resumed_only_by_its_owner_and_as_it_was_opened() {
             .iter()
             .any(|e| matches!(e, ClientEvent::Failed(HandshakeFailure::Received(Alert::HANDSHAKE_FAILURE))))
     );
+    // Nor does it outlive what its identity was then.
+    server.number += 1;
+    let mut outdated = TestClient::connect(&config, 1, Some(session.clone()), START, &mut rng);
+    let (happened, _) = converse(&mut server, &mut outdated, START);
+    assert_eq!(outdated.resumed(), Some(false));
+    assert!(happened.iter().any(|h| matches!(h.event, Event::Established { number: 1, .. })));
     // A session that nobody knows any more costs a full handshake and nothing else.
     let late = START.plus(Duration::from_secs(100_000));
     let mut late_client = TestClient::connect(&config, 1, Some(session), late, &mut rng);

@@ -1,10 +1,12 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::config::Sources;
+use crate::config::kind::parse_duration;
 
 /// Tidegate, an IoT ingestion gateway for CoAP and MQTT: a reading is durable before it is acknowledged.
 #[derive(Debug, Parser)]
@@ -249,11 +251,12 @@ impl PskArgs {
 
 /// How long an old key stays valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Grace(pub std::time::Duration);
+pub struct Grace(pub Duration);
 
 impl Grace {
     fn parse(text: &str) -> Result<Grace, String> {
-        let span = crate::config::kind::parse_duration(text);
+        // None of it needs no unit.
+        let span = if text == "0" { Some(Duration::ZERO) } else { parse_duration(text) };
         span.map(Grace).ok_or_else(|| "not a time span, such as 0, 10m, 24h or 7d".to_owned())
     }
 }
@@ -308,6 +311,13 @@ mod tests {
     #[test]
     fn every_command_is_put_together_right() {
         <super::Cli as CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn a_grace_of_nothing_needs_no_unit() {
+        let parse = |text| super::Grace::parse(text).ok().map(|grace| grace.0.as_secs());
+        assert_eq!(["0", "0s", "10m", "24h"].map(parse), [0, 0, 600, 86_400].map(Some));
+        assert_eq!(["", "1", "00", "-1s"].map(parse), [None; 4]);
     }
 
     #[test]

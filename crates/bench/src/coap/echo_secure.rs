@@ -83,8 +83,9 @@ fn serve(socket: &UdpSocket, common: &Common, thread: u32) -> anyhow::Result<()>
     let mut receiver = Receiver::new(socket, BATCH, REQUEST_BYTES);
     let mut sender = Sender::new();
     let mut random = pseudo_random(mix(common.seed.wrapping_add(u64::from(thread) + 1)));
-    let psks =
-        |identity: &[u8]| Some(Psk { key: Key::new(&common.keys.psk(identity))?, previous: None, owner: [0; 16] });
+    let psks = |identity: &[u8]| {
+        Some(Psk { key: Key::new(&common.keys.psk(identity))?, previous: None, owner: [0; 16], number: 0 })
+    };
     let (mut out, mut events) = (Outbox::new(), Vec::new());
     let (mut buffer, mut response) = (Vec::new(), Vec::new());
     let mut next_sweep = 0;

@@ -59,7 +59,12 @@ impl SecureToy {
                 // The owner is the number in the device's name.
                 let name = String::from_utf8(identity.to_vec()).unwrap();
                 let number: u128 = name.trim_start_matches("bench-").parse().unwrap_or(0);
-                Some(Psk { key: Key::new(&keys.psk(identity))?, previous: None, owner: number.to_be_bytes() })
+                Some(Psk {
+                    key: Key::new(&keys.psk(identity))?,
+                    previous: None,
+                    owner: number.to_be_bytes(),
+                    number: 0,
+                })
             };
             let sessions = SessionCache::new(1_000, Duration::from_secs(60));
             let (mut out, mut events) = (Outbox::new(), Vec::new());

@@ -418,6 +418,7 @@ impl Handshake {
             id: handshake.session_id,
             owner: Owner::default(),
             identity: handshake.credentials.identity.clone(),
+            number: 0,
         });
         let established = Established {
             protection: keys.protection,

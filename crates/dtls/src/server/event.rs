@@ -20,6 +20,8 @@ pub enum Event {
         owner: Owner,
         /// The identity that it was opened with.
         identity: Box<[u8]>,
+        /// The [number](crate::Psk::number) that the identity had when its key was looked up, now or for the session.
+        number: u64,
         /// Whether it resumes a session.
         resumed: bool,
     },

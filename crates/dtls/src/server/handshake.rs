@@ -123,6 +123,8 @@ struct Keys {
     expected: [u8; VERIFY_DATA_LEN],
     identity: Box<[u8]>,
     owner: Owner,
+    /// See [`crate::Psk::number`].
+    number: u64,
     /// The key to try where these open nothing.
     previous: Option<Box<Key>>,
     /// Whether another try is due then, be there a key for it or not.
@@ -500,8 +502,8 @@ impl Server {
             association
         });
         let id = self.id(index);
-        if let Some((owner, identity, resumed)) = established {
-            cx.events.push(Event::Established { id, owner, identity, resumed });
+        if let Some((owner, identity, number, resumed)) = established {
+            cx.events.push(Event::Established { id, owner, identity, number, resumed });
         }
         if !self.config.persist {
             self.send_finished(index, cx.out);
@@ -604,6 +606,7 @@ impl Pending {
             master,
             identity: session.identity.clone(),
             owner: session.owner,
+            number: session.number,
             previous: None,
             may_retry: false,
             genuine: true,
@@ -624,9 +627,9 @@ impl Pending {
         cx.env.random.fill(&mut decoy);
         let found = cx.env.psks.psk(identity);
         let genuine = found.is_some();
-        let (key, previous, owner) = match found {
-            Some(psk) => (Some(psk.key), psk.previous.map(Box::new), psk.owner),
-            None => (Key::new(&decoy), None, Owner::default()),
+        let (key, previous, owner, number) = match found {
+            Some(psk) => (Some(psk.key), psk.previous.map(Box::new), psk.owner, psk.number),
+            None => (Key::new(&decoy), None, Owner::default(), 0),
         };
         decoy.zeroize();
         let master = self.master_secret(key.as_ref());
@@ -636,6 +639,7 @@ impl Pending {
             master,
             identity: identity.into(),
             owner,
+            number,
             previous,
             may_retry: true,
             genuine,
@@ -668,6 +672,7 @@ impl Pending {
             master,
             identity: keys.identity.clone(),
             owner: keys.owner,
+            number: keys.number,
             previous: None,
             may_retry: false,
             genuine: keys.genuine && is_known,
@@ -682,7 +687,7 @@ impl Pending {
         self: Box<Self>,
         config: &ServerConfig,
         now: Timestamp,
-    ) -> (Association, (Owner, Box<[u8]>, bool), Option<Session>) {
+    ) -> (Association, (Owner, Box<[u8]>, u64, bool), Option<Session>) {
         let pending = *self;
         let transcript = pending.transcript.hash();
         let Some(keys) = pending.keys else { unreachable!("a Finished is only accepted once there are keys") };
@@ -694,6 +699,7 @@ impl Pending {
             id: pending.session_id,
             owner: keys.owner,
             identity: keys.identity.clone(),
+            number: keys.number,
         });
         let agreed = Agreed {
             protection: keys.protection,
@@ -706,7 +712,7 @@ impl Pending {
             finished,
         };
         let association = Association::new(agreed, config.persist, config.address_changes, now);
-        (association, (keys.owner, keys.identity, keys.resumed), session)
+        (association, (keys.owner, keys.identity, keys.number, keys.resumed), session)
     }
 }
 
@@ -720,7 +726,11 @@ fn resumable(hello: &ClientHello<'_>, cx: &mut Context<'_, '_>) -> Result<Option
         (false, true) => return Ok(None),
         _ => {}
     }
-    let known = cx.env.psks.psk(&session.identity).is_some_and(|psk| psk.owner == session.owner);
+    let known = cx
+        .env
+        .psks
+        .psk(&session.identity)
+        .is_some_and(|psk| psk.owner == session.owner && psk.number == session.number);
     Ok(known.then_some(session))
 }
 

@@ -63,7 +63,7 @@ pub fn key(number: u64) -> Key {
 pub fn psk(identity: &[u8]) -> Option<Psk> {
     let number: u64 = std::str::from_utf8(identity).ok()?.strip_prefix("device-")?.parse().ok()?;
     let previous = (number >= 900).then(|| key(number + 100_000));
-    (number < 1000).then(|| Psk { key: key(number), previous, owner: owner(number) })
+    (number < 1000).then(|| Psk { key: key(number), previous, owner: owner(number), number: 0 })
 }
 
 pub fn address(number: u64) -> SocketAddr {
@@ -80,6 +80,8 @@ pub struct TestServer {
     pub server: Server,
     pub rng: Rng,
     pub sessions: Option<Arc<SessionCache>>,
+    /// Of all identities.
+    pub number: u64,
     pub out: Outbox,
     pub events: Vec<Event>,
 }
@@ -91,6 +93,7 @@ impl TestServer {
             server: Server::new(config, &mut rng).unwrap(),
             rng,
             sessions: None,
+            number: 0,
             out: Outbox::new(),
             events: Vec::new(),
         }
@@ -104,8 +107,10 @@ impl TestServer {
     /// Feeds a datagram; gives what came of it, with the texts of application records.
     pub fn handle(&mut self, datagram: &[u8], path: Path, now: Timestamp) -> Vec<Happened> {
         let mut datagram = datagram.to_vec();
+        let number = self.number;
+        let psks = |identity: &[u8]| psk(identity).map(|psk| Psk { number, ..psk });
         let mut env = Environment {
-            psks: &psk,
+            psks: &psks,
             random: &mut self.rng,
             sessions: self.sessions.as_deref().map(|sessions| sessions as &dyn Sessions),
         };

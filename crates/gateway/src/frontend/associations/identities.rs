@@ -14,6 +14,8 @@ pub(super) struct Identified {
     pub(super) device: DeviceId,
     /// Empty for the default tenant.
     pub(super) tenant: String,
+    /// See [`registry::Identity::number`].
+    pub(super) number: u64,
 }
 
 /// The registry's identities. One that is looked for in vain takes as long as one that is found.
@@ -26,8 +28,14 @@ impl Identities {
     }
 
     pub(super) fn find(&self, identity: &[u8]) -> Option<Identified> {
-        let registry::Identity { device, tenant, .. } = self.look_up(identity)?;
-        Some(Identified { device, tenant })
+        let registry::Identity { device, tenant, number, .. } = self.look_up(identity)?;
+        Some(Identified { device, tenant, number })
+    }
+
+    /// Whether what was made with the identity of this number still holds.
+    pub(super) fn is_live(&self, number: u64) -> bool {
+        let live = self.0.is_live(number).inspect_err(|error| tracing::warn!(%error, "looking up a PSK identity"));
+        live.unwrap_or(false)
     }
 }
 
@@ -62,8 +70,8 @@ impl Psks for Lookups<'_> {
     fn psk(&self, identity: &[u8]) -> Option<Psk> {
         let found = self.identities.look_up(identity)?;
         let psk = psk(&found);
-        let registry::Identity { device, tenant, .. } = found;
-        let whose = Identified { device, tenant };
+        let registry::Identity { device, tenant, number, .. } = found;
+        let whose = Identified { device, tenant, number };
         *self.last.borrow_mut() = Some(Found { identity: identity.into(), whose, reviews: self.reviews });
         psk
     }
@@ -73,5 +81,6 @@ impl Psks for Lookups<'_> {
 fn psk(found: &registry::Identity) -> Option<Psk> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut keys = found.keys(now).filter_map(|secret| Key::new(secret.bytes()));
-    Some(Psk { key: keys.next()?, previous: keys.next(), owner: owner_of(found.device.as_str()) })
+    let owner = owner_of(found.device.as_str());
+    Some(Psk { key: keys.next()?, previous: keys.next(), owner, number: found.number })
 }

@@ -24,8 +24,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tidegate_coap::echo::Challenger;
 use tidegate_dtls::{
-    AssociationId, Environment, Event, Moved, Outbox, Owner, Path, Router, SealError, Server, Session, SessionCache,
-    Sessions, Timestamp,
+    AssociationId, Environment, Event, Moved, Outbox, Owner, Path, Router, SealError, Server, SessionCache, Sessions,
+    Timestamp,
 };
 use tidegate_record::DeviceId;
 use tidegate_session::Table as Devices;
@@ -44,7 +44,7 @@ mod row;
 mod settings;
 mod tenants;
 
-use identities::{Found, Identities, Lookups};
+use identities::{Found, Identified, Identities, Lookups};
 use locals::Locals;
 pub(crate) use metrics::AssociationMetrics;
 use numbers::Numbers;
@@ -282,7 +282,7 @@ impl Associations {
         self.settle(&mut server, None, now, devices, desk);
     }
 
-    /// Ends the associations and sessions of those devices of `names` whose identities are not theirs any more.
+    /// Ends those associations and sessions of the devices `names` that were made with an identity, or a key of it, that holds no more.
     pub(crate) fn review<'a>(&self, names: impl Iterator<Item = &'a str>, now: Now, devices: &Devices<Device>) {
         self.reviews.fetch_add(1, Ordering::SeqCst);
         let mut desk = Desk::new();
@@ -298,20 +298,13 @@ impl Associations {
         }
         // An identity that is given to its device again, with another key, must not be proven by what the one before agreed on.
         if let Some(sessions) = &self.sessions {
-            sessions.retain(|session| !owners.contains(session.owner()) || self.continues(session));
+            sessions.retain(|session| !owners.contains(session.owner()) || self.identities.is_live(session.number()));
         }
     }
 
-    /// Whether a session's identity still is its device's.
-    fn continues(&self, session: &Session) -> bool {
-        self.identities
-            .find(session.identity())
-            .is_some_and(|found| owner_of(found.device.as_str()) == *session.owner())
-    }
-
-    /// Whether an identity still is its device's.
+    /// Whether the identity that an association was opened with is what it was.
     fn holds(&self, names: &row::Names<'_>) -> bool {
-        self.identities.find(names.identity).is_some_and(|found| found.device.as_str() == names.device)
+        self.identities.is_live(names.number)
     }
 
     fn close_doomed(&self, now: Now, devices: &Devices<Device>, desk: &mut Desk) {
@@ -336,11 +329,11 @@ impl Associations {
                     self.metrics.moved(moved);
                     desk.received.push(Received { id, owner, range, sequence, moved });
                 }
-                Event::Established { id, owner, identity, resumed } => {
+                Event::Established { id, owner, identity, number, resumed } => {
                     self.metrics.established(resumed);
                     self.metrics.associations.inc();
                     let found = found.take().filter(|found| found.identity == identity);
-                    self.adopt(server, (id, &owner), (&identity, found), now, devices, desk);
+                    self.adopt(server, (id, &owner), (&identity, number, found), now, devices, desk);
                 }
                 Event::Reserve { id } => self.store(server, id, None, desk),
                 Event::Closed { id, owner, reason } => {
@@ -366,7 +359,7 @@ impl Associations {
         &self,
         server: &Server,
         (id, owner): (AssociationId, &Owner),
-        (identity, found): (&[u8], Option<Found>),
+        (identity, number, found): (&[u8], u64, Option<Found>),
         now: Now,
         devices: &Devices<Device>,
         desk: &mut Desk,
@@ -376,7 +369,9 @@ impl Associations {
             let reviews = self.reviews.load(Ordering::SeqCst);
             self.identities.find(identity).map(|whose| (whose, reviews))
         });
-        let Some((found, reviews)) = found.filter(|(found, _)| owner_of(found.device.as_str()) == *owner) else {
+        // With another number it is another one, whose key was not proven.
+        let is_same = |found: &Identified| found.number == number && owner_of(found.device.as_str()) == *owner;
+        let Some((found, reviews)) = found.filter(|(found, _)| is_same(found)) else {
             if let Ok(nobody) = DeviceId::new("-") {
                 self.names.hold(owner, &nobody);
             }
@@ -384,7 +379,7 @@ impl Associations {
             return;
         };
         self.names.hold(owner, &found.device);
-        let row = row::Names { device: found.device.as_str(), identity };
+        let row = row::Names { device: found.device.as_str(), identity, number };
         let tenant = self.tenants.number(&found.tenant);
         let adopted = devices.with_id(found.device.clone(), now.seconds(), |_, device| device.adopt(id, tenant));
         match adopted {

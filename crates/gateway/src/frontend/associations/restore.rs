@@ -261,7 +261,7 @@ impl Associations {
     ) -> Result<(), &'static str> {
         let (names, export) = row::parse(value).ok_or("malformed")?;
         let found = self.identities.find(names.identity).ok_or("revoked")?;
-        if found.device.as_str() != names.device {
+        if found.device.as_str() != names.device || found.number != names.number {
             return Err("revoked");
         }
         let slot = Export::id_of(export).ok_or("malformed")?;

@@ -6,7 +6,7 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `a`, number (6 bytes) | format (1 byte, 1), length of the device's name (1), the name, length of the PSK identity (1; 0 if it is the name), the identity, the export ([`EXPORT_LEN`]) |
+//! | `a`, number (6 bytes) | format (1 byte, 2), number of the identity ([`registry::Identity::number`], 8), length of the device's name (1), the name, length of the PSK identity (1; 0 if it is the name), the identity, the export ([`EXPORT_LEN`]) |
 //! | `w`, place (4 bytes) | association (8 bytes), one past the highest sequence number received (8), seconds of the last use (4) |
 //! | `l`, number (1 byte) | an address of ours (4 or 16 bytes) |
 //! | `m` | see [`super::restore`] |
@@ -22,11 +22,13 @@
 
 use tidegate_dtls::{About, AssociationId, EXPORT_LEN, Export};
 use tidegate_record::DeviceId;
+#[cfg(doc)]
+use tidegate_state::registry;
 use tidegate_state::{Changes, Reader, Table};
 
 use super::numbers::Number;
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 pub(super) const ASSOCIATION: u8 = b'a';
 pub(super) const WINDOW: u8 = b'w';
@@ -40,6 +42,8 @@ const WINDOW_LEN: usize = 20;
 pub(super) struct Names<'a> {
     pub(super) device: &'a str,
     pub(super) identity: &'a [u8],
+    /// The number that the identity had: the association ends with it.
+    pub(super) number: u64,
 }
 
 /// The same, kept.
@@ -47,17 +51,18 @@ pub(super) struct Names<'a> {
 pub(super) struct Owned {
     device: Box<str>,
     identity: Box<[u8]>,
+    number: u64,
 }
 
 impl Names<'_> {
     pub(super) fn to_owned(self) -> Owned {
-        Owned { device: self.device.into(), identity: self.identity.into() }
+        Owned { device: self.device.into(), identity: self.identity.into(), number: self.number }
     }
 }
 
 impl Owned {
     pub(super) fn as_names(&self) -> Names<'_> {
-        Names { device: &self.device, identity: &self.identity }
+        Names { device: &self.device, identity: &self.identity, number: self.number }
     }
 }
 
@@ -83,8 +88,9 @@ pub(super) fn number(key: &[u8]) -> Option<Number> {
 /// Adds a new association to the changes.
 pub(super) fn put(changes: &mut Changes, number: Number, export: &Export, names: &Names<'_>) {
     let identity = if names.identity == names.device.as_bytes() { &[][..] } else { names.identity };
-    let mut value = zeroize::Zeroizing::new(Vec::with_capacity(3 + names.device.len() + identity.len() + EXPORT_LEN));
+    let mut value = zeroize::Zeroizing::new(Vec::with_capacity(11 + names.device.len() + identity.len() + EXPORT_LEN));
     value.push(FORMAT);
+    value.extend_from_slice(&names.number.to_be_bytes());
     for text in [names.device.as_bytes(), identity] {
         // Both are of at most 128 bytes.
         value.push(text.len() as u8);
@@ -142,11 +148,13 @@ pub(super) fn parse(value: &[u8]) -> Option<(Names<'_>, &[u8])> {
         rest.split_at_checked(usize::from(len))
     }
     let (&format, rest) = value.split_first()?;
+    let (number, rest) = rest.split_first_chunk()?;
     let (device, rest) = text(rest)?;
     let (identity, export) = text(rest)?;
     let device = std::str::from_utf8(device).ok().filter(|device| DeviceId::check(device).is_ok())?;
     let identity = if identity.is_empty() { device.as_bytes() } else { identity };
-    (format == FORMAT && export.len() == EXPORT_LEN).then_some((Names { device, identity }, export))
+    let names = Names { device, identity, number: u64::from_be_bytes(*number) };
+    (format == FORMAT && export.len() == EXPORT_LEN).then_some((names, export))
 }
 
 /// What a replay window has seen.
@@ -194,14 +202,14 @@ mod tests {
 
     #[test]
     fn a_damaged_row_is_no_row() {
-        let mut value = vec![FORMAT, 3, b'd', b'e', b'v', 2, b'i', b'd'];
+        let mut value = vec![FORMAT, 0, 0, 0, 0, 0, 0, 1, 0, 3, b'd', b'e', b'v', 2, b'i', b'd'];
         value.extend_from_slice(&[7; EXPORT_LEN]);
-        let names = Names { device: "dev", identity: b"id" };
+        let names = Names { device: "dev", identity: b"id", number: 256 };
         assert_eq!(parse(&value), Some((names, &[7; EXPORT_LEN][..])));
         for cut in 0..value.len() {
             assert_eq!(parse(&value[..cut]), None, "cut at {cut}");
         }
-        for (at, byte) in [(0, 2), (1, 0), (2, 0x07), (3, 0xFF)] {
+        for (at, byte) in [(0, 1), (9, 0), (10, 0x07), (11, 0xFF)] {
             let mut bad = value.clone();
             bad[at] = byte;
             assert_eq!(parse(&bad), None, "byte {at}");
@@ -210,9 +218,10 @@ mod tests {
 
     #[test]
     fn an_identity_that_is_the_name_takes_no_room() {
-        let mut value = vec![FORMAT, 3, b'd', b'e', b'v', 0];
+        let mut value = vec![FORMAT, 0, 0, 0, 0, 0, 0, 0, 7, 3, b'd', b'e', b'v', 0];
         value.extend_from_slice(&[7; EXPORT_LEN]);
-        assert_eq!(parse(&value).map(|(names, _)| names), Some(Names { device: "dev", identity: b"dev" }));
+        let names = Names { device: "dev", identity: b"dev", number: 7 };
+        assert_eq!(parse(&value).map(|(names, _)| names), Some(names));
     }
 
     #[test]
