@@ -213,19 +213,22 @@ fn goodbye_is_for_good() {
 #[test]
 fn the_association_unused_for_longest_makes_room() {
     let gateway = start(&["coaps.max_associations=3"]);
-    let mut meters: Vec<Device> = (1..=4).map(|number| Device::connect(gateway.coaps, &device(number), KEY)).collect();
+    let mut meters: Vec<Device> = (1..=3).map(|number| Device::connect(gateway.coaps, &device(number), KEY)).collect();
+    // The first to come is the last to speak.
+    assert_eq!(meters[0].post("m", b"here").code, CHANGED);
+    meters.push(Device::connect(gateway.coaps, &device(4), KEY));
     assert_eq!(gateway.metrics().get("tidegate_coaps_associations", &[]), 3.0);
     assert_eq!(gateway.metrics().get("tidegate_coaps_closed_total", &["reason=\"evicted\""]), 1.0);
-    for meter in &mut meters[1..] {
-        assert_eq!(meter.post("m", b"here").code, CHANGED);
+    for meter in [0, 2, 3] {
+        assert_eq!(meters[meter].post("m", b"here").code, CHANGED);
     }
-    let reading = meters[0].reading("m", b"gone");
-    meters[0].send(&reading);
+    let reading = meters[1].reading("m", b"gone");
+    meters[1].send(&reading);
     until("the evicted one is unknown", || {
         let unknown = gateway.metrics().get("tidegate_coaps_dropped_total", &["reason=\"unknown_association\""]);
         (unknown >= 1.0).then_some(())
     });
-    assert_eq!(gateway.records().len(), 3);
+    assert_eq!(gateway.records().len(), 4);
 }
 
 #[test]

@@ -69,7 +69,6 @@ pub(crate) struct Association {
     /// Sequence numbers below may be used: `protection.next_write <= reserved`.
     reserved: u64,
     pub(crate) created: u32,
-    /// Coarse: see [`crate::table::USE_QUANTUM`].
     pub(crate) last_used: u32,
     /// Bytes that may still be sent to an address that is not validated.
     allowance: u32,

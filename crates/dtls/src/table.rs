@@ -20,9 +20,12 @@ const CHUNK: usize = 64;
 /// No slot.
 const NONE: u32 = u32::MAX;
 
-/// Seconds by which the order of use is coarse: an association is moved to the front at most once in that time, so a busy one
-/// does not touch its neighbours for every record.
+/// Seconds by which the order of use is coarse while there is room: an association is moved to the front at its first use in each such
+/// span, so a busy one does not touch its neighbours for every record.
 pub(crate) const USE_QUANTUM: u32 = 16;
+
+/// The order of use is exact once an eighth of the places is left, or so many: who makes room is known when somebody has to.
+const NEARLY_FULL: usize = 64;
 
 /// What a slot holds.
 pub(crate) enum State {
@@ -63,6 +66,10 @@ pub(crate) struct Table {
     /// Slots at most.
     capacity: usize,
     lists: [List; 3],
+    /// Associations from which on the order of use is exact.
+    exact_from: usize,
+    /// It is exact, until a few places more are free.
+    exact: bool,
     hasher: foldhash::quality::FixedState,
     /// Associations without a CID.
     live_by_path: HashTable<u32>,
@@ -70,11 +77,15 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn new(capacity: usize, hasher: foldhash::quality::FixedState) -> Table {
+    /// Slots for `capacity`, of which at most `max_live` are associations.
+    pub(crate) fn new(capacity: usize, max_live: usize, hasher: foldhash::quality::FixedState) -> Table {
+        let exact_from = max_live - (max_live / 8).max(NEARLY_FULL).min(max_live);
         Table {
             chunks: Vec::new(),
             capacity,
             lists: [EMPTY; 3],
+            exact_from,
+            exact: exact_from == 0,
             hasher,
             live_by_path: HashTable::new(),
             pending_by_path: HashTable::new(),
@@ -231,20 +242,25 @@ impl Table {
 
     /// Notes the use of an association.
     pub(crate) fn used(&mut self, index: u32, seconds: u32) {
+        let exact = self.exact;
         let Some(association) = self.live(index) else { return };
-        if seconds.saturating_sub(association.last_used) < USE_QUANTUM {
+        let seconds = seconds.max(association.last_used);
+        let stays = !exact && seconds / USE_QUANTUM == association.last_used / USE_QUANTUM;
+        association.last_used = seconds;
+        if stays || self.lists[Kind::Live as usize].first == index {
             return;
         }
-        association.last_used = seconds;
         self.unlink(Kind::Live, index);
         self.link_first(Kind::Live, index);
     }
 
-    /// Puts the list of associations in the order of their last use, after many were inserted in any.
+    /// Puts the list of associations in the order of their last use, after many were inserted in any. Those used in the same second stay
+    /// as they are.
     pub(crate) fn sort_by_use(&mut self) {
         let mut order: Vec<(u32, u32)> =
-            self.iter_live().map(|(index, association, _)| (association.last_used, index)).collect();
-        order.sort_unstable();
+            self.iter_by_use().map(|(index, association, _)| (association.last_used, index)).collect();
+        order.reverse();
+        order.sort_by_key(|(last_used, _)| *last_used);
         self.lists[Kind::Live as usize] = EMPTY;
         for (_, index) in order {
             self.link_first(Kind::Live, index);
@@ -266,6 +282,10 @@ impl Table {
             }
         }
         self.unlink(kind, index);
+        // Some way below, so that it is not sorted again for each that comes and goes.
+        if self.live_len() < self.exact_from - self.exact_from / 8 {
+            self.exact = false;
+        }
         Some(std::mem::replace(&mut self.slot_mut(index)?.state, State::Vacant))
     }
 
@@ -277,6 +297,10 @@ impl Table {
         self.link_first(Kind::Live, index);
         if let Some(path) = path {
             index_path(Kind::Live, self, index, path);
+        }
+        if !self.exact && self.live_len() >= self.exact_from {
+            self.exact = true;
+            self.sort_by_use();
         }
     }
 

@@ -66,13 +66,13 @@ pub struct About {
     pub owner: Owner,
     /// When its handshake ended, to the second.
     pub created: Timestamp,
-    /// When it was last used; up to [`LAST_USED_GRAIN`] later in truth.
+    /// When it was last used, to the second.
     pub last_used: Timestamp,
     /// One past the highest sequence number received.
     pub received: u64,
 }
 
-/// The time of last use is kept in steps of this.
+/// The order of use is kept in steps of this.
 pub const LAST_USED_GRAIN: std::time::Duration = IDLE_GRAIN;
 
 /// What goes with a datagram.
@@ -109,7 +109,7 @@ impl Server {
         config.check()?;
         let capacity = config.max_associations + config.max_handshakes;
         Ok(Server {
-            table: Table::new(capacity, hash_state(random)),
+            table: Table::new(capacity, config.max_associations, hash_state(random)),
             cookies: Cookies::new(config.cookie_rotation, random),
             hellos: partial::PartialHellos::default(),
             timers: handshake::Timers::new(),
@@ -326,7 +326,7 @@ impl Server {
     pub fn used_since(&mut self, since: Timestamp) -> impl Iterator<Item = About> {
         self.sort();
         let (shards, shard) = (self.config.shards, self.config.shard);
-        // What was used last at `since` may carry a time one step older.
+        // The order is that coarse.
         let used = move |about: &About| about.last_used.plus(LAST_USED_GRAIN) >= since;
         self.table
             .iter_by_use()
@@ -563,7 +563,8 @@ fn about(id: AssociationId, association: &Association) -> About {
     }
 }
 
-/// The last use is kept in steps of this time, so an association lives that much longer than idle, never shorter.
+/// The order of use is kept in steps of this time, so an association lives up to twice that much longer than idle, never
+/// shorter.
 const IDLE_GRAIN: std::time::Duration = std::time::Duration::from_secs(crate::table::USE_QUANTUM as u64);
 
 #[cfg(test)]
