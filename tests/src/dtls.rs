@@ -194,6 +194,17 @@ impl Device {
         None
     }
 
+    /// The next message, if one comes within `patience`.
+    pub fn receive(&mut self, patience: Duration) -> Option<Message> {
+        let end = Instant::now() + patience;
+        while Instant::now() < end {
+            if let Some(text) = self.texts(end).first() {
+                return Some(Message::decode(text));
+            }
+        }
+        None
+    }
+
     /// Sends a message and waits for its answer.
     pub fn exchange(&mut self, message: &Message) -> Message {
         self.send(message);

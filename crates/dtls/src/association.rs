@@ -45,7 +45,7 @@ use crate::path::{COMPACT_PATH_LEN, CompactPath};
 use crate::protection::{Protection, sealed_len};
 use crate::record::{self, ContentType, MAX_PLAINTEXT, MAX_SEQUENCE};
 use crate::replay::ReplayWindow;
-use crate::server::{AddressChanges, Moved, SealError};
+use crate::server::{AddressChanges, Moved, Room, SealError};
 use crate::time::Timestamp;
 
 /// Bytes of an exported association.
@@ -86,6 +86,8 @@ pub(crate) struct Association {
     fragment_code: u8,
     pub(crate) has_cid: bool,
     validated: bool,
+    /// The peer was asked to show that it receives at `path`.
+    pub(crate) asked: bool,
     /// Opened by a full handshake, whose last flight is ours: a repeated `Finished` of the peer asks for it again.
     full: bool,
     /// Our `Finished` waits until the export is durable.
@@ -200,6 +202,7 @@ impl Association {
             has_cid: agreed.peer_cid.is_some(),
             // The cookie and the Finished came from there.
             validated: true,
+            asked: false,
             full: agreed.finished.is_some(),
             held: persist,
             reserving: persist,
@@ -233,6 +236,7 @@ impl Association {
         let from = self.path.into();
         self.path = path;
         self.validated = amplification == 0;
+        self.asked = false;
         self.allowance = earned;
         Moved::Yes { from }
     }
@@ -266,6 +270,22 @@ impl Association {
         same
     }
 
+    /// The longest text that the peer takes.
+    fn limit(&self) -> usize {
+        fragment_limit(self.fragment_code).unwrap_or(MAX_PLAINTEXT)
+    }
+
+    /// How long a text may be.
+    pub(crate) fn room(&self, pad_to: u16) -> Room {
+        let limit = self.limit();
+        if self.validated {
+            return Room { limit, now: limit };
+        }
+        // The longest padding is less than `pad_to`.
+        let around = sealed_len(0, self.peer_cid.as_bytes().len(), 0) + usize::from(pad_to.saturating_sub(1));
+        Room { limit, now: limit.min((self.allowance as usize).saturating_sub(around)) }
+    }
+
     /// Appends a protected record, if sequence numbers, length and address allow.
     pub(crate) fn seal(
         &mut self,
@@ -274,7 +294,7 @@ impl Association {
         text: &[u8],
         pad_to: u16,
     ) -> Result<(), SealError> {
-        let max = fragment_limit(self.fragment_code).unwrap_or(MAX_PLAINTEXT);
+        let max = self.limit();
         if text.len() > max {
             return Err(SealError::TooLong { len: text.len(), max });
         }
@@ -442,6 +462,7 @@ impl Association {
             fragment_code,
             has_cid: flags & HAS_CID != 0,
             validated: flags & VALIDATED != 0,
+            asked: false,
             full: flags & FULL != 0,
             held: false,
             reserving: false,

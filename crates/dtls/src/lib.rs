@@ -60,8 +60,8 @@ pub use path::Path;
 pub use record::MAX_PLAINTEXT;
 pub use server::{
     About, AddressChanges, CloseReason, ConfigError, DropReason, Event, HandshakeFailure, LAST_USED_GRAIN,
-    MAX_PARTIAL_BYTES, MAX_PENDING_BYTES, MAX_RECORDS, MAX_SLOTS, MIN_MTU, Moved, Peer, Retransmission, SealError,
-    Server, ServerConfig,
+    MAX_PARTIAL_BYTES, MAX_PENDING_BYTES, MAX_RECORDS, MAX_SLOTS, MIN_MTU, Moved, Peer, Retransmission, Room,
+    SealError, Server, ServerConfig,
 };
 pub use session::{SESSION_ID_LEN, Session, SessionCache, SessionId, Sessions};
 pub use time::Timestamp;

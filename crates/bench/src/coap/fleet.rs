@@ -617,7 +617,11 @@ impl<'a> Fleet<'a> {
             return;
         };
         if answer.code == 0 {
-            self.on_empty(&answer, local, now);
+            match self.paths.endpoint_at(local).filter(|&i| i < self.devices.len()) {
+                // A ping, which asks whether it arrives (RFC 7252 §4.3).
+                Some(i) if answer.ty == Type::Confirmable => self.send_empty(i, Type::Reset, answer.mid),
+                _ => self.on_empty(&answer, local, now),
+            }
             return;
         }
         let registration = registration(answer.token).filter(|_| self.observing.is_some());
@@ -627,19 +631,7 @@ impl<'a> Fleet<'a> {
         };
         if answer.ty == Type::Confirmable {
             // A separate answer is acknowledged each time it comes, or the server would go on sending it (RFC 7252 §4.2).
-            let ack = empty(Type::Acknowledgement, answer.mid);
-            match &mut self.secure {
-                None => {
-                    let generation = self.generation(i);
-                    self.paths.push(i, generation, self.workload.target, |out| out.extend_from_slice(&ack));
-                }
-                Some(secure) => {
-                    secure.plain.clear();
-                    secure.plain.extend_from_slice(&ack);
-                    // Without an association any more, there is nobody to tell.
-                    let _ = self.seal(i);
-                }
-            }
+            self.send_empty(i, Type::Acknowledgement, answer.mid);
         }
         if registration.is_some() {
             self.on_observed(i, &answer, now);
@@ -675,6 +667,23 @@ impl<'a> Fleet<'a> {
             if answer.code >> 5 == 2 {
                 // The promise stands, even if the device no longer waits for it.
                 self.ledger.ack(id);
+            }
+        }
+    }
+
+    /// Sends an empty message of a device.
+    fn send_empty(&mut self, i: usize, ty: Type, mid: u16) {
+        let message = empty(ty, mid);
+        match &mut self.secure {
+            None => {
+                let generation = self.generation(i);
+                self.paths.push(i, generation, self.workload.target, |out| out.extend_from_slice(&message));
+            }
+            Some(secure) => {
+                secure.plain.clear();
+                secure.plain.extend_from_slice(&message);
+                // Without an association any more, there is nobody to tell.
+                let _ = self.seal(i);
             }
         }
     }

@@ -55,6 +55,18 @@ pub struct Peer {
     pub path: Path,
     /// Whether it was shown to receive there: by the handshake, or by [`Server::validated`].
     pub validated: bool,
+    /// Whether it was [asked](Server::asked) to show that.
+    pub asked: bool,
+}
+
+/// How many bytes of text one record to a peer may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// As many as the peer takes (RFC 6066 §4).
+    pub limit: usize,
+    /// As many as may be sent at present: fewer than [`Room::limit`] only while the peer's address is not validated
+    /// ([`ServerConfig::amplification`]).
+    pub now: usize,
 }
 
 /// What is known of an association, keys aside.
@@ -304,7 +316,21 @@ impl Server {
     #[must_use]
     pub fn peer(&self, id: AssociationId) -> Option<Peer> {
         let association = self.table.peek_live(self.index(id)?)?;
-        Some(Peer { path: association.path.into(), validated: association.is_validated() })
+        let (validated, asked) = (association.is_validated(), association.asked);
+        Some(Peer { path: association.path.into(), validated, asked })
+    }
+
+    /// How long a text to a peer may be.
+    #[must_use]
+    pub fn room(&self, id: AssociationId) -> Option<Room> {
+        Some(self.table.peek_live(self.index(id)?)?.room(self.config.pad_to))
+    }
+
+    /// Says that a peer was asked to show that it receives at `path`; [`Peer::asked`] remembers it until the peer moves.
+    pub fn asked(&mut self, id: AssociationId, path: Path) {
+        if let Some(association) = self.index(id).and_then(|index| self.table.live(index)) {
+            association.asked |= association.path == path.into();
+        }
     }
 
     /// Says that a peer was shown to receive at `path`, for instance because it returned an Echo option (RFC 9175) that was sent there.

@@ -281,7 +281,8 @@ section! {
         /// After this time it may change once more.
         address_change_every: Duration = "10 s", Span { min: seconds(1), max: days(1) };
         /// Bytes sent to a new address for each byte that came from there, until the device has shown that it receives there;
-        /// 0 sends all. 3 is what QUIC allows (RFC 9000 §8).
+        /// 0 sends all. 3 is what QUIC allows (RFC 9000 §8). A request whose response is longer is answered 4.01 with an Echo option
+        /// (RFC 9175 §2.4), and the device is sent a ping, whose answer is as good.
         amplification: u8 = "3", Integer { min: 0, max: 255 };
         /// Has a device that speaks from a new address prove that it receives there, by an Echo option (RFC 9175 §2.4): its
         /// first request is answered 4.01, and taken when it comes again. The device must support that.

@@ -24,8 +24,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tidegate_coap::echo::Challenger;
 use tidegate_dtls::{
-    AssociationId, Environment, Event, Moved, Outbox, Owner, Path, Router, SealError, Server, SessionCache, Sessions,
-    Timestamp,
+    AssociationId, Environment, Event, Moved, Outbox, Owner, Path, Peer, Room, Router, SealError, Server, SessionCache,
+    Sessions, Timestamp,
 };
 use tidegate_record::DeviceId;
 use tidegate_session::Table as Devices;
@@ -81,6 +81,9 @@ pub(crate) struct Associations {
 /// Texts that may wait for sequence numbers on one worker: the answers to all devices that resume their sessions in the time of a commit, at
 /// 20,000 a second; a megabyte or two, if they are as long as answers may be.
 const MAX_UNNUMBERED: usize = 1024;
+
+/// What bounds a message that no association is to carry.
+pub(crate) const UNBOUNDED: Room = Room { limit: usize::MAX, now: usize::MAX };
 
 /// A worker's own: what it reuses from datagram to datagram, and what it waits for.
 pub(crate) struct Desk {
@@ -196,15 +199,21 @@ impl Associations {
 
     /// Appends to the desk's outbox the datagram that carries `text`. One that has to wait for its sequence number, because the device has
     /// resumed a session and speaks before that is stored, is kept until then. What cannot be protected is counted and dropped,
-    /// as the network would.
-    pub(crate) fn send(&self, id: AssociationId, text: &[u8], desk: &mut Desk) {
+    /// as the network would. Returns whether it was protected now.
+    pub(crate) fn send(&self, id: AssociationId, text: &[u8], desk: &mut Desk) -> bool {
         match self.lock(id.shard(self.count())).seal(id, text, &mut desk.outbox) {
-            Ok(()) => {}
+            Ok(()) => return true,
             Err(SealError::Unreserved) if desk.unnumbered.len() < MAX_UNNUMBERED => {
                 desk.unnumbered.push((id, text.into()));
             }
             Err(error) => self.metrics.unsent(error),
         }
+        false
+    }
+
+    /// How long a message may be. One that has nobody to go to may be as long as it likes.
+    pub(crate) fn room(&self, id: AssociationId) -> Room {
+        self.lock(id.shard(self.count())).room(id).unwrap_or(UNBOUNDED)
     }
 
     /// Another try of what waits for sequence numbers.
@@ -225,9 +234,13 @@ impl Associations {
     }
 
     /// Where the peer is, if it was not shown that it receives there.
-    pub(crate) fn unproven(&self, id: AssociationId) -> Option<Path> {
-        let peer = self.lock(id.shard(self.count())).peer(id)?;
-        (!peer.validated).then_some(peer.path)
+    pub(crate) fn unproven(&self, id: AssociationId) -> Option<Peer> {
+        self.lock(id.shard(self.count())).peer(id).filter(|peer| !peer.validated)
+    }
+
+    /// The peer is asked for proof that it receives at `path`.
+    pub(crate) fn asked(&self, id: AssociationId, path: Path) {
+        self.lock(id.shard(self.count())).asked(id, path);
     }
 
     /// The peer returned what was sent to it at `path`.

@@ -31,6 +31,8 @@ pub(super) enum Arrival {
     Value(Waiting, Option<Reading>),
     /// The block of a file that was asked for.
     Part(Waiting, Result<Part, NoPart>),
+    /// The message of this ID was acknowledged, or reset, by way of a worker that has not sent it: the device has moved.
+    Answered { endpoint: Endpoint, mid: u16, is_reset: bool },
     /// A device that sleeps was heard of by a worker.
     Heard { device: DeviceId, endpoint: Endpoint, worker: usize },
     /// Relations of a device that was heard of here.

@@ -46,6 +46,8 @@ pub(super) enum Tag {
     Response,
     /// A notification.
     Notification,
+    /// An empty message, to be answered by a Reset.
+    Ping,
 }
 
 /// Whether a notification has left.

@@ -1,5 +1,6 @@
 //! CoAP in DTLS: what a worker's secure socket brings, and what leaves by it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tidegate_dtls::{AssociationId, Path};
@@ -24,6 +25,21 @@ pub(super) struct Secure {
     /// The message that is being written.
     text: Vec<u8>,
     sender: Sender,
+    /// Confirmable messages under way, by their IDs, to addresses of which nothing shows yet that their devices receive there: an answer
+    /// does.
+    unproven: HashMap<(AssociationId, u16), Path>,
+}
+
+/// Most messages of which it is remembered where they went. At the bound they are
+/// forgotten, and the next one sent does as well.
+const MAX_UNPROVEN: usize = 16_384;
+
+/// The ID of a confirmable message (RFC 7252 §3).
+fn confirmable(message: &[u8]) -> Option<u16> {
+    match *message {
+        [first, _, high, low, ..] if first & 0x30 == 0 => Some(u16::from_be_bytes([high, low])),
+        _ => None,
+    }
 }
 
 /// What a datagram brought, taken out of [`Secure`] for the time that its messages are handled.
@@ -34,7 +50,14 @@ pub(super) struct Opened {
 
 impl Secure {
     pub(super) fn new(associations: Arc<Associations>) -> Secure {
-        Secure { associations, desk: Desk::new(), datagram: Vec::new(), text: Vec::new(), sender: Sender::new() }
+        Secure {
+            associations,
+            desk: Desk::new(),
+            datagram: Vec::new(),
+            text: Vec::new(),
+            sender: Sender::new(),
+            unproven: HashMap::new(),
+        }
     }
 
     /// Takes a datagram.
@@ -57,8 +80,25 @@ impl Secure {
     pub(super) fn push<R>(&mut self, to: AssociationId, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
         self.text.clear();
         let result = write(&mut self.text);
-        self.associations.send(to, &self.text, &mut self.desk);
+        if self.associations.send(to, &self.text, &mut self.desk)
+            && let Some(mid) = confirmable(&self.text)
+            && let Some(peer) = self.associations.unproven(to)
+        {
+            if self.unproven.len() >= MAX_UNPROVEN {
+                self.unproven.clear();
+            }
+            self.unproven.insert((to, mid), peer.path);
+        }
         result
+    }
+
+    /// The confirmable message `mid` is under way no more; with `answered`, its device has it.
+    pub(super) fn ended(&mut self, to: AssociationId, mid: u16, answered: bool) {
+        if let Some(path) = self.unproven.remove(&(to, mid))
+            && answered
+        {
+            self.associations.proven(to, path);
+        }
     }
 
     /// Finishes the handshakes that are stored up to `durable`.

@@ -301,8 +301,8 @@ impl Server {
                 }
                 self.out.push(message.from, |bytes| build::reset(bytes, mid));
             }
-            Outcome::Acknowledged { mid } => self.acknowledged(message.from, mid, now),
-            Outcome::Refused { mid } => self.was_reset(message.from, mid, now),
+            Outcome::Acknowledged { mid } => self.answered(message.from, mid, false, now),
+            Outcome::Refused { mid } => self.answered(message.from, mid, true, now),
             Outcome::Ignored(reason) => self.front(message.from).malformed(reason.name()),
         }
         self.topic = topic;
@@ -520,7 +520,13 @@ impl Server {
             match due {
                 Due::Retransmit { peer, message } => {
                     self.shared.metrics.coap_full.retransmissions.inc();
-                    self.out.push(peer, |bytes| bytes.extend_from_slice(message));
+                    if message.len() <= self.out.room(peer).now {
+                        self.out.push(peer, |bytes| bytes.extend_from_slice(message));
+                    } else if let [_, _, high, low, ..] = *message {
+                        // The device has moved since: once it answers this, there is room for the next one.
+                        let mid = u16::from_be_bytes([high, low]).wrapping_add(self.random.hash_one(peer) as u16);
+                        self.out.push(peer, |bytes| build::ping(bytes, mid));
+                    }
                 }
                 Due::GaveUp { peer, mid, tag } => self.gave_up(peer, mid, tag, now),
             }

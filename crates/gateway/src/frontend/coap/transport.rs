@@ -5,13 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use tidegate_coap::dedup;
-use tidegate_dtls::AssociationId;
+use tidegate_dtls::{AssociationId, Room};
 use tidegate_net::{Datagram, Sender, UdpSocket};
 use tidegate_record::{DeviceId, MessageKey, Protocol};
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
 use super::secure::Secure;
-use crate::frontend::associations::{self, Associations};
+use crate::frontend::associations::{self, Associations, UNBOUNDED};
 use crate::metrics::{Frontend, Metrics};
 
 /// Who sent a message: where an answer goes, and within what message IDs are unique (RFC 7252 §4.4).
@@ -119,6 +119,21 @@ impl Outgoing {
             (Endpoint::Plain { peer, local }, _) => self.plain.push(peer, local, write),
             (Endpoint::Secure(id), Some(secure)) => secure.push(id, write),
             (Endpoint::Secure(_), None) => write(&mut Vec::new()),
+        }
+    }
+
+    /// How long a message may be.
+    pub(super) fn room(&self, to: Endpoint) -> Room {
+        match (to, &self.secure) {
+            (Endpoint::Secure(id), Some(secure)) => secure.associations.room(id),
+            _ => UNBOUNDED,
+        }
+    }
+
+    /// A confirmable message is under way no more; see [`Secure::ended`].
+    pub(super) fn ended(&mut self, to: Endpoint, mid: u16, answered: bool) {
+        if let (Endpoint::Secure(id), Some(secure)) = (to, &mut self.secure) {
+            secure.ended(id, mid, answered);
         }
     }
 

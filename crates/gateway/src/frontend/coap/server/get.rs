@@ -25,6 +25,7 @@ use crate::frontend::coap::access::Asks;
 use crate::frontend::coap::common::{Arrival, Waiting};
 use crate::frontend::coap::files::{NoPart, Part};
 use crate::frontend::coap::observers::Tag;
+use crate::frontend::coap::proof::asked_within;
 use crate::frontend::coap::transport::{Endpoint, Message};
 use crate::frontend::coap::values::Reading;
 use crate::frontend::topics::TopicRef;
@@ -191,7 +192,9 @@ impl Server {
             return;
         }
         let device = self.greet(request, message, now);
-        let asked = Asked::new(request, message, device, now);
+        let mut asked = Asked::new(request, message, device, now);
+        let szx = self.block_szx(message.from, request.message.token.len());
+        asked.block2 = asked_within(asked.block2, szx, self.shared.config.coap.block_bytes);
         if !asked.accepts(Some(OCTETS)) {
             self.front(message.from).refused(Reason::NotAcceptable.name());
             return self.reply(&asked, &Response::new(Code::NOT_ACCEPTABLE), now);
@@ -330,7 +333,8 @@ impl Server {
             let valid = Response { etag: &etag, observe, ..Response::new(Code::VALID) };
             return self.reply(asked, &valid, now);
         }
-        let Ok(slice) = block::slice(body.len(), asked.block2, self.shared.config.coap.block_bytes) else {
+        let szx = self.block_szx(asked.from, asked.to.token.as_slice().len());
+        let Ok(slice) = block::slice(body.len(), asked.block2, szx) else {
             self.front(asked.from).refused(Reason::Block.name());
             return self.reply(asked, &Response::diagnostic(Code::BAD_REQUEST, "there is no such block"), now);
         };
@@ -388,8 +392,38 @@ impl Server {
         self.reply(asked, &Response::unavailable(RETRY_ASKED), now);
     }
 
-    /// Sends the response in the way that is left: with the acknowledgement, or as a message of its own.
+    /// Sends the response, or what its size leaves: a demand for proof of an address that may not be sent so much, or an error.
     fn reply(&mut self, asked: &Asked, response: &Response<'_>, now: Now) {
+        let Asked { to, from, .. } = asked;
+        let room = self.out.room(*from);
+        // What nothing bounds need not be measured.
+        if room.now >= tidegate_dtls::MAX_PLAINTEXT {
+            return self.reply_with(asked, response, now);
+        }
+        let mut text = Vec::new();
+        response.write(&mut text, to, 0);
+        if text.len() <= room.now {
+            return self.reply_with(asked, response, now);
+        }
+        if response.observe.is_some() {
+            self.observers.deregister(&self.shared.router.topics, from, to.token.as_slice(), now.steady());
+            self.count_observers();
+        }
+        if text.len() > room.limit {
+            self.front(*from).refused("record_limit");
+            return self.reply_with(asked, &Response::new(Code::INTERNAL_SERVER_ERROR), now);
+        }
+        let Endpoint::Secure(id) = *from else { return };
+        let echo = self.ask_for_proof(id, asked.device.as_ref(), to.mid, now);
+        // Without one the address was proven meanwhile.
+        match &echo {
+            Some(echo) => self.reply_with(asked, &Response { echo, ..Response::new(Code::UNAUTHORIZED) }, now),
+            None => self.reply_with(asked, response, now),
+        }
+    }
+
+    /// Sends the response in the way that is left: with the acknowledgement, or as a message of its own.
+    fn reply_with(&mut self, asked: &Asked, response: &Response<'_>, now: Now) {
         let Asked { to, from, .. } = asked;
         if to.kind == Type::Con && !asked.separate {
             self.out.push(*from, |bytes| response.write(bytes, to, 0));
@@ -420,7 +454,7 @@ impl Server {
     }
 
     /// A message ID for the response to the request `mid` that `endpoint` of `device` sent.
-    fn mid_to(&mut self, endpoint: Endpoint, device: Option<&DeviceId>, mid: u16, now: Now) -> Option<u16> {
+    pub(super) fn mid_to(&mut self, endpoint: Endpoint, device: Option<&DeviceId>, mid: u16, now: Now) -> Option<u16> {
         let lifetime = self.shared.dedup.exchange_lifetime;
         let random = self.draw();
         if let Some(device) = device {

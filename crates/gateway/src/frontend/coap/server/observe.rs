@@ -6,13 +6,14 @@ use tidegate_coap::dedup::scope_in;
 use tidegate_coap::exchange::Exchanges;
 use tidegate_coap::mid::Sequence;
 use tidegate_coap::observe::{ANY_FORMAT, Notification};
-use tidegate_coap::{Code, Response, Seconds, Type, block};
+use tidegate_coap::{Code, Response, Seconds, Type, block, build};
 use tidegate_record::DeviceId;
 
 use super::{MAX_EXCHANGES, Server};
 use crate::frontend::coap::common::Arrival;
 use crate::frontend::coap::content;
 use crate::frontend::coap::observers::{Sent, Tag};
+use crate::frontend::coap::proof::largest_szx;
 use crate::frontend::coap::transport::{Endpoint, Outgoing};
 use crate::frontend::topics::{TopicRef, Value};
 use crate::frontend::wake::Wake;
@@ -63,6 +64,9 @@ impl Server {
         match arrival {
             Arrival::Value(of, reading) => self.value_found(of, reading, now),
             Arrival::Part(of, part) => self.part_read(of, part, now),
+            Arrival::Answered { endpoint, mid, is_reset } => {
+                self.is_answered(endpoint, mid, is_reset, now);
+            }
             Arrival::Heard { device, endpoint, worker } => {
                 let leaving = self.observers.leave(topics, &device, &endpoint);
                 if let Some(relations) = leaving {
@@ -91,30 +95,64 @@ impl Server {
         observers.tell(topics, now.steady(), |to, device, mids, what| line.send(to, device, mids, what));
     }
 
-    /// The message `mid` to `from` was acknowledged.
-    pub(super) fn acknowledged(&mut self, from: Endpoint, mid: u16, now: Now) {
-        if self.exchanges.acknowledged(from, mid).is_none() || self.observers.is_empty() {
+    /// Asks a device that sent the request `mid` to show that it receives what is sent to it.
+    pub(in crate::frontend::coap) fn ping(&mut self, to: Endpoint, device: Option<&DeviceId>, mid: u16, now: Now) {
+        if !self.exchanges.is_free(&to) || !self.has_exchanges() {
             return;
+        }
+        let Some(mid) = self.mid_to(to, device, mid, now) else { return };
+        let Server { out, exchanges, shared, random, drawn, .. } = self;
+        Line { out, exchanges, shared, random, drawn, now }.ping(&to, mid);
+    }
+
+    /// The message `mid` to `from` was acknowledged, or reset.
+    pub(super) fn answered(&mut self, from: Endpoint, mid: u16, is_reset: bool, now: Now) {
+        if self.is_answered(from, mid, is_reset, now) || !matches!(from, Endpoint::Secure(_)) {
+            return;
+        }
+        // An association's answers come to whichever worker its present address is hashed to.
+        for worker in (0..self.shared.coap.workers()).filter(|worker| *worker != self.index) {
+            self.shared.coap.deliver(worker, Arrival::Answered { endpoint: from, mid, is_reset });
+        }
+    }
+
+    /// Whether it was sent here; then that is all there is to do.
+    fn is_answered(&mut self, from: Endpoint, mid: u16, is_reset: bool, now: Now) -> bool {
+        self.out.ended(from, mid, true);
+        if is_reset { self.was_reset(from, mid, now) } else { self.acknowledged(from, mid, now) }
+    }
+
+    fn acknowledged(&mut self, from: Endpoint, mid: u16, now: Now) -> bool {
+        if self.exchanges.acknowledged(from, mid).is_none() {
+            return false;
+        }
+        if self.observers.is_empty() {
+            return true;
         }
         let Server { observers, out, exchanges, shared, random, drawn, .. } = self;
         let mut line = Line { out, exchanges, shared, random, drawn, now };
         let topics = &shared.router.topics;
         observers
             .acknowledged(topics, &from, mid, now.steady(), |to, device, mids, what| line.send(to, device, mids, what));
+        true
     }
 
-    /// The message `mid` to `from` was reset; if it was a notification, it is the last one (RFC 7641 §3.6).
-    pub(super) fn was_reset(&mut self, from: Endpoint, mid: u16, now: Now) {
-        self.exchanges.refused(from, mid);
+    /// If it was a notification, it is the last one (RFC 7641 §3.6).
+    fn was_reset(&mut self, from: Endpoint, mid: u16, now: Now) -> bool {
+        let is_known = self.exchanges.refused(from, mid).is_some();
         if !self.observers.is_empty() && self.observers.refused(&self.shared.router.topics, &from, mid, now.steady()) {
             self.shared.metrics.coap_full.observations_reset.inc();
             self.count_observers();
+            return true;
         }
+        is_known
     }
 
     /// The message `mid` to `peer` was not acknowledged.
     pub(super) fn gave_up(&mut self, peer: Endpoint, mid: u16, tag: Tag, now: Now) {
+        self.out.ended(peer, mid, false);
         match tag {
+            Tag::Ping => {}
             Tag::Response => self.shared.metrics.coap_separate_given_up.inc(),
             Tag::Notification => self.shared.metrics.coap_full.notifications_given_up.inc(),
         }
@@ -177,7 +215,9 @@ impl Line<'_> {
         let value = what.topic.value().filter(|value| !value.message.is_expired(self.now.steady_millis()));
         let (format, payload) =
             value.as_ref().map_or((None, &[][..]), |value| (format_of(value), value.message.payload()));
-        let Ok(slice) = block::slice(payload.len(), None, what.szx.min(self.shared.config.coap.block_bytes)) else {
+        let room = self.out.room(*to);
+        let szx = what.szx.min(self.shared.config.coap.block_bytes).min(largest_szx(room.limit, what.token.len()));
+        let Ok(slice) = block::slice(payload.len(), None, szx) else {
             return Sent::Later;
         };
         let etag = etag(format, payload);
@@ -201,8 +241,27 @@ impl Line<'_> {
             payload: &payload[slice.range],
             ..Response::new(Code::CONTENT)
         };
+        if room.now < room.limit {
+            let mut text = Vec::new();
+            response.write_message(&mut text, what.kind, mid, what.token);
+            if text.len() > room.now {
+                self.ping(to, mid);
+                return Sent::Later;
+            }
+        }
         self.write(to, what.kind, mid, what.token, &response);
         Sent::Yes(mid)
+    }
+
+    /// Sends an empty message, which is answered wherever it arrives: with the answer, the address is proven.
+    fn ping(&mut self, to: &Endpoint, mid: u16) {
+        let random = self.draw();
+        let Line { out, exchanges, now, .. } = self;
+        out.push(*to, |out| {
+            let start = out.len();
+            build::ping(out, mid);
+            let _ = exchanges.start(now.instant, *to, mid, &out[start..], random, Tag::Ping);
+        });
     }
 
     fn write(&mut self, to: &Endpoint, kind: Type, mid: u16, token: &[u8], response: &Response<'_>) {
