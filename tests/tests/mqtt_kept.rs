@@ -502,6 +502,52 @@ fn retained_messages_that_expire_are_not_restored() {
 }
 
 #[test]
+fn of_the_retained_messages_of_a_topic_the_last_stays_whatever_their_qos() {
+    let mut gateway = Gateway::start();
+    for version in BOTH {
+        let retained = |topic: &str, payload: &[u8], qos: u8, pid: u16| {
+            let mut bytes = mqtt::publish(version, topic, payload, qos, pid);
+            bytes[0] |= 1;
+            bytes
+        };
+        // QoS 0 is not waited for, and overtakes what is still to be stored.
+        let mut source = Client::connect(gateway.mqtt, version, "source");
+        let mut burst = Vec::new();
+        for pid in 1..=20 {
+            let (qos, replaced, cleared) = (1 + (pid % 2) as u8, format!("replaced/{pid}"), format!("cleared/{pid}"));
+            burst.extend(retained(&replaced, b"old", qos, pid));
+            burst.extend(retained(&replaced, b"new", 0, 0));
+            burst.extend(retained(&cleared, b"old", qos, 100 + pid));
+            burst.extend(retained(&cleared, b"", 0, 0));
+        }
+        source.send(&burst);
+        for _ in 0..40 {
+            source.expect(|packet| matches!(packet, Packet::Puback { .. } | Packet::Pubrec { .. }));
+        }
+        for i in 0..10 {
+            let topic = format!("presence/{i}");
+            let connect = Connect::clean(&format!("device-{i}")).will(&topic, b"offline", 0, true, 0);
+            let (mut device, _) = Client::with(gateway.mqtt, version, &connect);
+            device.send(&retained(&topic, b"online", 1, 1));
+        }
+        until_connected(&gateway, 1.0);
+        source.retain("t", b"the log and the database have what came before", 1);
+        drop(source);
+        crash(&mut gateway);
+        let mut subscriber = Client::connect(gateway.mqtt, version, "subscriber");
+        for (filter, count, payload) in [("replaced/+", 20, "new"), ("cleared/+", 0, ""), ("presence/+", 10, "offline")]
+        {
+            assert_eq!(subscriber.subscribe(filter, 0), 0);
+            for _ in 0..count {
+                let message = subscriber.take();
+                assert_eq!((&*message.payload, message.retain), (payload, true), "{}", message.topic);
+            }
+            assert_eq!(until_pong(&mut subscriber), [], "{filter}");
+        }
+    }
+}
+
+#[test]
 fn a_will_is_published_after_a_crash_unless_its_client_comes_back_in_time() {
     let mut gateway = Gateway::start();
     let connect = |id: &str, delay| Connect::kept(id).will(&format!("wills/{id}"), b"gone", 1, true, delay);

@@ -8,7 +8,8 @@
 //!
 //! A retained message is kept when it is durable, and is matched at that moment, not when it is received: with its place in the store
 //! and its subscribers taken under one lock, a subscription that begins meanwhile gets it from one of the two and not from both. The
-//! lock of the store is always taken before that of the trie.
+//! lock of the store is always taken before that of the trie. Of two messages for a topic the one received last stays, whichever is kept
+//! first ([`turns`]).
 //!
 //! # Congestion
 //!
@@ -33,6 +34,9 @@ use super::access::Principal;
 use super::mqtt::Kind;
 use super::topics::{TopicRef, Topics, Value};
 use super::wake::Wake;
+use turns::{Turn, Turns};
+
+mod turns;
 
 /// Most retained messages and the bytes they may take: one for each device of a full gateway, of the size of a reading.
 const MAX_RETAINED: usize = 2_000_000;
@@ -95,7 +99,8 @@ pub(crate) struct Published {
     message: Arc<Message>,
     /// `None` if they are looked for when it is durable: it is retained, or for a shared subscription, whose members may go meanwhile.
     targets: Option<Vec<Target>>,
-    retain: bool,
+    /// Its place among the messages that are to be retained for its topic, if it is.
+    turn: Option<Turn>,
     from: Option<Subscriber>,
     /// The topic, if CoAP endpoints observe it.
     observed: Option<TopicRef>,
@@ -114,7 +119,7 @@ impl Published {
 
     /// Whether it is to be retained, and that to outlive a restart.
     pub(crate) fn is_retained(&self) -> bool {
-        self.retain && !self.message.topic().starts_with("$SYS/")
+        self.turn.is_some() && !self.message.topic().starts_with("$SYS/")
     }
 }
 
@@ -267,6 +272,8 @@ struct Inbox {
 pub(crate) struct Router {
     trie: RwLock<Trie<u64>>,
     retained: RwLock<Retained>,
+    /// The order of the messages that are to be retained.
+    turns: Turns,
     /// Whose turn it is to write retained messages to the database.
     retained_turn: Mutex<()>,
     /// Subscriptions in `trie`, readable without its lock.
@@ -298,6 +305,7 @@ impl Router {
         Router {
             trie: RwLock::new(Trie::new()),
             retained: RwLock::new(Retained::new(MAX_RETAINED, MAX_RETAINED_BYTES)),
+            turns: Turns::default(),
             retained_turn: Mutex::new(()),
             subscriptions: AtomicUsize::new(0),
             max_subscriptions,
@@ -446,10 +454,11 @@ impl Router {
                 known = Some(targets(&trie, matches, false));
             }
         }
+        let message = Arc::new(message());
         Some(Box::new(Published {
-            message: Arc::new(message()),
+            turn: retain.then(|| self.turns.take(&message)),
+            message,
             targets: known,
-            retain,
             from,
             observed,
             content_format: None,
@@ -461,25 +470,29 @@ impl Router {
     /// Retains the message if it asks for it, and puts it in the inboxes of the workers of its subscribers. The share of `local`,
     /// the calling worker, is given back instead. The receipt, if there is one, wakes `wake`.
     pub(crate) fn route(&self, published: Published, local: Option<usize>, wake: Option<&Arc<Wake>>) -> Routed {
-        let Published { message, targets: known, retain, from, observed, content_format, origin, served } = published;
-        if let Some(topic) = observed.or_else(|| self.topics.find(message.topic())) {
-            let value = Value { message: message.clone(), content_format };
-            self.topics.changed(&topic, value, |worker| self.wake_coap(worker));
-        }
-        let mut routed = Routed { own: None, receipt: None };
+        let Published { message, targets: known, turn, from, observed, content_format, origin, served } = published;
+        let mut outdated = false;
         let mut targets = match known {
             Some(targets) => targets,
             None => {
-                let mut retained = retain.then(|| unpoisoned(self.retained.write()));
-                if let Some(retained) = &mut retained {
-                    retained.set(&message);
+                let mut retained = turn.as_ref().map(|turn| (unpoisoned(self.retained.write()), turn));
+                if let Some((retained, turn)) = &mut retained {
+                    outdated = !turn.comes();
+                    if !outdated {
+                        retained.set(&message);
+                    }
                 }
                 let trie = unpoisoned(self.trie.read());
                 let mut matches = Matches::new();
                 trie.matches(message.topic(), from.map(|from| from.0), &mut matches);
-                targets(&trie, &matches, retain)
+                targets(&trie, &matches, turn.is_some())
             }
         };
+        if !outdated && let Some(topic) = observed.or_else(|| self.topics.find(message.topic())) {
+            let value = Value { message: message.clone(), content_format };
+            self.topics.changed(&topic, value, |worker| self.wake_coap(worker));
+        }
+        let mut routed = Routed { own: None, receipt: None };
         if !served.is_empty() {
             targets.retain(|target| !target.is_served(&served));
         }
@@ -689,6 +702,31 @@ mod tests {
         let Found::Message(found) = router.next_retained(&mut replay, 0, &mut 10) else { panic!("nothing") };
         assert_eq!(found.topic(), "a/b");
         assert!(matches!(router.next_retained(&mut replay, 0, &mut 10), Found::End));
+    }
+
+    #[test]
+    fn of_two_retained_messages_the_one_received_last_stays_whichever_is_kept_first() {
+        let router = router(1);
+        let prepared = |payload: &[u8]| {
+            let build = || Message::new("t", payload, QoS::AtLeastOnce, true);
+            router.prepare("t", true, None, &mut Matches::new(), build).unwrap()
+        };
+        let kept = || router.retained_message("t").map(|message| message.payload().to_vec());
+        let subscriber = SessionId::new(0, 1, 0);
+        subscribe(&router, "t", subscriber).unwrap();
+        for last in [&b"new"[..], b""] {
+            let (old, new) = (prepared(b"old"), prepared(last));
+            router.route(*new, Some(0), None);
+            let after = kept();
+            assert_eq!(after, (!last.is_empty()).then(|| last.to_vec()));
+            assert!(router.route(*old, Some(0), None).own.is_some(), "subscribers get both");
+            assert_eq!(kept(), after);
+        }
+        let (lost, old) = (prepared(b"not stored"), prepared(b"old"));
+        router.route(*old, Some(0), None);
+        drop(lost);
+        router.route(*prepared(b"next"), Some(0), None);
+        assert_eq!(kept().as_deref(), Some(&b"next"[..]));
     }
 
     #[test]
