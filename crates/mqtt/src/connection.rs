@@ -311,17 +311,13 @@ impl Connection {
                 Ok(self.delivered(limits, ack.packet_id, QoS::ExactlyOnce, ack.reason, now, out))
             }
             kind::SUBSCRIBE => {
-                let subscribe = packet::subscribe(body, self.version, limits.max_filters_per_packet)?;
+                let subscribe = packet::subscribe(body, self.version)?;
                 if !limits.shared_subscriptions && subscribe.filters().any(|(f, _)| f.group().is_some()) {
                     return Err(Violation::SharedSubscription);
                 }
                 Ok(Step::Event(Event::Subscribe(subscribe)))
             }
-            kind::UNSUBSCRIBE => Ok(Step::Event(Event::Unsubscribe(packet::unsubscribe(
-                body,
-                self.version,
-                limits.max_filters_per_packet,
-            )?))),
+            kind::UNSUBSCRIBE => Ok(Step::Event(Event::Unsubscribe(packet::unsubscribe(body, self.version)?))),
             kind::PINGREQ => {
                 if !body.is_empty() {
                     return Err(Violation::TrailingBytes);

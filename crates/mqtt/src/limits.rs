@@ -36,8 +36,6 @@ pub struct Limits {
     pub session_expiry_max: u32,
     /// Keep-alive imposed on MQTT 5 peers that ask for a longer one or for none (§3.2.2.3.14), in seconds; 0 for none.
     pub server_keep_alive: u16,
-    /// Filters in one SUBSCRIBE or UNSUBSCRIBE.
-    pub max_filters_per_packet: u16,
     /// Whether retained messages are served.
     pub retain_available: bool,
     /// Whether `$share/…` filters are served.
@@ -61,7 +59,6 @@ impl Default for Limits {
             max_queued_bytes: 1024 * 1024,
             session_expiry_max: 7 * 24 * 3600,
             server_keep_alive: 0,
-            max_filters_per_packet: 256,
             retain_available: true,
             shared_subscriptions: true,
         }

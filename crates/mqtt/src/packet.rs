@@ -514,27 +514,25 @@ pub(crate) fn farewell_codes(reason: Reason) -> bool {
     )
 }
 
+/// Checks the filters that `r` is at, with what `each` reads behind each of them. Their number is bounded by the packet's size.
 fn filters<'a>(
     r: &Reader<'a>,
-    max: u16,
     mut each: impl FnMut(&mut Reader<'a>, Filter<'a>) -> Result<(), Violation>,
 ) -> Result<&'a [u8], Violation> {
     let raw = r.rest;
     let mut inner = *r;
-    let mut count = 0u16;
+    if inner.is_empty() {
+        return Err(Violation::NoFilters);
+    }
     while !inner.is_empty() {
-        if count == max {
-            return Err(Violation::TooManyFilters);
-        }
-        count += 1;
         let filter = Filter::parse(inner.text()?).ok_or(Violation::TopicFilter)?;
         each(&mut inner, filter)?;
     }
-    if count == 0 { Err(Violation::NoFilters) } else { Ok(raw) }
+    Ok(raw)
 }
 
-/// Reads a SUBSCRIBE of at most `max` filters.
-pub(crate) fn subscribe<'a>(body: &'a [u8], version: Version, max: u16) -> Result<Subscribe<'a>, Violation> {
+/// Reads a SUBSCRIBE.
+pub(crate) fn subscribe(body: &[u8], version: Version) -> Result<Subscribe<'_>, Violation> {
     let mut r = Reader::new(body);
     let packet_id = r.packet_id()?;
     let properties = match version {
@@ -542,7 +540,7 @@ pub(crate) fn subscribe<'a>(body: &'a [u8], version: Version, max: u16) -> Resul
         Version::V5 => Properties::read(&mut r, Allowed::SUBSCRIBE)?,
     };
     let id = properties.iter().find_map(|p| if let Property::SubscriptionId(v) = p { Some(v) } else { None });
-    let filters = filters(&r, max, |r, filter| {
+    let filters = filters(&r, |r, filter| {
         let byte = r.u8()?;
         let options = SubscribeOptions::from_byte(byte).ok_or(Violation::SubscribeOptions)?;
         if version == Version::V4 && byte & !0b11 != 0 {
@@ -556,15 +554,15 @@ pub(crate) fn subscribe<'a>(body: &'a [u8], version: Version, max: u16) -> Resul
     Ok(Subscribe { packet_id, id: id.unwrap_or(0), properties, filters })
 }
 
-/// Reads an UNSUBSCRIBE of at most `max` filters.
-pub(crate) fn unsubscribe<'a>(body: &'a [u8], version: Version, max: u16) -> Result<Unsubscribe<'a>, Violation> {
+/// Reads an UNSUBSCRIBE.
+pub(crate) fn unsubscribe(body: &[u8], version: Version) -> Result<Unsubscribe<'_>, Violation> {
     let mut r = Reader::new(body);
     let packet_id = r.packet_id()?;
     let properties = match version {
         Version::V4 => Properties::default(),
         Version::V5 => Properties::read(&mut r, Allowed::UNSUBSCRIBE)?,
     };
-    let filters = filters(&r, max, |_, _| Ok(()))?;
+    let filters = filters(&r, |_, _| Ok(()))?;
     Ok(Unsubscribe { packet_id, properties, filters })
 }
 

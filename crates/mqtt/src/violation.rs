@@ -67,7 +67,6 @@ violations! {
     Retain: RetainNotSupported, "retain", "a retained message, which this server does not serve";
     TopicFilter: TopicFilterInvalid, "topic_filter", "a topic filter whose wildcards or share name are misplaced";
     NoFilters: ProtocolError, "no_filters", "a SUBSCRIBE or UNSUBSCRIBE without a topic filter";
-    TooManyFilters: QuotaExceeded, "too_many_filters", "a SUBSCRIBE or UNSUBSCRIBE with too many topic filters";
     SubscribeOptions: MalformedPacket, "subscribe_options", "subscription options that are reserved";
     NoLocalShared: ProtocolError, "no_local_shared", "No Local on a shared subscription";
     SharedSubscription: SharedSubscriptionsNotSupported, "shared_subscription", "a shared subscription, which this server does not serve";

@@ -28,7 +28,6 @@ pub(crate) fn limits() -> Limits {
         max_inflight_out: 3,
         max_queued_messages: 5,
         max_queued_bytes: 4096,
-        max_filters_per_packet: 8,
         ..Limits::default()
     }
 }

@@ -178,15 +178,19 @@ fn a_subscription_identifier_is_not_zero_and_comes_once() {
 }
 
 #[test]
-fn the_filters_of_one_packet_are_bounded() {
-    let limits = || Limits { max_filters_per_packet: 2, ..Limits::default() };
+fn as_many_filters_are_taken_as_a_packet_holds() {
+    let names: Vec<String> = (0..30_000).map(|n| n.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let asked: Vec<_> = names.iter().map(|name| (*name, 1)).collect();
     for version in BOTH {
-        for bytes in [subscribe(version, 1, &[("a", 0), ("b", 0), ("c", 0)]), unsubscribe(version, 1, &["a", "b", "c"])]
-        {
-            let mut peer = Peer::open_with(version, limits());
-            assert_eq!(peer.feed(&bytes), Err(Violation::TooManyFilters));
-        }
-        let mut peer = Peer::open_with(version, limits());
-        assert_eq!(peer.feed(&subscribe(version, 1, &[("a", 0), ("b", 0)])).unwrap().len(), 1);
+        let mut peer = Peer::open(version);
+        peer.sent();
+        let got = peer.feed(&subscribe(version, 1, &asked)).unwrap();
+        let [Got::Subscribe { filters, .. }] = &got[..] else { panic!("{got:?}") };
+        assert!(filters.iter().map(|(filter, _)| filter.as_str()).eq(names.iter().copied()));
+        peer.conn.suback(1, vec![Reason::GrantedQoS1; names.len()], &mut peer.out);
+        assert_eq!(peer.packets(), [Sent::SubAck(1, vec![1; names.len()])]);
+        let got = peer.feed(&unsubscribe(version, 2, &names)).unwrap();
+        assert_eq!(got, [Got::Unsubscribe { packet_id: 2, filters: names.iter().map(|&n| n.to_owned()).collect() }]);
     }
 }
