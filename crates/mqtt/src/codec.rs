@@ -11,6 +11,7 @@ use rumqttd::protocol::{
 use crate::limits::Limits;
 use crate::packet::Version;
 use crate::reason::Reason;
+use crate::wire::varint_len;
 
 /// What a CONNACK tells one client (MQTT 5 §3.2.2.3); the rest is in [`Limits`].
 pub(crate) struct Terms<'a> {
@@ -107,6 +108,13 @@ pub(crate) fn refuse(version: Version, reason: Reason, out: &mut Vec<u8>) {
         _ => ConnectReturnCode::UnspecifiedError,
     };
     write(version, Packet::ConnAck(ConnAck { session_present: false, code }, None), out);
+}
+
+/// Bytes of a SUBACK or UNSUBACK of 5.0 with so many reasons.
+pub(crate) fn suback_len(reasons: usize) -> usize {
+    // Packet identifier, length of the properties, of which there are none.
+    let remaining = 2 + 1 + reasons;
+    1 + varint_len(remaining) + remaining
 }
 
 /// Appends a SUBACK; 3.1.1 knows one failure.

@@ -315,9 +315,14 @@ impl Connection {
                 if !limits.shared_subscriptions && subscribe.filters().any(|(f, _)| f.group().is_some()) {
                     return Err(Violation::SharedSubscription);
                 }
+                self.answerable(subscribe.count)?;
                 Ok(Step::Event(Event::Subscribe(subscribe)))
             }
-            kind::UNSUBSCRIBE => Ok(Step::Event(Event::Unsubscribe(packet::unsubscribe(body, self.version)?))),
+            kind::UNSUBSCRIBE => {
+                let unsubscribe = packet::unsubscribe(body, self.version)?;
+                self.answerable(unsubscribe.count)?;
+                Ok(Step::Event(Event::Unsubscribe(unsubscribe)))
+            }
             kind::PINGREQ => {
                 if !body.is_empty() {
                     return Err(Violation::TrailingBytes);
@@ -333,6 +338,15 @@ impl Connection {
             // `screen` lets only AUTH come here, and no method was agreed on.
             _ => Err(Violation::Auth),
         }
+    }
+
+    /// A SUBACK or UNSUBACK with so many reasons is to fit the packets that the client takes ([MQTT-3.1.2-24]): what cannot be answered is not
+    /// done.
+    fn answerable(&self, reasons: usize) -> Result<(), Violation> {
+        if self.version == Version::V5 && codec::suback_len(reasons) > self.maximum_packet as usize {
+            return Err(Violation::AnswerTooLarge);
+        }
+        Ok(())
     }
 
     #[inline]

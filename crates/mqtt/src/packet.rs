@@ -247,6 +247,8 @@ pub struct Subscribe<'a> {
     pub id: u32,
     /// All properties (5.0).
     pub properties: Properties<'a>,
+    /// How many filters there are: each has a reason in the SUBACK.
+    pub count: usize,
     filters: &'a [u8],
 }
 
@@ -268,6 +270,8 @@ pub struct Unsubscribe<'a> {
     pub packet_id: u16,
     /// All properties (5.0).
     pub properties: Properties<'a>,
+    /// How many filters there are: each has a reason in the UNSUBACK of 5.0.
+    pub count: usize,
     filters: &'a [u8],
 }
 
@@ -514,21 +518,21 @@ pub(crate) fn farewell_codes(reason: Reason) -> bool {
     )
 }
 
-/// Checks the filters that `r` is at, with what `each` reads behind each of them. Their number is bounded by the packet's size.
+/// Checks the filters that `r` is at, with what `each` reads behind each of them, and counts them. Their number is bounded by the packet's
+/// size.
 fn filters<'a>(
     r: &Reader<'a>,
     mut each: impl FnMut(&mut Reader<'a>, Filter<'a>) -> Result<(), Violation>,
-) -> Result<&'a [u8], Violation> {
+) -> Result<(&'a [u8], usize), Violation> {
     let raw = r.rest;
     let mut inner = *r;
-    if inner.is_empty() {
-        return Err(Violation::NoFilters);
-    }
+    let mut count = 0;
     while !inner.is_empty() {
+        count += 1;
         let filter = Filter::parse(inner.text()?).ok_or(Violation::TopicFilter)?;
         each(&mut inner, filter)?;
     }
-    Ok(raw)
+    if count == 0 { Err(Violation::NoFilters) } else { Ok((raw, count)) }
 }
 
 /// Reads a SUBSCRIBE.
@@ -540,7 +544,7 @@ pub(crate) fn subscribe(body: &[u8], version: Version) -> Result<Subscribe<'_>, 
         Version::V5 => Properties::read(&mut r, Allowed::SUBSCRIBE)?,
     };
     let id = properties.iter().find_map(|p| if let Property::SubscriptionId(v) = p { Some(v) } else { None });
-    let filters = filters(&r, |r, filter| {
+    let (filters, count) = filters(&r, |r, filter| {
         let byte = r.u8()?;
         let options = SubscribeOptions::from_byte(byte).ok_or(Violation::SubscribeOptions)?;
         if version == Version::V4 && byte & !0b11 != 0 {
@@ -551,7 +555,7 @@ pub(crate) fn subscribe(body: &[u8], version: Version) -> Result<Subscribe<'_>, 
         }
         Ok(())
     })?;
-    Ok(Subscribe { packet_id, id: id.unwrap_or(0), properties, filters })
+    Ok(Subscribe { packet_id, id: id.unwrap_or(0), properties, count, filters })
 }
 
 /// Reads an UNSUBSCRIBE.
@@ -562,8 +566,8 @@ pub(crate) fn unsubscribe(body: &[u8], version: Version) -> Result<Unsubscribe<'
         Version::V4 => Properties::default(),
         Version::V5 => Properties::read(&mut r, Allowed::UNSUBSCRIBE)?,
     };
-    let filters = filters(&r, |_, _| Ok(()))?;
-    Ok(Unsubscribe { packet_id, properties, filters })
+    let (filters, count) = filters(&r, |_, _| Ok(()))?;
+    Ok(Unsubscribe { packet_id, properties, count, filters })
 }
 
 /// Reads a DISCONNECT from a client (§3.14).

@@ -67,6 +67,7 @@ violations! {
     Retain: RetainNotSupported, "retain", "a retained message, which this server does not serve";
     TopicFilter: TopicFilterInvalid, "topic_filter", "a topic filter whose wildcards or share name are misplaced";
     NoFilters: ProtocolError, "no_filters", "a SUBSCRIBE or UNSUBSCRIBE without a topic filter";
+    AnswerTooLarge: PacketTooLarge, "answer_too_large", "more topic filters than the answer that the peer takes has room for";
     SubscribeOptions: MalformedPacket, "subscribe_options", "subscription options that are reserved";
     NoLocalShared: ProtocolError, "no_local_shared", "No Local on a shared subscription";
     SharedSubscription: SharedSubscriptionsNotSupported, "shared_subscription", "a shared subscription, which this server does not serve";

@@ -194,3 +194,30 @@ fn as_many_filters_are_taken_as_a_packet_holds() {
         assert_eq!(got, [Got::Unsubscribe { packet_id: 2, filters: names.iter().map(|&n| n.to_owned()).collect() }]);
     }
 }
+
+#[test]
+fn what_is_answered_with_more_than_the_client_takes_is_not_done() {
+    let names: Vec<String> = (0..300).map(|n| n.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for count in [20, 122, 123, 124, 125, 126, 300] {
+        let names = &names[..count];
+        let asked: Vec<_> = names.iter().map(|name| (*name, 0)).collect();
+        let open = |maximum: usize| {
+            let properties = [&[0x27][..], &(maximum as u32).to_be_bytes()].concat();
+            let mut peer = Peer::open_as(Limits::default(), &connect_raw(5, 2, 0, &properties, &field("d")), None);
+            peer.sent();
+            peer
+        };
+        let mut peer = open(1000);
+        peer.conn.suback(1, vec![Reason::Success; count], &mut peer.out);
+        let length = peer.sent().len();
+        peer.conn.unsuback(1, vec![Reason::Success; count], &mut peer.out);
+        assert_eq!(peer.sent().len(), length);
+        for bytes in [subscribe(Version::V5, 1, &asked), unsubscribe(Version::V5, 1, names)] {
+            assert_eq!(open(length).feed(&bytes).unwrap().len(), 1);
+            let mut peer = open(length - 1);
+            assert_eq!(peer.feed(&bytes), Err(Violation::AnswerTooLarge));
+            assert_eq!(peer.packets(), [Sent::Disconnect(0x95)]);
+        }
+    }
+}

@@ -181,7 +181,7 @@ impl Reactor {
         let shared = &self.shared;
         let most = u32::try_from(shared.config.mqtt.max_subscriptions).unwrap_or(u32::MAX);
         let subscriber = client.subscriber();
-        let mut reasons = Vec::new();
+        let mut reasons = Vec::with_capacity(subscribe.count);
         for (filter, options) in subscribe.filters() {
             if !may(self.rules.get().0, client, |acl, who| acl.may_subscribe(who, filter.text())) {
                 shared.metrics.mqtt.refused("acl_subscribe");
@@ -220,7 +220,7 @@ impl Reactor {
 
     pub(super) fn unsubscribe(&mut self, slot: Slot, unsubscribe: &Unsubscribe<'_>, out: &mut Vec<u8>) {
         let Some(client) = self.clients.get_mut(slot) else { return };
-        let mut reasons = Vec::new();
+        let mut reasons = Vec::with_capacity(unsubscribe.count);
         for filter in unsubscribe.filters() {
             let there = self.shared.router.unsubscribe(&filter, client.subscriber());
             if there {
