@@ -13,7 +13,11 @@ use crate::packet::Version;
 use crate::reason::Reason;
 use crate::wire::varint_len;
 
+/// Bytes of a CONNACK of 5.0 that refuses.
+const REFUSAL: u32 = 5;
+
 /// What a CONNACK tells one client (MQTT 5 §3.2.2.3); the rest is in [`Limits`].
+#[derive(Clone, Copy)]
 pub(crate) struct Terms<'a> {
     pub(crate) session_present: bool,
     pub(crate) session_expiry: u32,
@@ -41,11 +45,14 @@ pub(crate) fn write(version: Version, packet: Packet, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends the CONNACK that accepts.
-pub(crate) fn accept(version: Version, limits: &Limits, terms: &Terms<'_>, out: &mut Vec<u8>) {
+/// Appends the CONNACK that accepts; false, and nothing, if it is larger than the client takes. Of what it tells only the response information
+/// may be left out: the rest binds the client, and is not less than it should know.
+#[must_use]
+pub(crate) fn accept(version: Version, limits: &Limits, terms: &Terms<'_>, out: &mut Vec<u8>) -> bool {
     let connack = ConnAck { session_present: terms.session_present, code: ConnectReturnCode::Success };
     if version == Version::V4 {
-        return write(version, Packet::ConnAck(connack, None), out);
+        write(version, Packet::ConnAck(connack, None), out);
+        return true;
     }
     let properties = ConnAckProperties {
         session_expiry_interval: Some(terms.session_expiry),
@@ -67,16 +74,19 @@ pub(crate) fn accept(version: Version, limits: &Limits, terms: &Terms<'_>, out: 
         authentication_data: None,
     };
     let start = out.len();
-    write(version, Packet::ConnAck(connack.clone(), Some(properties)), out);
-    if out.len() - start > terms.maximum_packet as usize {
-        // What the client must know does not fit the packets it takes; the rest is defaults at its own risk.
-        out.truncate(start);
-        write(version, Packet::ConnAck(connack, None), out);
+    write(version, Packet::ConnAck(connack, Some(properties)), out);
+    if out.len() - start <= terms.maximum_packet as usize {
+        return true;
     }
+    out.truncate(start);
+    terms.response_information.is_some() && accept(version, limits, &Terms { response_information: None, ..*terms }, out)
 }
 
-/// Appends the CONNACK that refuses; 3.1.1 has few codes ([`Reason::connack_v4`]).
-pub(crate) fn refuse(version: Version, reason: Reason, out: &mut Vec<u8>) {
+/// Appends the CONNACK that refuses, if the client takes packets of its size; 3.1.1 has few codes ([`Reason::connack_v4`]).
+pub(crate) fn refuse(version: Version, reason: Reason, maximum_packet: u32, out: &mut Vec<u8>) {
+    if version == Version::V5 && maximum_packet < REFUSAL {
+        return;
+    }
     let code = match (version, reason) {
         (Version::V4, reason) => match reason.connack_v4() {
             1 => ConnectReturnCode::RefusedProtocolVersion,

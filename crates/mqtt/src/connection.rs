@@ -225,7 +225,7 @@ impl Connection {
         self.phase = Phase::Closed;
         self.will = None;
         if let Some(version) = answer {
-            codec::refuse(version, violation.reason(), out);
+            codec::refuse(version, violation.reason(), self.maximum_packet, out);
         }
         Err(violation)
     }
@@ -460,32 +460,57 @@ impl Connection {
         Ok(disconnect.reason)
     }
 
-    /// Accepts the CONNECT: appends the CONNACK, and what a resumed session has in flight (MQTT 5 §4.4).
+    /// Whether the CONNACK that accepts would fit the packets that the client takes. If not it is to be refused with
+    /// [`Reason::PacketTooLarge`]: it would be held to what it was not told (MQTT 5 §3.2.2.3).
+    #[must_use]
+    pub fn can_be_accepted(&self, limits: &Limits, assigned_client_id: Option<&str>) -> bool {
+        self.maximum_packet == u32::MAX
+            || codec::accept(self.version, limits, &self.terms(limits, false, assigned_client_id, None), &mut Vec::new())
+    }
+
+    /// What the CONNACK tells the client beside `limits`.
+    fn terms<'a>(
+        &self,
+        limits: &Limits,
+        session_present: bool,
+        assigned_client_id: Option<&'a str>,
+        response_information: Option<&'a str>,
+    ) -> codec::Terms<'a> {
+        let imposed = limits.server_keep_alive;
+        codec::Terms {
+            session_present,
+            session_expiry: self.session_expiry,
+            keep_alive: (self.version == Version::V5
+                && imposed != 0
+                && (self.keep_alive == 0 || self.keep_alive > imposed))
+                .then_some(imposed),
+            assigned_client_id,
+            response_information: response_information.filter(|_| self.response_info),
+            maximum_packet: self.maximum_packet,
+        }
+    }
+
+    /// Accepts the CONNECT: appends the CONNACK, and what a resumed session has in flight (MQTT 5 §4.4). It is refused instead, and the
+    /// connection to be closed, if it [cannot be accepted](Self::can_be_accepted).
     ///
     /// # Panics
     ///
     /// In debug builds, if there is no CONNECT to accept.
     pub fn accept(&mut self, limits: &Limits, accept: Accept<'_>, now: u64, out: &mut Vec<u8>) {
         debug_assert_eq!(self.phase, Phase::Deciding);
-        self.phase = Phase::Open;
-        self.heard = now;
         // A clean start has no session to resume ([MQTT-3.2.2-2], 3.1.1 [MQTT-3.2.2-1]).
         let session_present = accept.session_present && !self.clean_start;
-        let imposed = limits.server_keep_alive;
-        let keep_alive =
-            (self.version == Version::V5 && imposed != 0 && (self.keep_alive == 0 || self.keep_alive > imposed))
-                .then_some(imposed);
-        self.keep_alive = keep_alive.unwrap_or(self.keep_alive);
-        let terms = codec::Terms {
-            session_present,
-            session_expiry: self.session_expiry,
-            keep_alive,
-            assigned_client_id: accept.assigned_client_id,
-            response_information: accept.response_information.filter(|_| self.response_info),
-            maximum_packet: self.maximum_packet,
-        };
-        codec::accept(self.version, limits, &terms, out);
+        let terms = self.terms(limits, session_present, accept.assigned_client_id, accept.response_information);
+        let fits = codec::accept(self.version, limits, &terms, out);
         self.session = accept.session.filter(|_| session_present);
+        if !fits {
+            self.phase = Phase::Closed;
+            self.will = None;
+            return codec::refuse(self.version, Reason::PacketTooLarge, self.maximum_packet, out);
+        }
+        self.phase = Phase::Open;
+        self.heard = now;
+        self.keep_alive = terms.keep_alive.unwrap_or(self.keep_alive);
         if let Some(session) = &mut self.session {
             if self.journal {
                 session.keep_journal();
@@ -513,7 +538,7 @@ impl Connection {
         self.phase = Phase::Closed;
         self.will = None;
         self.session_expiry = 0;
-        codec::refuse(self.version, reason, out);
+        codec::refuse(self.version, reason, self.maximum_packet, out);
     }
 
     /// A publish is stored, or refused with a failing `reason`: appends its PUBACK or PUBREC.

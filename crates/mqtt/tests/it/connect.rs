@@ -341,12 +341,33 @@ fn response_information_is_told_only_if_asked_for() {
 
 #[test]
 fn a_connack_is_not_larger_than_the_client_takes() {
-    let mut peer = Peer::fresh();
-    peer.feed(&connect_raw(5, 2, 0, &[0x19, 1, 0x27, 0, 0, 0, 30], &field("d"))).unwrap();
-    let info = "i".repeat(100);
-    peer.accept(Accept { response_information: Some(&info), ..Accept::default() });
-    let sent = peer.sent();
-    assert!(sent.len() <= 30 && sent[3] == 0, "{sent:?}");
+    let offer = |maximum: u8| {
+        let mut peer = Peer::fresh();
+        peer.feed(&connect_raw(5, 2, 0, &[0x19, 1, 0x27, 0, 0, 0, maximum], &field(""))).unwrap();
+        peer
+    };
+    // All that the client is held to, and the name that it was given.
+    let (id, info) = ("i".repeat(40), "r".repeat(100));
+    let mut peer = offer(200);
+    peer.accept(Accept { assigned_client_id: Some(&id), ..Accept::default() });
+    let whole = peer.sent();
+    let length = whole.len() as u8;
+    let mut peer = offer(length);
+    assert!(peer.conn.can_be_accepted(&peer.limits, Some(&id)));
+    peer.accept(Accept { assigned_client_id: Some(&id), response_information: Some(&info), ..Accept::default() });
+    assert_eq!(peer.sent(), whole, "it can do without response information");
+    // One byte less, and it is told nothing rather than half of it.
+    for refused in [length - 1, 5, 4, 1] {
+        let expected: &[u8] = if refused >= 5 { &[0x20, 3, 0, 0x95, 0] } else { &[] };
+        let mut peer = offer(refused);
+        assert!(!peer.conn.can_be_accepted(&peer.limits, Some(&id)));
+        peer.conn.refuse(Reason::PacketTooLarge, &mut peer.out);
+        assert_eq!(peer.sent(), expected);
+        let mut peer = offer(refused);
+        peer.accept(Accept { assigned_client_id: Some(&id), ..Accept::default() });
+        assert_eq!(peer.sent(), expected);
+        assert!(peer.conn.is_closed());
+    }
 }
 
 #[test]
@@ -588,13 +609,15 @@ fn no_disconnect_is_sent_before_the_connack() {
 
 #[test]
 fn a_farewell_is_not_larger_than_the_client_takes() {
-    for (maximum, expected) in [(3u8, &[0xe0, 1, 0x8e][..]), (2, &[])] {
+    let farewell = |maximum: u8| {
         let properties = [0x27, 0, 0, 0, maximum];
         let mut peer = Peer::open_as(Limits::default(), &connect_raw(5, 2, 0, &properties, &field("d")), None);
         peer.sent();
-        peer.conn.disconnect(Reason::SessionTakenOver, &mut peer.out);
-        assert_eq!(peer.sent(), expected);
-    }
+        assert!(peer.feed(&[0xc0, 1, 0]).is_err());
+        peer.sent()
+    };
+    let whole = farewell(100);
+    assert_eq!((farewell(whole.len() as u8), farewell(whole.len() as u8 - 1)), (whole, vec![0xe0, 1, 0x81]));
 }
 
 #[test]

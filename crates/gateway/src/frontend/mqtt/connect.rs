@@ -39,6 +39,11 @@ impl Reactor {
             return None;
         }
         let assigned = connect.client_id.is_empty().then(assigned_id);
+        if !self.clients.get(slot)?.connection.can_be_accepted(&self.limits, assigned.as_deref()) {
+            self.shared.metrics.mqtt.refused("maximum_packet");
+            self.refuse(epoll, slot, Reason::PacketTooLarge, now);
+            return None;
+        }
         let Ok(device) = DeviceId::new(assigned.as_deref().unwrap_or(connect.client_id)) else {
             self.refuse(epoll, slot, Reason::ClientIdNotValid, now);
             return None;
