@@ -156,11 +156,15 @@ impl Connection {
         if self.alias_maximum > 0 && self.version == Version::V5 {
             head.alias = self.aliases.get_or_insert_default().offer(message.topic(), self.alias_maximum);
         }
-        if head.packet_len(message, self.version) > self.maximum_packet as usize {
+        let maximum = self.maximum_packet as usize;
+        if head.packet_len(message, self.version) > maximum {
+            // An alias takes room, more than a short topic: without it the message may fit.
             if let (Some((_, true)), Some(aliases)) = (head.alias, &mut self.aliases) {
                 aliases.withdraw();
             }
-            return false;
+            if head.alias.take().is_none() || head.packet_len(message, self.version) > maximum {
+                return false;
+            }
         }
         message.encode(self.version, head, now, out);
         true

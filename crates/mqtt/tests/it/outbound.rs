@@ -446,6 +446,37 @@ fn an_alias_is_not_lost_on_a_packet_that_is_too_large() {
 }
 
 #[test]
+fn a_message_that_fits_without_an_alias_is_sent_without() {
+    for (qos, padding) in [(Q0, 0), (Q1, 2)] {
+        let long = Arc::new(Message::new("a/b", &[b'x'; 30], qos, false));
+        let short = Arc::new(Message::new("a", &[b'x'; 32], qos, false));
+        for message in [&long, &short] {
+            // Fixed header, topic, packet identifier, length of the properties, payload.
+            let fits = 2 + 5 + padding + 1 + 30;
+            let mut peer = v5(&[0x22, 0, 5, 0x27, 0, 0, 0, fits]);
+            for _ in 0..2 {
+                assert!(matches!(peer.deliver(message, qos), Delivered::Sent(_)));
+                let sent = peer.sent();
+                assert_eq!(sent.len(), usize::from(fits));
+            }
+            // It took no alias.
+            peer.deliver(&Arc::new(Message::new("t", b"x", qos, false)), qos);
+            let sent = format!("{:?}", peer.packets());
+            assert!(sent.contains("TopicAlias(1)"), "{sent}");
+            let mut peer = v5(&[0x22, 0, 5, 0x27, 0, 0, 0, fits - 1]);
+            assert_eq!(peer.deliver(message, qos), Delivered::Dropped(Dropped::TooLarge));
+        }
+        // One that has its alias, which is longer than its topic.
+        let mut peer = v5(&[0x22, 0, 5, 0x27, 0, 0, 0, 40]);
+        peer.deliver(&Arc::new(Message::new("a", b"x", qos, false)), qos);
+        peer.sent();
+        let payload = vec![b'x'; 40 - 2 - 3 - usize::from(padding) - 1];
+        assert!(matches!(peer.deliver(&Arc::new(Message::new("a", &payload, qos, false)), qos), Delivered::Sent(_)));
+        assert_eq!(peer.sent().len(), 40);
+    }
+}
+
+#[test]
 fn the_queue_of_an_open_connection_is_bounded() {
     let limits = Limits { max_inflight_out: 1, max_queued_messages: 2, ..Limits::default() };
     let mut peer = Peer::open_with(Version::V4, limits);
