@@ -315,6 +315,70 @@ fn a_client_has_as_many_subscriptions_as_it_may_and_replaces_them_freely() {
 }
 
 #[test]
+fn a_client_may_subscribe_and_unsubscribe_with_as_many_filters_at_once_as_a_packet_holds() {
+    let gateway = Setup::new().set("mqtt.max_subscriptions=1000").start();
+    for version in BOTH {
+        let refusal = if version == Version::V5 { 0x97 } else { 0x80 };
+        let mut client = Client::connect(gateway.mqtt, version, "c");
+        let mut filters = Vec::new();
+        for n in 0..1200 {
+            filters.extend([0, 6]);
+            filters.extend(format!("m/{n:04}").bytes());
+            filters.push(1);
+        }
+        let no_properties: &[u8] = if version == Version::V5 { &[0] } else { &[] };
+        client.send(&mqtt::packet(0x82, &[&[0, 7], no_properties, &filters].concat()));
+        let codes = [vec![1; 1000], vec![refusal; 200]].concat();
+        assert_eq!(client.receive(), Packet::Suback { pid: 7, codes });
+        let filters: Vec<u8> = filters.chunks(9).flat_map(|filter| &filter[..8]).copied().collect();
+        client.send(&mqtt::packet(0xa2, &[&[0, 8], no_properties, &filters].concat()));
+        assert_eq!(client.receive(), Packet::Unsuback { pid: 8 });
+        assert_eq!(gateway.metrics().get("tidegate_mqtt_subscriptions", &[]), 0.0);
+    }
+}
+
+#[test]
+fn a_client_that_takes_too_small_packets_is_told_so() {
+    let gateway = Gateway::start();
+    // A CONNECT whose Maximum Packet Size is `most`.
+    let connect =
+        |most: u8| mqtt::packet(0x10, &[b"\0\x04MQTT\x05\x02\0\0\x05\x27\0\0\0", &[most][..], b"\0\0"].concat());
+    let mut client = Client::open(gateway.mqtt, Version::V5);
+    client.send(&connect(20));
+    assert_eq!(client.until_closed(), [Packet::Connack { session: false, code: 0x95 }]);
+    assert_eq!(gateway.metrics().get("tidegate_refused_total", &["reason=\"maximum_packet\""]), 1.0);
+    let mut client = Client::open(gateway.mqtt, Version::V5);
+    client.send(&connect(100));
+    assert_eq!(client.receive(), Packet::Connack { session: false, code: 0 });
+    let filters: Vec<u8> = (0..100).flat_map(|_| [0, 1, b'a', 0]).collect();
+    client.send(&mqtt::packet(0x82, &[&[0, 1, 0], &filters[..]].concat()));
+    assert_eq!(client.until_closed(), [Packet::Disconnect { code: 0x95 }]);
+}
+
+#[test]
+fn the_end_of_a_shared_subscription_takes_nothing_from_another_to_the_same_filter() {
+    let gateway = Gateway::start();
+    let mut source = Client::connect(gateway.mqtt, Version::V5, "source");
+    for n in 0..100 {
+        source.retain(&format!("r/{n}"), b"x", 1);
+    }
+    for version in BOTH {
+        let mut client = Client::connect(gateway.mqtt, version, "c");
+        let no_properties: &[u8] = if version == Version::V5 { &[0] } else { &[] };
+        let filter = "$share/g/r/+";
+        let unsubscribe = [&[0, 3], no_properties, &[0, filter.len() as u8], filter.as_bytes()].concat();
+        let mut burst = mqtt::subscribe(version, filter, 0, 1);
+        burst.extend(mqtt::subscribe(version, "r/+", 0, 2));
+        burst.extend(mqtt::packet(0xa2, &unsubscribe));
+        client.send(&burst);
+        client.expect(|packet| *packet == Packet::Unsuback { pid: 3 });
+        for _ in 0..100 {
+            client.expect(|packet| matches!(packet, Packet::Publish { retain: true, .. }));
+        }
+    }
+}
+
+#[test]
 fn a_queue_of_a_client_that_is_away_keeps_the_newest() {
     for version in BOTH {
         let gateway = Setup::new().set("mqtt.max_queued_messages=10").start();

@@ -79,7 +79,8 @@ pub(crate) fn accept(version: Version, limits: &Limits, terms: &Terms<'_>, out: 
         return true;
     }
     out.truncate(start);
-    terms.response_information.is_some() && accept(version, limits, &Terms { response_information: None, ..*terms }, out)
+    terms.response_information.is_some()
+        && accept(version, limits, &Terms { response_information: None, ..*terms }, out)
 }
 
 /// Appends the CONNACK that refuses, if the client takes packets of its size; 3.1.1 has few codes ([`Reason::connack_v4`]).

@@ -465,7 +465,12 @@ impl Connection {
     #[must_use]
     pub fn can_be_accepted(&self, limits: &Limits, assigned_client_id: Option<&str>) -> bool {
         self.maximum_packet == u32::MAX
-            || codec::accept(self.version, limits, &self.terms(limits, false, assigned_client_id, None), &mut Vec::new())
+            || codec::accept(
+                self.version,
+                limits,
+                &self.terms(limits, false, assigned_client_id, None),
+                &mut Vec::new(),
+            )
     }
 
     /// What the CONNACK tells the client beside `limits`.

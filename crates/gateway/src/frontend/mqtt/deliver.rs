@@ -224,7 +224,10 @@ impl Reactor {
         for filter in unsubscribe.filters() {
             let there = self.shared.router.unsubscribe(&filter, client.subscriber());
             if there {
-                self.replays.forget(client.id, filter.pattern());
+                if filter.group().is_none() {
+                    // A shared subscription is sent no retained messages: what is owed is another's.
+                    self.replays.forget(client.id, filter.pattern());
+                }
                 if let Some(kept) = &client.kept {
                     kept::remove_subscription(&mut self.commits.rows, kept.incarnation, filter.text());
                     client.flags.changed = true;
