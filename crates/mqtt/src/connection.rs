@@ -243,7 +243,16 @@ impl Connection {
         if first & 0x0f != 0 {
             return Err(silent(Violation::FixedHeaderFlags));
         }
-        let Some(frame) = wire::frame(input, limits.max_connect).map_err(silent)? else { return Ok(None) };
+        let frame = match wire::frame(input, limits.max_connect) {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return Ok(None),
+            Err(Violation::PacketTooLarge) => {
+                // Read as far as the version: 5.0 can be told.
+                let Some(answer) = packet::announced(wire::body(input)) else { return Ok(None) };
+                return Err(packet::BadConnect { violation: Violation::PacketTooLarge, answer });
+            }
+            Err(violation) => return Err(silent(violation)),
+        };
         *input = &input[frame.total..];
         let connect = packet::connect(frame.body, frame.minimal)?;
         self.version = connect.version;
@@ -364,13 +373,13 @@ impl Connection {
                 return Err(Violation::TopicAlias);
             }
             if publish.topic.is_empty() {
-                let topic = self.aliases.as_ref().and_then(|a| a.get(alias)).ok_or(Violation::TopicAlias)?;
+                let topic = self.aliases.as_ref().and_then(|a| a.get(alias)).ok_or(Violation::NoTopic)?;
                 publish.topic = TopicName::Aliased(topic);
             } else {
                 self.aliases.get_or_insert_default().set(alias, &publish.topic);
             }
         } else if publish.topic.is_empty() {
-            return Err(Violation::TopicName);
+            return Err(Violation::NoTopic);
         }
         if publish.qos == QoS::AtMostOnce {
             return Ok(Step::Event(Event::Publish(publish)));

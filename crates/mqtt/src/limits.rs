@@ -47,7 +47,7 @@ impl Default for Limits {
         Limits {
             connect_timeout_ms: CONNECT_TIMEOUT_MS,
             max_packet: 256 * 1024,
-            // The largest will fits.
+            // A will with the largest payload fits, beside what else is of ordinary length.
             max_connect: 80 * 1024,
             receive_maximum: 1024,
             // 48 KiB of a session at most; eight windows of what a 5.0 peer may have outstanding.

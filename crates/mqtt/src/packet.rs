@@ -303,6 +303,15 @@ const LEVEL_V5: u8 = 5;
 /// Set by bridges in the protocol level to ask for more than the standard has.
 const BRIDGE_BIT: u8 = 0x80;
 
+/// Which version's CONNACK can tell that the CONNECT whose body begins with `body` is too large, if any; `None` while it is not known.
+pub(crate) fn announced(body: &[u8]) -> Option<Option<Version>> {
+    const V5: &[u8] = &[0, 4, b'M', b'Q', b'T', b'T', LEVEL_V5];
+    if body.len() < V5.len() && V5.starts_with(body) {
+        return None;
+    }
+    Some(body.starts_with(V5).then_some(Version::V5))
+}
+
 /// Reads the body of a CONNECT.
 pub(crate) fn connect<'a>(body: &'a [u8], minimal: bool) -> Result<Connect<'a>, BadConnect> {
     let silent = |violation| BadConnect { violation, answer: None };

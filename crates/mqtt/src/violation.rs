@@ -59,7 +59,8 @@ violations! {
     ClientId: ClientIdNotValid, "client_id", "a client identifier that is not allowed";
     TopicName: TopicNameInvalid, "topic_name", "a topic name that is empty or has wildcards";
     ResponseTopic: ProtocolError, "response_topic", "a response topic that is not a topic name";
-    TopicAlias: TopicAliasInvalid, "topic_alias", "a topic alias of zero, above the maximum, or never set";
+    NoTopic: ProtocolError, "no_topic", "neither a topic name nor a topic alias that was set";
+    TopicAlias: TopicAliasInvalid, "topic_alias", "a topic alias of zero or above the maximum";
     PacketTooLarge: PacketTooLarge, "packet_too_large", "a packet above the maximum packet size";
     ReceiveMaximum: ReceiveMaximumExceeded, "receive_maximum", "more publishes unacknowledged than the receive maximum";
     Unreleased: QuotaExceeded, "unreleased", "too many QoS 2 publishes that are not released";

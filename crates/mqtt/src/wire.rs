@@ -43,6 +43,12 @@ pub(crate) fn frame(bytes: &[u8], max: u32) -> Result<Option<Frame<'_>>, Violati
     Ok(bytes.get(header..total).map(|body| Frame { body, total, minimal }))
 }
 
+/// What is there of the body of the packet that `bytes` begins with, be it too large.
+pub(crate) fn body(bytes: &[u8]) -> &[u8] {
+    let header = fixed_header(bytes).ok().flatten().map_or(bytes.len(), |(header, ..)| header);
+    &bytes[header..]
+}
+
 /// Bytes of the packet that `bytes` begins with, once its length can be told: what a driver makes room for when it keeps
 /// an unfinished tail.
 #[must_use]

@@ -640,8 +640,8 @@ fn a_farewell_says_why_in_words() {
     peer.sent();
     peer.feed(&[0x30, 3, 0, 0, 0]).unwrap_err();
     let sent = peer.sent();
-    assert_eq!((sent[0], sent[2], sent[4]), (0xe0, 0x90, 0x1f));
-    assert_eq!(&sent[7..], Violation::TopicName.to_string().as_bytes());
+    assert_eq!((sent[0], sent[2], sent[4]), (0xe0, 0x82, 0x1f));
+    assert_eq!(&sent[7..], Violation::NoTopic.to_string().as_bytes());
 }
 
 #[test]

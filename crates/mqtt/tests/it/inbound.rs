@@ -302,11 +302,16 @@ fn a_topic_alias_stands_for_the_topic_it_was_set_to() {
 
 #[test]
 fn a_topic_alias_that_is_zero_too_high_or_unknown_ends_the_connection() {
-    for (alias, topic) in [(0, "t"), (4, "t"), (2, "")] {
+    for (alias, topic, violation, code) in [
+        (0, "t", Violation::TopicAlias, 0x94),
+        (4, "t", Violation::TopicAlias, 0x94),
+        (4, "", Violation::TopicAlias, 0x94),
+        (2, "", Violation::NoTopic, 0x82),
+    ] {
         let mut peer = Peer::open_with(Version::V5, Limits { topic_alias_maximum: 3, ..Limits::default() });
         peer.sent();
-        assert_eq!(peer.feed(&publish_with(&[0x23, 0, alias], topic)), Err(Violation::TopicAlias));
-        assert_eq!(peer.packets(), [Sent::Disconnect(0x94)]);
+        assert_eq!(peer.feed(&publish_with(&[0x23, 0, alias], topic)), Err(violation));
+        assert_eq!(peer.packets(), [Sent::Disconnect(code)]);
     }
     let mut peer = Peer::open_with(Version::V5, Limits { topic_alias_maximum: 0, ..Limits::default() });
     assert_eq!(peer.feed(&publish_with(&[0x23, 0, 1], "t")), Err(Violation::TopicAlias));
@@ -318,7 +323,7 @@ fn topic_aliases_end_with_the_connection() {
     peer.feed(&publish_with(&[0x23, 0, 1], "t")).unwrap();
     let session = peer.conn.end().session;
     let mut peer = Peer::open_as(Limits::default(), &connect(Version::V5, "meter-1", false), session);
-    assert_eq!(peer.feed(&publish_with(&[0x23, 0, 1], "")), Err(Violation::TopicAlias));
+    assert_eq!(peer.feed(&publish_with(&[0x23, 0, 1], "")), Err(Violation::NoTopic));
 }
 
 #[test]
@@ -326,8 +331,8 @@ fn an_empty_topic_without_an_alias_ends_the_connection() {
     for version in BOTH {
         let mut peer = Peer::open(version);
         peer.sent();
-        assert_eq!(peer.feed(&publish(version, "", QoS::AtMostOnce, 0)), Err(Violation::TopicName));
-        assert_eq!(peer.packets(), v5_disconnect(version, 0x90));
+        assert_eq!(peer.feed(&publish(version, "", QoS::AtMostOnce, 0)), Err(Violation::NoTopic));
+        assert_eq!(peer.packets(), v5_disconnect(version, 0x82));
     }
 }
 

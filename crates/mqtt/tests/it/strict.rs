@@ -155,8 +155,24 @@ fn a_packet_above_the_maximum_ends_the_connection_before_it_is_there() {
         let over = packet(0x30, &[field("t"), vec![0; 1001 - 3 - 3]].concat());
         assert_eq!(Peer::open_with(version, limits()).feed(&over), Err(Violation::PacketTooLarge));
     }
-    let mut peer = Peer::with(Limits { max_connect: 1000, ..Limits::default() });
-    assert_eq!(peer.feed(&[0x10, 0xff, 0x7f]), Err(Violation::PacketTooLarge));
+}
+
+#[test]
+fn a_connect_above_the_maximum_is_refused_as_soon_as_its_version_is_known() {
+    let limits = || Limits { max_connect: 1000, ..Limits::default() };
+    for (level, told) in [(5, &[0x20, 3, 0, 0x95, 0][..]), (4, &[]), (3, &[]), (0x85, &[])] {
+        let whole = connect_raw(level, 2, 0, &[], &[0; 1000]);
+        let mut peer = Peer::with(limits());
+        for byte in &whole[..9] {
+            assert_eq!(peer.feed(&[*byte]), Ok(vec![]));
+        }
+        assert_eq!(peer.feed(&whole[9..10]), Err(Violation::PacketTooLarge));
+        assert_eq!(peer.sent(), told);
+        let mut peer = Peer::with(limits());
+        assert_eq!(peer.feed(&whole), Err(Violation::PacketTooLarge));
+        assert_eq!(peer.sent(), told);
+    }
+    assert_eq!(Peer::with(limits()).feed(&[0x10, 0xff, 0x7f, b'x']), Err(Violation::PacketTooLarge));
 }
 
 #[test]
