@@ -338,6 +338,31 @@ fn a_client_may_subscribe_and_unsubscribe_with_as_many_filters_at_once_as_a_pack
 }
 
 #[test]
+fn the_bytes_of_filters_and_of_aliased_topics_are_bounded() {
+    let gateway = Setup::new().set("mqtt.max_subscription_bytes=128 KiB").set("mqtt.topic_alias_bytes=1 KiB").start();
+    for version in BOTH {
+        let refusal = if version == Version::V5 { 0x97 } else { 0x80 };
+        let mut client = Client::connect(gateway.mqtt, version, "c");
+        let filter = |n: usize| format!("{n}{}", "x".repeat(60_000));
+        assert_eq!([0, 1, 2, 1].map(|n| client.subscribe(&filter(n), 1)), [1, 1, refusal, 1]);
+        client.unsubscribe(&filter(0));
+        assert_eq!(client.subscribe(&filter(2), 0), 0);
+        client.disconnect();
+        until("it is gone", || (gateway.metrics().get("tidegate_mqtt_connections", &[]) == 0.0).then_some(()));
+    }
+    assert_eq!(gateway.metrics().get("tidegate_refused_total", &["reason=\"subscription_bytes\""]), 2.0);
+    let mut client = Client::connect(gateway.mqtt, Version::V5, "c");
+    let set = |alias: u8, length: usize| {
+        let topic = "t".repeat(length);
+        let head = [&u16::try_from(length).unwrap().to_be_bytes()[..], topic.as_bytes(), &[3, 0x23, 0, alias]].concat();
+        mqtt::packet(0x30, &head)
+    };
+    client.send(&[set(1, 500), set(2, 524), set(3, 1)].concat());
+    assert_eq!(client.until_closed(), [Packet::Disconnect { code: 0x97 }]);
+    assert_eq!(gateway.metrics().get("tidegate_malformed_total", &["reason=\"alias_bytes\""]), 1.0);
+}
+
+#[test]
 fn a_client_that_takes_too_small_packets_is_told_so() {
     let gateway = Gateway::start();
     // A CONNECT whose Maximum Packet Size is `most`.

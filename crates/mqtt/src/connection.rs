@@ -375,8 +375,8 @@ impl Connection {
             if publish.topic.is_empty() {
                 let topic = self.aliases.as_ref().and_then(|a| a.get(alias)).ok_or(Violation::NoTopic)?;
                 publish.topic = TopicName::Aliased(topic);
-            } else {
-                self.aliases.get_or_insert_default().set(alias, &publish.topic);
+            } else if !self.aliases.get_or_insert_default().set(alias, &publish.topic, limits.max_alias_bytes) {
+                return Err(Violation::AliasBytes);
             }
         } else if publish.topic.is_empty() {
             return Err(Violation::NoTopic);

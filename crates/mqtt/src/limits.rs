@@ -23,6 +23,8 @@ pub struct Limits {
     pub max_unreleased: u16,
     /// Topic aliases that a peer may set; 0 for none.
     pub topic_alias_maximum: u16,
+    /// Bytes of the topics that one peer has set aliases to. What is used towards it is bounded likewise.
+    pub max_alias_bytes: u32,
     /// Topic aliases used towards one peer, if it grants as many; 0 for none.
     pub topic_aliases_out: u16,
     /// Publishes of QoS 1 and 2 in flight towards one peer, if it grants as many. At least 1.
@@ -53,6 +55,8 @@ impl Default for Limits {
             // 48 KiB of a session at most; eight windows of what a 5.0 peer may have outstanding.
             max_unreleased: 8192,
             topic_alias_maximum: 16,
+            // The longest topic fits. A peer may make the driver keep a tail of as much and more.
+            max_alias_bytes: 64 * 1024,
             topic_aliases_out: 16,
             max_inflight_out: 128,
             max_queued_messages: 1000,

@@ -61,6 +61,7 @@ violations! {
     ResponseTopic: ProtocolError, "response_topic", "a response topic that is not a topic name";
     NoTopic: ProtocolError, "no_topic", "neither a topic name nor a topic alias that was set";
     TopicAlias: TopicAliasInvalid, "topic_alias", "a topic alias of zero or above the maximum";
+    AliasBytes: QuotaExceeded, "alias_bytes", "topic aliases for longer topics than may be kept";
     PacketTooLarge: PacketTooLarge, "packet_too_large", "a packet above the maximum packet size";
     ReceiveMaximum: ReceiveMaximumExceeded, "receive_maximum", "more publishes unacknowledged than the receive maximum";
     Unreleased: QuotaExceeded, "unreleased", "too many QoS 2 publishes that are not released";

@@ -326,8 +326,14 @@ section! {
         sys_interval: Duration = "10 s", Span { min: seconds(0), max: hours(1) };
         /// Subscriptions of one client; a further one is refused (MQTT 5.0 §3.9.3: reason 0x97).
         max_subscriptions: usize = "1000", Integer { min: 1, max: 10_000_000 };
+        /// Bytes that the filters of one client's subscriptions take: their text, and 64 for each level. A subscription beyond
+        /// that is refused likewise. At least the largest filter fits.
+        max_subscription_bytes: usize = "1 MiB", Size { min: 128 * KIB, max: GIB };
         /// Topic aliases that a client may use (MQTT 5.0 §3.2.2.3.8); 0 forbids them.
         topic_alias_max: u16 = "16", Integer { min: 0, max: 65_535 };
+        /// Bytes of the topics that a client has set aliases to; a connection that sets more is closed (reason 0x97). The aliases
+        /// towards it are held to the same.
+        topic_alias_bytes: usize = "64 KiB", Size { min: KIB, max: GIB };
         /// Time from the TCP connection to a complete CONNECT, TLS and WebSocket handshakes included. It runs from the first
         /// bytes of a client if they come within a third of it, 3 s at most.
         connect_timeout: Duration = "10 s", Span { min: seconds(1), max: minutes(10) };
@@ -494,6 +500,8 @@ section! {
         sessions: usize = "2000000", Integer { min: 1, max: 100_000_000 };
         /// MQTT subscriptions of all clients: some 150 bytes each.
         subscriptions: usize = "4000000", Integer { min: 1, max: 100_000_000 };
+        /// Bytes that their filters take together, counted as for `mqtt.max_subscription_bytes`.
+        subscription_bytes: usize = "2 GiB", Size { min: MIB, max: TIB };
         /// A device that was silent for so long is forgotten. The default keeps those that report once a day. It is no
         /// shorter than the 247 s for which a retransmission can arrive (RFC 7252 §4.8.2).
         session_idle_seconds: Duration = "172800", Span { min: seconds(247), max: days(365) };

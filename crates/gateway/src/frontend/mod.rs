@@ -127,7 +127,7 @@ impl Shared {
         });
         let capacity = u16::try_from(config.coap.dedup_entries).unwrap_or(u16::MAX);
         let dedup = Policy::new(&config.coap.timing(), capacity);
-        let router = Router::new(workers, config.limits.subscriptions);
+        let router = Router::new(workers, config.limits.subscriptions, config.limits.subscription_bytes);
         let common = coap::Common::new(&config, &dedup, (0..workers).map(|worker| router.coap_wake(worker)));
         Arc::new(Shared {
             metrics,
@@ -322,6 +322,7 @@ fn limits(config: &Config) -> Limits {
         max_packet: capped(mqtt.max_packet_bytes as u64),
         receive_maximum: mqtt.max_inflight,
         topic_alias_maximum: mqtt.topic_alias_max,
+        max_alias_bytes: capped(mqtt.topic_alias_bytes as u64),
         max_inflight_out: mqtt.max_outgoing_inflight,
         max_queued_messages: capped(mqtt.max_queued_messages as u64),
         max_queued_bytes: capped(mqtt.max_queued_bytes as u64),

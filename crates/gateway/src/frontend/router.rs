@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use socket2::Socket;
 use tidegate_mqtt::topic::Filter;
-use tidegate_mqtt::trie::{Inserted, Matches, Trie};
+use tidegate_mqtt::trie::{Inserted, Matches, Trie, filter_bytes};
 use tidegate_mqtt::{Found, Message, QoS, Replay, Retained, SubscribeOptions};
 use tidegate_record::DeviceId;
 use tidegate_state::registry::Account;
@@ -200,6 +200,8 @@ pub(crate) enum NotSubscribed {
     TooDeep,
     /// The client, or all clients together, have as many as they may.
     TooMany,
+    /// Their filters would take more than they may.
+    NoRoom,
 }
 
 /// One subscriber of a message.
@@ -279,6 +281,8 @@ pub(crate) struct Router {
     /// Subscriptions in `trie`, readable without its lock.
     subscriptions: AtomicUsize,
     max_subscriptions: usize,
+    /// Bytes of their filters.
+    max_filter_bytes: usize,
     inboxes: Box<[Inbox]>,
     /// Inboxes that hold more than [`INBOX_DELIVERIES`].
     congested: AtomicUsize,
@@ -294,8 +298,8 @@ fn unpoisoned<G>(result: Result<G, PoisonError<G>>) -> G {
 }
 
 impl Router {
-    /// For `workers` workers and at most `max_subscriptions` subscriptions.
-    pub(crate) fn new(workers: usize, max_subscriptions: usize) -> Router {
+    /// For `workers` workers and at most `max_subscriptions` subscriptions, whose filters take at most `max_filter_bytes`.
+    pub(crate) fn new(workers: usize, max_subscriptions: usize, max_filter_bytes: usize) -> Router {
         let inbox = || Inbox {
             envelopes: Mutex::default(),
             load: AtomicUsize::new(0),
@@ -309,6 +313,7 @@ impl Router {
             retained_turn: Mutex::new(()),
             subscriptions: AtomicUsize::new(0),
             max_subscriptions,
+            max_filter_bytes,
             inboxes: (0..workers).map(|_| inbox()).collect(),
             congested: AtomicUsize::new(0),
             waits: AtomicUsize::new(0),
@@ -356,21 +361,32 @@ impl Router {
         self.subscriptions.load(Ordering::Relaxed)
     }
 
-    /// Subscribes, or replaces a subscription to the same filter, which is always allowed; a new one only if `may_add`. Says which it was,
-    /// and what retained messages are to be sent; `listing` as for [`Retained::replay`].
+    /// Subscribes, or replaces a subscription to the same filter, which is always allowed; a new one only if the subscriber's filters
+    /// take no more than `room` with it: `None` if it may have no further one. Says which it was, and what retained messages are to be sent;
+    /// `listing` as for [`Retained::replay`].
     pub(crate) fn subscribe(
         &self,
         filter: &Filter<'_>,
         subscriber: Subscriber,
         options: SubscribeOptions,
         id: u32,
-        may_add: bool,
+        room: Option<usize>,
         listing: bool,
     ) -> Result<(Inserted, Option<Replay>), NotSubscribed> {
         let retained = unpoisoned(self.retained.read());
         let mut trie = unpoisoned(self.trie.write());
-        if (!may_add || trie.len() >= self.max_subscriptions) && !trie.contains(subscriber.0, filter) {
-            return Err(NotSubscribed::TooMany);
+        let bytes = filter_bytes(filter);
+        let refusal = match room {
+            None => Some(NotSubscribed::TooMany),
+            Some(_) if trie.len() >= self.max_subscriptions => Some(NotSubscribed::TooMany),
+            Some(room) if trie.filter_bytes_of(subscriber.0) + bytes > room => Some(NotSubscribed::NoRoom),
+            Some(_) if trie.filter_bytes() + bytes > self.max_filter_bytes => Some(NotSubscribed::NoRoom),
+            Some(_) => None,
+        };
+        if let Some(refusal) = refusal
+            && !trie.contains(subscriber.0, filter)
+        {
+            return Err(refusal);
         }
         let inserted = trie.insert(subscriber.0, filter, options, id).map_err(|_| NotSubscribed::TooDeep)?;
         self.subscriptions.store(trie.len(), Ordering::Relaxed);
@@ -642,7 +658,7 @@ mod tests {
     }
 
     fn router(workers: usize) -> Router {
-        Router::new(workers, 1000)
+        Router::new(workers, 1000, 1 << 20)
     }
 
     fn prepared(router: &Router, topic: &str, retain: bool) -> Option<Box<Published>> {
@@ -653,7 +669,7 @@ mod tests {
 
     fn subscribe(router: &Router, filter: &str, to: SessionId) -> Result<(Inserted, Option<Replay>), NotSubscribed> {
         let filter = Filter::parse(filter).unwrap();
-        router.subscribe(&filter, to.subscriber(false), SubscribeOptions::default(), 0, true, true)
+        router.subscribe(&filter, to.subscriber(false), SubscribeOptions::default(), 0, Some(1 << 20), true)
     }
 
     #[test]
@@ -752,8 +768,31 @@ mod tests {
     }
 
     #[test]
+    fn the_filters_of_a_client_and_of_all_are_bounded_by_their_bytes() {
+        let (first, second) = (SessionId::new(0, 1, 0), SessionId::new(0, 1, 1));
+        let [a, b, c] = ["a/long/filter", "b/long/filter", "c/long/filter"].map(|text| Filter::parse(text).unwrap());
+        let each = filter_bytes(&a);
+        let router = Router::new(1, 1000, 3 * each);
+        let subscribe = |filter: &Filter<'_>, to: SessionId, room: usize| {
+            let options = SubscribeOptions::default();
+            router.subscribe(filter, to.subscriber(false), options, 0, Some(room), true).map(|(inserted, _)| inserted)
+        };
+        assert_eq!(subscribe(&a, first, each), Ok(Inserted::New));
+        assert_eq!(subscribe(&b, first, 2 * each - 1), Err(NotSubscribed::NoRoom));
+        assert_eq!(subscribe(&b, first, 2 * each), Ok(Inserted::New));
+        assert_eq!(subscribe(&a, first, 0), Ok(Inserted::Replaced));
+        // Of all: three.
+        assert_eq!(subscribe(&a, second, usize::MAX), Ok(Inserted::New));
+        assert_eq!(subscribe(&c, second, usize::MAX), Err(NotSubscribed::NoRoom));
+        assert!(router.unsubscribe(&b, first.subscriber(false)));
+        assert_eq!(subscribe(&c, second, usize::MAX), Ok(Inserted::New));
+        router.unsubscribe_all(second.subscriber(false));
+        assert_eq!(subscribe(&c, first, 2 * each), Ok(Inserted::New));
+    }
+
+    #[test]
     fn subscriptions_are_bounded_and_one_that_is_there_may_be_replaced() {
-        let router = Router::new(1, 2);
+        let router = Router::new(1, 2, 1 << 20);
         let id = SessionId::new(0, 1, 0);
         subscribe(&router, "a", id).unwrap();
         subscribe(&router, "b", id).unwrap();
@@ -764,7 +803,7 @@ mod tests {
         assert_eq!(subscribe(&router, &deep, id).unwrap_err(), NotSubscribed::TooDeep);
         // A client's own bound is its worker's to know.
         let filter = Filter::parse("a").unwrap();
-        let refused = router.subscribe(&filter, id.subscriber(false), SubscribeOptions::default(), 0, false, true);
+        let refused = router.subscribe(&filter, id.subscriber(false), SubscribeOptions::default(), 0, None, true);
         assert_eq!(refused.unwrap_err(), NotSubscribed::TooMany);
     }
 

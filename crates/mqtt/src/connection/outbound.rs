@@ -84,7 +84,7 @@ impl Connection {
         let ids = if self.version == Version::V5 { delivery.ids } else { &[] };
         if qos == QoS::AtMostOnce {
             let head = Head { qos, retain: delivery.retain, dup: false, packet_id: 0, alias: None, ids };
-            return if self.send(message, head, now, out) {
+            return if self.send(limits, message, head, now, out) {
                 Delivered::Sent(None)
             } else {
                 Delivered::Dropped(Dropped::TooLarge)
@@ -104,7 +104,8 @@ impl Connection {
             return Delivered::Queued;
         }
         let publish = session.admit(message, Delivery { qos, ids, ..delivery });
-        self.launch(publish, now, out).map_or(Delivered::Dropped(Dropped::TooLarge), |id| Delivered::Sent(Some(id)))
+        self.launch(limits, publish, now, out)
+            .map_or(Delivered::Dropped(Dropped::TooLarge), |id| Delivered::Sent(Some(id)))
     }
 
     /// Tells whether the client is behind with reading: while it is, messages of QoS 1 and 2 are queued, where all subscribers share
@@ -132,9 +133,9 @@ impl Connection {
     }
 
     /// Gives a message a packet identifier and sends it; `None` if it is too large for the client.
-    fn launch(&mut self, publish: Queued, now: u64, out: &mut Vec<u8>) -> Option<u16> {
+    fn launch(&mut self, limits: &Limits, publish: Queued, now: u64, out: &mut Vec<u8>) -> Option<u16> {
         let packet_id = self.session_mut().next_packet_id();
-        let sent = self.resend(packet_id, &publish, false, now, out);
+        let sent = self.resend(limits, packet_id, &publish, false, now, out);
         let session = self.session_mut();
         if !sent {
             session.dismiss(publish.order);
@@ -145,16 +146,25 @@ impl Connection {
     }
 
     /// Appends the PUBLISH of a message in flight; false if it is too large for the client.
-    fn resend(&mut self, packet_id: u16, publish: &Queued, dup: bool, now: u64, out: &mut Vec<u8>) -> bool {
+    fn resend(
+        &mut self,
+        limits: &Limits,
+        packet_id: u16,
+        publish: &Queued,
+        dup: bool,
+        now: u64,
+        out: &mut Vec<u8>,
+    ) -> bool {
         let ids = if self.version == Version::V5 { publish.ids.as_slice() } else { &[] };
         let head = Head { qos: publish.qos, retain: publish.retain, dup, packet_id, alias: None, ids };
-        self.send(&publish.message, head, now, out)
+        self.send(limits, &publish.message, head, now, out)
     }
 
     /// Appends a PUBLISH, with an alias if there is one to have; false if it is too large for the client.
-    fn send(&mut self, message: &Message, mut head: Head<'_>, now: u64, out: &mut Vec<u8>) -> bool {
+    fn send(&mut self, limits: &Limits, message: &Message, mut head: Head<'_>, now: u64, out: &mut Vec<u8>) -> bool {
         if self.alias_maximum > 0 && self.version == Version::V5 {
-            head.alias = self.aliases.get_or_insert_default().offer(message.topic(), self.alias_maximum);
+            head.alias =
+                self.aliases.get_or_insert_default().offer(message.topic(), self.alias_maximum, limits.max_alias_bytes);
         }
         let maximum = self.maximum_packet as usize;
         if head.packet_len(message, self.version) > maximum {
@@ -185,7 +195,7 @@ impl Connection {
                     true
                 } else {
                     let InFlight { packet_id, publish, .. } = flight.clone();
-                    self.resend(packet_id, &publish, true, now, out)
+                    self.resend(limits, packet_id, &publish, true, now, out)
                 };
                 let session = self.session_mut();
                 if sent {
@@ -203,7 +213,7 @@ impl Connection {
             if queued.message.is_expired(now) {
                 session.dismiss(queued.order);
             } else {
-                self.launch(queued, now, out);
+                self.launch(limits, queued, now, out);
             }
         }
     }

@@ -68,6 +68,15 @@ impl Inserted {
     }
 }
 
+/// Bytes that a level of a filter takes beside its text: a node of the tree.
+const LEVEL_BYTES: usize = 64;
+
+/// Bytes that the filter of a subscription takes at most, for bounds: where filters begin alike they share the levels.
+#[must_use]
+pub fn filter_bytes(filter: &Filter<'_>) -> usize {
+    filter.text().len() + LEVEL_BYTES * filter.pattern().split('/').take(MAX_LEVELS).count()
+}
+
 /// What hangs at a node of the tree.
 #[derive(Debug)]
 struct Place {
@@ -109,6 +118,8 @@ struct Entry<S> {
     previous_own: u32,
     /// The group, if shared.
     group: u32,
+    /// Of its filter, see [`filter_bytes`].
+    bytes: u32,
     options: SubscribeOptions,
     /// The filter has a final `#` below `node`.
     below: bool,
@@ -125,10 +136,21 @@ impl<S: Default> Default for Entry<S> {
             next_own: NONE,
             previous_own: NONE,
             group: NONE,
+            bytes: 0,
             options: SubscribeOptions::default(),
             below: false,
         }
     }
+}
+
+/// The subscriptions of one subscriber.
+#[derive(Debug)]
+struct Own<S> {
+    subscriber: S,
+    /// The first entry.
+    head: u32,
+    /// Sum of the entries' bytes, as far as that goes: drivers bound it far below.
+    bytes: u32,
 }
 
 /// Subscribers that share the messages of one filter between them.
@@ -155,14 +177,16 @@ pub struct Trie<S> {
     groups: Slab<Group>,
     /// The groups at each node that has some.
     shared: Slab<Vec<u32>>,
-    /// The first entry of each subscriber.
-    own: Index<(S, u32)>,
+    /// What each subscriber has.
+    own: Index<Own<S>>,
     /// Every entry, by subscriber and filter.
     known: Index<u32>,
     /// Every group, by filter and name.
     named: Index<u32>,
     hasher: RandomState,
     len: usize,
+    /// Sum of the entries' bytes.
+    filter_bytes: usize,
 }
 
 impl<S: Subscriber> Default for Trie<S> {
@@ -185,6 +209,7 @@ impl<S: Subscriber> Trie<S> {
             named: Index::new(),
             hasher: RandomState::default(),
             len: 0,
+            filter_bytes: 0,
         }
     }
 
@@ -204,6 +229,19 @@ impl<S: Subscriber> Trie<S> {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.tree.bytes() + self.entries.bytes() + self.own.bytes() + self.known.bytes()
+    }
+
+    /// Sum of [`filter_bytes`] over all subscriptions.
+    #[must_use]
+    pub fn filter_bytes(&self) -> usize {
+        self.filter_bytes
+    }
+
+    /// The same of one subscriber, `u32::MAX` at most.
+    #[must_use]
+    pub fn filter_bytes_of(&self, subscriber: S) -> usize {
+        let hash = self.hasher.hash_one(subscriber);
+        self.own.find(hash, |own| own.subscriber == subscriber).map_or(0, |own| own.bytes as usize)
     }
 
     /// Subscribes, or replaces the subscription that `subscriber` has with this very filter. `id` is the subscription
@@ -233,7 +271,9 @@ impl<S: Subscriber> Trie<S> {
             entry.id = id;
             return Ok(Inserted::Replaced);
         }
-        let entry = Entry { subscriber, node, id, options, below, ..Entry::default() };
+        // A filter has 64 kB and 128 levels at most.
+        let bytes = filter_bytes(filter) as u32;
+        let entry = Entry { subscriber, node, id, bytes, options, below, ..Entry::default() };
         let at = self.entries.insert(entry);
         match filter.group() {
             None => self.link(at),
@@ -242,6 +282,7 @@ impl<S: Subscriber> Trie<S> {
         self.own_push(subscriber, at);
         self.know(at);
         self.len += 1;
+        self.filter_bytes += bytes as usize;
         Ok(Inserted::New)
     }
 
@@ -266,18 +307,20 @@ impl<S: Subscriber> Trie<S> {
             node = child;
         }
         let Some(at) = self.find(subscriber, node, below, filter.group()) else { return false };
-        let &Entry { next_own, previous_own, .. } = self.entries.get(at);
+        let &Entry { next_own, previous_own, bytes, .. } = self.entries.get(at);
         if next_own != NONE {
             self.entries.get_mut(next_own).previous_own = previous_own;
         }
         if previous_own != NONE {
             self.entries.get_mut(previous_own).next_own = next_own;
-        } else {
-            let hash = self.hasher.hash_one(subscriber);
-            if next_own == NONE {
-                self.own.remove(hash, |(s, _)| *s == subscriber);
-            } else if let Some((_, head)) = self.own.find_mut(hash, |(s, _)| *s == subscriber) {
-                *head = next_own;
+        }
+        let hash = self.hasher.hash_one(subscriber);
+        if previous_own == NONE && next_own == NONE {
+            self.own.remove(hash, |own| own.subscriber == subscriber);
+        } else if let Some(own) = self.own.find_mut(hash, |own| own.subscriber == subscriber) {
+            own.bytes = own.bytes.saturating_sub(bytes);
+            if previous_own == NONE {
+                own.head = next_own;
             }
         }
         self.drop_entry(at);
@@ -287,8 +330,8 @@ impl<S: Subscriber> Trie<S> {
     /// Removes every subscription of `subscriber`; returns how many there were.
     pub fn remove_all(&mut self, subscriber: S) -> usize {
         let hash = self.hasher.hash_one(subscriber);
-        let Some((_, mut at)) = self.own.remove(hash, |(s, _)| *s == subscriber) else { return 0 };
-        let mut count = 0;
+        let Some(own) = self.own.remove(hash, |own| own.subscriber == subscriber) else { return 0 };
+        let (mut at, mut count) = (own.head, 0);
         while at != NONE {
             let next = self.entries.get(at).next_own;
             self.drop_entry(at);
@@ -302,11 +345,11 @@ impl<S: Subscriber> Trie<S> {
     /// many there are.
     pub fn rename(&mut self, from: S, to: S) -> usize {
         let hash = self.hasher.hash_one(from);
-        let Some((_, head)) = self.own.remove(hash, |(s, _)| *s == from) else { return 0 };
+        let Some(own) = self.own.remove(hash, |own| own.subscriber == from) else { return 0 };
         debug_assert!(self.own_head(to) == NONE);
         let hasher = &self.hasher;
-        self.own.insert(hasher.hash_one(to), (to, head), |(s, _)| hasher.hash_one(*s));
-        let (mut at, mut count) = (head, 0);
+        let (mut at, mut count) = (own.head, 0);
+        self.own.insert(hasher.hash_one(to), Own { subscriber: to, ..own }, |own| hasher.hash_one(own.subscriber));
         while at != NONE {
             self.unknow(at);
             let entry = self.entries.get_mut(at);
@@ -374,19 +417,21 @@ impl<S: Subscriber> Trie<S> {
 
     fn own_head(&self, subscriber: S) -> u32 {
         let hash = self.hasher.hash_one(subscriber);
-        self.own.find(hash, |(s, _)| *s == subscriber).map_or(NONE, |&(_, head)| head)
+        self.own.find(hash, |own| own.subscriber == subscriber).map_or(NONE, |own| own.head)
     }
 
     fn own_push(&mut self, subscriber: S, at: u32) {
         let hash = self.hasher.hash_one(subscriber);
-        if let Some((_, head)) = self.own.find_mut(hash, |(s, _)| *s == subscriber) {
-            let next = std::mem::replace(head, at);
+        let bytes = self.entries.get(at).bytes;
+        if let Some(own) = self.own.find_mut(hash, |own| own.subscriber == subscriber) {
+            own.bytes = own.bytes.saturating_add(bytes);
+            let next = std::mem::replace(&mut own.head, at);
             self.entries.get_mut(at).next_own = next;
             self.entries.get_mut(next).previous_own = at;
             return;
         }
         let hasher = &self.hasher;
-        self.own.insert(hash, (subscriber, at), |(s, _)| hasher.hash_one(*s));
+        self.own.insert(hash, Own { subscriber, head: at, bytes }, |own| hasher.hash_one(own.subscriber));
     }
 
     /// The entry of `subscriber` at `node`.
@@ -474,6 +519,7 @@ impl<S: Subscriber> Trie<S> {
         }
         let entry = self.entries.remove(at);
         self.len -= 1;
+        self.filter_bytes -= entry.bytes as usize;
         if entry.group == NONE {
             if entry.next != NONE {
                 self.entries.get_mut(entry.next).previous = entry.previous;

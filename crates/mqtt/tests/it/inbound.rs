@@ -318,6 +318,19 @@ fn a_topic_alias_that_is_zero_too_high_or_unknown_ends_the_connection() {
 }
 
 #[test]
+fn the_topics_of_aliases_are_bounded_by_their_bytes() {
+    let limits = Limits { topic_alias_maximum: 3, max_alias_bytes: 10, ..Limits::default() };
+    let mut peer = Peer::open_with(Version::V5, limits);
+    peer.sent();
+    let set = |alias: u8, topic: &str| publish_with(&[0x23, 0, alias], topic);
+    for (alias, topic) in [(1, "12345"), (2, "12345"), (1, "1234"), (3, "6"), (3, "7"), (3, "7")] {
+        assert_eq!(peer.feed(&set(alias, topic)).unwrap().len(), 1, "{alias} {topic}");
+    }
+    assert_eq!(peer.feed(&set(1, "12346")), Err(Violation::AliasBytes));
+    assert_eq!(peer.packets(), [Sent::Disconnect(0x97)]);
+}
+
+#[test]
 fn topic_aliases_end_with_the_connection() {
     let mut peer = Peer::open(Version::V5);
     peer.feed(&publish_with(&[0x23, 0, 1], "t")).unwrap();

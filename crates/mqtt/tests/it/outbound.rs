@@ -414,6 +414,17 @@ fn topic_aliases_are_used_towards_a_client_that_grants_them() {
 }
 
 #[test]
+fn no_more_topics_have_aliases_towards_a_client_than_may_be_kept() {
+    let mut peer = v5(&[0x22, 0, 9]);
+    peer.limits.max_alias_bytes = 7;
+    let mut aliased = |topic: &str| {
+        peer.deliver(&message(topic, Q0), Q0);
+        format!("{:?}", peer.packets()).contains("TopicAlias")
+    };
+    assert_eq!(["a/b", "12345", "c/de", "f", "a/b", "c/de"].map(&mut aliased), [true, false, true, false, true, true]);
+}
+
+#[test]
 fn no_topic_alias_is_used_towards_a_client_that_grants_none() {
     for properties in [&[][..], &[0x22, 0, 0]] {
         let mut peer = v5(properties);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tidegate_mqtt::topic::Filter;
-use tidegate_mqtt::trie::{Inserted, MAX_LEVELS, Matches, Picked, TooDeep, Trie};
+use tidegate_mqtt::trie::{Inserted, MAX_LEVELS, Matches, Picked, TooDeep, Trie, filter_bytes};
 use tidegate_mqtt::{QoS, SubscribeOptions};
 
 use crate::support::Random;
@@ -176,6 +176,12 @@ fn the_trie_finds_what_a_naive_matcher_finds() {
                 }
             }
             assert_eq!(trie.len(), model.len());
+            let bytes = |of: Option<u64>| -> usize {
+                let texts = model.keys().filter(|(s, _)| of.is_none_or(|of| of == *s)).map(|(_, text)| text);
+                texts.map(|text| filter_bytes(&filter(text))).sum()
+            };
+            assert_eq!(trie.filter_bytes(), bytes(None));
+            assert_eq!(trie.filter_bytes_of(subscriber), bytes(Some(subscriber)));
         }
         // What it says of each subscriber is what was inserted.
         let subscribers: BTreeSet<u64> = model.keys().map(|(s, _)| *s).collect();

@@ -188,9 +188,9 @@ impl Reactor {
                 reasons.push(Reason::NotAuthorized);
                 continue;
             }
-            let may_add = client.subscriptions < most;
+            let room = (client.subscriptions < most).then_some(shared.config.mqtt.max_subscription_bytes);
             let listing = self.replays.may_list(client.id);
-            match shared.router.subscribe(&filter, subscriber, options, subscribe.id, may_add, listing) {
+            match shared.router.subscribe(&filter, subscriber, options, subscribe.id, room, listing) {
                 Ok((inserted, replay)) => {
                     client.subscriptions += u32::from(inserted == Inserted::New);
                     client.flags.shares |= filter.group().is_some();
@@ -209,6 +209,7 @@ impl Reactor {
                     shared.metrics.mqtt.refused(match why {
                         NotSubscribed::TooDeep => "filter_levels",
                         NotSubscribed::TooMany => "subscriptions",
+                        NotSubscribed::NoRoom => "subscription_bytes",
                     });
                     reasons.push(Reason::QuotaExceeded);
                 }

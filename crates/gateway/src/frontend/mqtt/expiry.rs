@@ -78,7 +78,7 @@ mod tests {
         let config = Config { data_dir: dir.path().into(), ..Config::default() };
         let store = Store::open(crate::serve::state_config(&config), &prometheus::Registry::new()).unwrap();
         let state = State::of(&store, Registry::open(&store).unwrap());
-        let router = Router::new(1, 1);
+        let router = Router::new(1, 1, 1 << 20);
         let many = TOPICS_AT_ONCE + 10;
         let topics: Vec<String> =
             (0..many).map(|n| format!("short/{n}")).chain(["long".into(), "again".into()]).collect();

@@ -152,7 +152,7 @@ impl Restored {
                 return true;
             };
             let Some(client) = self.clients[worker].get_mut(slot) else { return true };
-            if shared.router.subscribe(&filter, client.subscriber(), options, id, true, false).is_ok() {
+            if shared.router.subscribe(&filter, client.subscriber(), options, id, Some(usize::MAX), false).is_ok() {
                 client.subscriptions += 1;
                 client.flags.shares |= filter.group().is_some();
                 counts.subscriptions += 1;
