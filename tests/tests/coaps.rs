@@ -267,6 +267,64 @@ fn floods_cost_nothing_but_counters() {
     assert!(missed >= 1000.0, "{missed}");
 }
 
+/// Where in an export the keys for writing and for reading lie, and the bytes before them that name the association.
+const EXPORTED_KEYS: [usize; 2] = [13, 33];
+const EXPORTED_NAME: usize = 13;
+
+/// Where `needle` begins in `bytes`.
+fn places<'a>(bytes: &'a [u8], needle: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
+    bytes.windows(needle.len()).enumerate().filter_map(move |(at, window)| (window == needle).then_some(at))
+}
+
+/// How many copies of the keys of an exported association are in a process's memory, its row in the pages of the database aside.
+fn copies(process: u32, export: &[u8]) -> usize {
+    use std::os::unix::fs::FileExt;
+    let memory = std::fs::File::open(format!("/proc/{process}/mem")).expect("it is our child");
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).expect("it runs");
+    let mut found = 0;
+    for line in maps.lines().filter(|line| line.contains(" rw")) {
+        let range =
+            line.split(' ').next().and_then(|range| range.split_once('-')).expect("each line begins with a range");
+        let [from, to] = [range.0, range.1].map(|at| u64::from_str_radix(at, 16).expect("addresses are hexadecimal"));
+        let mut bytes = vec![0; usize::try_from(to - from).expect("it fits the gateway's memory, and ours")];
+        // Some cannot be read, or not to the end.
+        let len = memory.read_at(&mut bytes, from).unwrap_or(0);
+        for at in EXPORTED_KEYS {
+            let key = &export[at..at + 16];
+            let is_row = |start: usize| {
+                start.checked_sub(at).is_some_and(|row| bytes[row..].starts_with(&export[..EXPORTED_NAME]))
+            };
+            found += places(&bytes[..len], key).filter(|&start| !is_row(start)).count();
+        }
+    }
+    found
+}
+
+#[test]
+fn the_keys_of_an_association_are_gone_with_it() {
+    let gateway = start(&[]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    assert_eq!(meter.post("m", b"21.5").code, CHANGED);
+    // Its row: a format, the name, no identity beside it, the export.
+    let name = device(1);
+    let row = [&[1, name.len() as u8], name.as_bytes(), &[0, 1]].concat();
+    let database = std::fs::read(gateway.data_dir.join("state.redb")).expect("the gateway has a database");
+    let start = places(&database, &row).next().expect("the association is stored") + row.len() - 1;
+    let export = &database[start..start + tidegate_dtls::EXPORT_LEN];
+    let process = gateway.pid().as_raw().unsigned_abs();
+    assert!(copies(process, export) >= 2, "a live association has its keys");
+    meter.close();
+    let mut left = usize::MAX;
+    for _ in 0..20 {
+        left = copies(process, export);
+        if left == 0 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(left, 0, "copies of the keys of an association that has ended");
+}
+
 #[test]
 fn an_empty_confirmable_message_is_answered_by_a_reset() {
     let gateway = start(&[]);

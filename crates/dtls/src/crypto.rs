@@ -52,13 +52,25 @@ impl DirectionKey {
         DirectionKey { key, salt }
     }
 
+    /// One that is none yet.
+    pub(crate) fn blank() -> DirectionKey {
+        DirectionKey::new([0; KEY_LEN], [0; SALT_LEN])
+    }
+
+    /// Takes the place of `other`, which is overwritten where it lies.
+    pub(crate) fn take(&mut self, other: &mut DirectionKey) {
+        self.key.copy_from_slice(&other.key);
+        self.salt.copy_from_slice(&other.salt);
+        other.zeroize();
+    }
+
     pub(crate) fn write(&self, out: &mut [u8; DIRECTION_KEY_LEN]) {
         out[..KEY_LEN].copy_from_slice(&self.key);
         out[KEY_LEN..].copy_from_slice(&self.salt);
     }
 
     pub(crate) fn read(bytes: &[u8; DIRECTION_KEY_LEN]) -> DirectionKey {
-        let mut key = DirectionKey::new([0; KEY_LEN], [0; SALT_LEN]);
+        let mut key = DirectionKey::blank();
         key.key.copy_from_slice(&bytes[..KEY_LEN]);
         key.salt.copy_from_slice(&bytes[KEY_LEN..]);
         key
@@ -145,45 +157,43 @@ fn premaster(psk: &[u8]) -> Zeroizing<Vec<u8>> {
     secret
 }
 
-/// The master secret bound to the handshake so far (RFC 7627 §4).
-pub(crate) fn extended_master_secret(psk: &[u8], session_hash: &[u8; HASH_LEN]) -> MasterSecret {
-    let mut master = Zeroizing::new([0; MASTER_SECRET_LEN]);
+/// Makes the master secret that is bound to the handshake so far (RFC 7627 §4), where it is to stay.
+pub(crate) fn extended_master_secret(psk: &[u8], session_hash: &[u8; HASH_LEN], master: &mut MasterSecret) {
     prf(&premaster(psk), b"extended master secret", [session_hash, &[]], master.as_mut());
-    master
 }
 
-/// The master secret bound to the randoms alone (RFC 5246 §8.1).
-pub(crate) fn master_secret(psk: &[u8], client_random: &[u8; 32], server_random: &[u8; 32]) -> MasterSecret {
-    let mut master = Zeroizing::new([0; MASTER_SECRET_LEN]);
+/// Makes the master secret that is bound to the randoms alone (RFC 5246 §8.1), where it is to stay.
+pub(crate) fn master_secret(psk: &[u8], client_random: &[u8; 32], server_random: &[u8; 32], master: &mut MasterSecret) {
     prf(&premaster(psk), b"master secret", [client_random, server_random], master.as_mut());
-    master
 }
 
-/// The keys of both directions.
-pub(crate) struct KeyBlock {
-    pub(crate) client: DirectionKey,
-    pub(crate) server: DirectionKey,
+/// Where the keys of both directions are to stay.
+pub(crate) struct KeyBlock<'a> {
+    pub(crate) client: &'a mut DirectionKey,
+    pub(crate) server: &'a mut DirectionKey,
 }
 
-impl KeyBlock {
+impl KeyBlock<'_> {
     /// Derives them (RFC 5246 §6.3): two keys, then two salts; AEAD ciphers have no MAC keys.
-    pub(crate) fn derive(
-        master: &[u8; MASTER_SECRET_LEN],
-        client_random: &[u8; 32],
-        server_random: &[u8; 32],
-    ) -> KeyBlock {
+    pub(crate) fn derive(self, master: &[u8; MASTER_SECRET_LEN], client_random: &[u8; 32], server_random: &[u8; 32]) {
         let mut block = Zeroizing::new([0; 2 * (KEY_LEN + SALT_LEN)]);
         prf(master, b"key expansion", [server_random, client_random], block.as_mut());
-        let mut keys = KeyBlock {
-            client: DirectionKey::new([0; KEY_LEN], [0; SALT_LEN]),
-            server: DirectionKey::new([0; KEY_LEN], [0; SALT_LEN]),
-        };
-        keys.client.key.copy_from_slice(&block[..16]);
-        keys.server.key.copy_from_slice(&block[16..32]);
-        keys.client.salt.copy_from_slice(&block[32..36]);
-        keys.server.salt.copy_from_slice(&block[36..40]);
-        keys
+        self.client.key.copy_from_slice(&block[..16]);
+        self.server.key.copy_from_slice(&block[16..32]);
+        self.client.salt.copy_from_slice(&block[32..36]);
+        self.server.salt.copy_from_slice(&block[36..40]);
     }
+}
+
+/// Words of the stack that [`wipe_stack`] overwrites: twice what deriving keys and opening a record take.
+const WIPED_WORDS: usize = 1024;
+
+/// Overwrites the stack below its caller. The ciphers and hashes keep keys there while they work, in copies that nobody can name; what calls them
+/// from the same frame and then this leaves none behind.
+#[inline(never)]
+pub(crate) fn wipe_stack() {
+    let mut below = [0u64; WIPED_WORDS];
+    below.zeroize();
 }
 
 /// Who sent a `Finished`.

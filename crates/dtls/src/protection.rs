@@ -75,6 +75,24 @@ impl Protection {
         Protection { write_key, read_key, next_write, window }
     }
 
+    /// One without keys, which are made or taken where it lies: a move would leave a copy of them behind.
+    pub(crate) fn blank() -> Protection {
+        Protection::new(DirectionKey::blank(), DirectionKey::blank())
+    }
+
+    /// Where its keys are, to derive them: for writing and for reading.
+    pub(crate) fn keys_mut(&mut self) -> (&mut DirectionKey, &mut DirectionKey) {
+        (&mut self.write_key, &mut self.read_key)
+    }
+
+    /// Goes on where `other` is, whose keys are overwritten there.
+    pub(crate) fn take(&mut self, other: &mut Protection) {
+        self.write_key.take(&mut other.write_key);
+        self.read_key.take(&mut other.read_key);
+        self.next_write = other.next_write;
+        self.window = std::mem::take(&mut other.window);
+    }
+
     pub(crate) fn keys(&self) -> (&DirectionKey, &DirectionKey) {
         (&self.write_key, &self.read_key)
     }

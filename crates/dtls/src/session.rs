@@ -126,7 +126,8 @@ pub struct SessionCache {
 
 #[derive(Debug, Default)]
 struct Cached {
-    sessions: HashMap<SessionId, (Timestamp, Session)>,
+    /// Each lies in a place of its own: a map that grows moves what is in it, and would leave copies behind.
+    sessions: HashMap<SessionId, (Timestamp, Box<Session>)>,
     /// Identifiers in the order of their insertion; one that was removed since is skipped when its turn comes. It never
     /// outgrows twice the capacity.
     order: VecDeque<(Timestamp, SessionId)>,
@@ -188,13 +189,13 @@ impl Sessions for SessionCache {
             }
         }
         inner.order.push_back((now, session.id));
-        inner.sessions.insert(session.id, (now, session));
+        inner.sessions.insert(session.id, (now, Box::new(session)));
     }
 
     fn get(&self, id: &SessionId, now: Timestamp) -> Option<Session> {
         let inner = self.lock();
         let (inserted, session) = inner.sessions.get(id)?;
-        (now.since(*inserted) <= self.lifetime).then(|| session.clone())
+        (now.since(*inserted) <= self.lifetime).then(|| Session::clone(session))
     }
 
     fn remove(&self, id: &SessionId) {

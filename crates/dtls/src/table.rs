@@ -207,11 +207,19 @@ impl Table {
         Some(index)
     }
 
-    /// Makes the handshake in a slot an association, and gives the handshake back.
-    pub(crate) fn establish(&mut self, index: u32, make: impl FnOnce(Box<Pending>) -> Association) {
-        let Some(State::Pending(pending)) = self.take(index) else { return };
-        let association = make(pending);
+    /// Makes the handshake in a slot an association, of which `make` makes all but the keys: they are copied from where they lie, and
+    /// overwritten there.
+    pub(crate) fn establish(&mut self, index: u32, make: impl FnOnce(&mut Pending) -> Association) {
+        if self.unhook(index).is_none() {
+            return;
+        }
+        let Some(slot) = self.slot_mut(index) else { return };
+        let State::Pending(mut pending) = std::mem::replace(&mut slot.state, State::Vacant) else { return };
+        let association = make(&mut pending);
         self.put_live(index, association);
+        if let Some(association) = self.live(index) {
+            pending.hand_over(&mut association.protection);
+        }
     }
 
     /// Puts an association into a free slot of its own choice. False if the slot is taken or outside the table.
@@ -233,11 +241,15 @@ impl Table {
         vacant
     }
 
-    /// Empties a slot.
-    pub(crate) fn remove(&mut self, index: u32) -> State {
-        let Some(state) = self.take(index) else { return State::Vacant };
+    /// Empties a slot. What it holds is dropped where it lies, which overwrites its keys.
+    pub(crate) fn remove(&mut self, index: u32) {
+        if self.unhook(index).is_none() {
+            return;
+        }
+        if let Some(slot) = self.slot_mut(index) {
+            slot.state = State::Vacant;
+        }
         self.link_first(Kind::Free, index);
-        state
     }
 
     /// Notes the use of an association.
@@ -267,8 +279,8 @@ impl Table {
         }
     }
 
-    /// Takes what a slot holds out of its list and index; the slot is in no list then.
-    fn take(&mut self, index: u32) -> Option<State> {
+    /// Takes a slot that is not vacant out of its list and index; it is in no list then.
+    fn unhook(&mut self, index: u32) -> Option<()> {
         let (kind, path, indexed) = match &self.slot(index)?.state {
             State::Vacant => return None,
             State::Pending(pending) => (Kind::Pending, pending.path, true),
@@ -286,7 +298,7 @@ impl Table {
         if self.live_len() < self.exact_from - self.exact_from / 8 {
             self.exact = false;
         }
-        Some(std::mem::replace(&mut self.slot_mut(index)?.state, State::Vacant))
+        Some(())
     }
 
     fn put_live(&mut self, index: u32, association: Association) {

@@ -18,7 +18,7 @@ use crate::outbox::Outbox;
 use crate::protection::Protection;
 use crate::record::{self, ContentType, RecordHeader, VERSION};
 use crate::server::DropReason;
-use crate::session::{Session, SessionId};
+use crate::session::{MASTER_SECRET_LEN, Session, SessionId};
 use crate::time::Timestamp;
 
 /// Cookies followed in one handshake: a server that asks for more is not going to be satisfied.
@@ -368,11 +368,12 @@ impl Handshake {
         let identity = self.credentials.identity.clone();
         self.say(message::CLIENT_KEY_EXCHANGE, |out| codec::write_psk_vector(out, &identity));
         let key = self.credentials.key.as_bytes();
-        let master = if self.extended {
-            crypto::extended_master_secret(key, &self.transcript.hash())
+        let mut master = Zeroizing::new([0; MASTER_SECRET_LEN]);
+        if self.extended {
+            crypto::extended_master_secret(key, &self.transcript.hash(), &mut master);
         } else {
-            crypto::master_secret(key, &self.client_random, &self.server_random)
-        };
+            crypto::master_secret(key, &self.client_random, &self.server_random, &mut master);
+        }
         let ours = self.say_finished(&master);
         let expected = crypto::verify_data(&master, Sender::Server, &self.transcript.hash());
         self.keys = Some(Keys { protection: self.protect(&master), master, expected, ours });
@@ -451,7 +452,9 @@ impl Handshake {
     }
 
     fn protect(&self, master: &MasterSecret) -> Protection {
-        let keys = KeyBlock::derive(master, &self.client_random, &self.server_random);
-        Protection::new(keys.client, keys.server)
+        let mut protection = Protection::blank();
+        let (client, server) = protection.keys_mut();
+        KeyBlock { client, server }.derive(master, &self.client_random, &self.server_random);
+        protection
     }
 }

@@ -76,21 +76,23 @@ fn the_key_schedule_gives_independent_results() {
     let client = [0x11; 32];
     let server = [0x22; 32];
     let psk = b"0123456789abcdef";
-    let master = master_secret(psk, &client, &server);
+    let mut master = Zeroizing::new([0; MASTER_SECRET_LEN]);
+    master_secret(psk, &client, &server, &mut master);
     assert_eq!(
         master.to_vec(),
         hex("b4d9d59b043595e2dd484ef4c67031535e91979c0d579093718fa21e8bcc5099fd003aabd59e5f85ddb1c59bdc106f47")
     );
-    let master = extended_master_secret(psk, &[0x33; 32]);
+    extended_master_secret(psk, &[0x33; 32], &mut master);
     assert_eq!(
         master.to_vec(),
         hex("418a553e3a6c511236ac45b6c749c9a29c67f6516eabd6ec7e4873283c1a59012e00cbb1250312463790c8325161886a")
     );
-    let keys = KeyBlock::derive(&master, &client, &server);
-    assert_eq!(keys.client.key.to_vec(), hex("16949704e368322f90c7173d5e2b5f71"));
-    assert_eq!(keys.server.key.to_vec(), hex("8538f372dcc7c55a6fe571c7d38aacc7"));
-    assert_eq!(keys.client.salt.to_vec(), hex("0027ad49"));
-    assert_eq!(keys.server.salt.to_vec(), hex("106ba8c8"));
+    let (mut client_key, mut server_key) = (DirectionKey::blank(), DirectionKey::blank());
+    KeyBlock { client: &mut client_key, server: &mut server_key }.derive(&master, &client, &server);
+    assert_eq!(client_key.key.to_vec(), hex("16949704e368322f90c7173d5e2b5f71"));
+    assert_eq!(server_key.key.to_vec(), hex("8538f372dcc7c55a6fe571c7d38aacc7"));
+    assert_eq!(client_key.salt.to_vec(), hex("0027ad49"));
+    assert_eq!(server_key.salt.to_vec(), hex("106ba8c8"));
     assert_eq!(verify_data(&master, Sender::Client, &[0x44; 32]).to_vec(), hex("4e487233c6bf61d311087e47"));
     assert_eq!(verify_data(&master, Sender::Server, &[0x44; 32]).to_vec(), hex("a16fd2aaa601f10a71648793"));
 }

@@ -46,7 +46,7 @@ use crate::outbox::Outbox;
 use crate::path::{CompactPath, Path};
 use crate::protection::{OpenError, Protection};
 use crate::record::{self, ContentType, HEADER_LEN, RecordHeader, VERSION};
-use crate::session::{SESSION_ID_LEN, Session, SessionId};
+use crate::session::{MASTER_SECRET_LEN, SESSION_ID_LEN, Session, SessionId};
 use crate::time::Timestamp;
 
 /// Longest message that a client sends after its hello: an identity and its length.
@@ -112,8 +112,8 @@ pub(crate) struct Pending {
     extended: bool,
     fragment_code: u8,
     session_id: SessionId,
-    /// Known once the keys are.
-    keys: Option<Keys>,
+    /// Known once the keys are. They are made where they lie and overwritten there.
+    keys: Option<Box<Keys>>,
 }
 
 struct Keys {
@@ -134,6 +134,41 @@ struct Keys {
     resumed: bool,
 }
 
+impl Keys {
+    /// Those of nobody yet.
+    fn blank(identity: Box<[u8]>, owner: Owner, number: u64) -> Keys {
+        Keys {
+            master: Zeroizing::new([0; MASTER_SECRET_LEN]),
+            protection: Protection::blank(),
+            expected: [0; VERIFY_DATA_LEN],
+            identity,
+            owner,
+            number,
+            previous: None,
+            may_retry: false,
+            genuine: true,
+            resumed: false,
+        }
+    }
+
+    /// Makes all of it from a pre-shared key; the transcript ends with `ClientKeyExchange`.
+    fn agree(&mut self, psk: &[u8], extended: bool, randoms: [&[u8; 32]; 2], transcript: &Transcript) {
+        if extended {
+            crypto::extended_master_secret(psk, &transcript.hash(), &mut self.master);
+        } else {
+            crypto::master_secret(psk, randoms[0], randoms[1], &mut self.master);
+        }
+        self.derive(randoms, transcript);
+    }
+
+    /// Makes the rest from the master secret; the transcript lacks the client's `Finished` alone. The randoms are the client's and ours.
+    fn derive(&mut self, [client_random, server_random]: [&[u8; 32]; 2], transcript: &Transcript) {
+        let (server, client) = self.protection.keys_mut();
+        KeyBlock { client, server }.derive(&self.master, client_random, server_random);
+        self.expected = crypto::verify_data(&self.master, Sender::Client, &transcript.hash());
+    }
+}
+
 impl Pending {
     pub(crate) fn has_cid(&self) -> bool {
         self.peer_cid.is_some()
@@ -141,10 +176,9 @@ impl Pending {
 
     /// Memory that it takes.
     pub(crate) fn bytes(&self) -> usize {
-        let keys = self
-            .keys
-            .as_ref()
-            .map_or(0, |keys| keys.identity.len() + keys.previous.as_ref().map_or(0, |key| size_of_val(&**key)));
+        let keys = self.keys.as_ref().map_or(0, |keys| {
+            size_of::<Keys>() + keys.identity.len() + keys.previous.as_ref().map_or(0, |key| size_of_val(&**key))
+        });
         size_of::<Pending>() + self.flight.bytes() + self.inbound.bytes() + keys
     }
 
@@ -167,10 +201,11 @@ impl Pending {
         self.timer = now.plus(wait).min(self.expires);
     }
 
-    /// Derives the keys from the master secret.
-    fn protect(&self, master: &MasterSecret) -> Protection {
-        let keys = KeyBlock::derive(master, &self.client_random, &self.server_random);
-        Protection::new(keys.server, keys.client)
+    /// Gives its keys away.
+    pub(crate) fn hand_over(&mut self, protection: &mut Protection) {
+        if let Some(keys) = self.keys.as_mut() {
+            protection.take(&mut keys.protection);
+        }
     }
 }
 
@@ -279,7 +314,8 @@ impl Server {
         }
         let format = self.config.cid;
         let peer_cid = format.and(offer.connection_id).and_then(ConnectionId::new);
-        let mut pending = Pending {
+        self.stained |= session.is_some();
+        let mut pending = Box::new(Pending {
             path: cx.path,
             random: [0; RANDOM_LEN],
             client_random: *hello.random,
@@ -299,7 +335,7 @@ impl Server {
             fragment_code,
             session_id: SessionId::default(),
             keys: None,
-        };
+        });
         cx.env.random.fill(&mut pending.random);
         cx.env.random.fill(&mut pending.server_random);
         pending.session_id = match &session {
@@ -326,7 +362,7 @@ impl Server {
             pending.begin(session, extensions, config);
             pending.send_flight(config.mtu, cx.out);
             pending.rearm(config, cx.now);
-            Box::new(pending)
+            pending
         });
         // The capacity is the sum of both bounds, and both are kept: there is a slot.
         let index = begun.ok_or(Alert::INTERNAL_ERROR)?;
@@ -364,6 +400,7 @@ impl Server {
         if let (Err(OpenError::Forged), Some(copy)) = (&opened, copy)
             && let Some(mut before) = pending.keys_before(cx.env.random)
         {
+            self.stained = true;
             datagram[..copy.len()].copy_from_slice(&copy);
             opened = before.protection.open(datagram, header);
             if opened.is_ok() {
@@ -465,6 +502,7 @@ impl Server {
                 let identity = codec::parse_client_key_exchange(body).map_err(|_| Alert::DECODE_ERROR)?;
                 pending.transcript.add(kind, sequence, body);
                 pending.exchange_keys(identity, cx);
+                self.stained = true;
                 Ok(())
             }
             (message::FINISHED, 1, true) => self.finish(index, sequence, body, cx),
@@ -493,8 +531,9 @@ impl Server {
         }
         let (config, sessions) = (&self.config, cx.env.sessions);
         let mut established = None;
+        self.stained = true;
         self.table.establish(index, |pending| {
-            let (association, keys, session) = pending.into_association(config, cx.now);
+            let (association, keys, session) = pending.associate(config, cx.now);
             if let (Some(sessions), Some(session)) = (sessions, session) {
                 sessions.insert(session, cx.now);
             }
@@ -548,6 +587,7 @@ impl Server {
                 self.failed_session = Some(pending.session_id);
             }
             let timer = pending.timer;
+            self.stained |= pending.keys.is_some();
             self.timers.remove(&(timer, index));
             self.table.remove(index);
             events.push(Event::Failed(failure));
@@ -593,25 +633,16 @@ impl Pending {
             self.say(message::SERVER_HELLO_DONE, |_| ());
             return;
         };
-        let master = Zeroizing::new(session.master_secret);
-        let verify_data = crypto::verify_data(&master, Sender::Server, &self.transcript.hash());
+        let keys = self.keys.insert(Box::new(Keys::blank(session.identity.clone(), session.owner, session.number)));
+        keys.resumed = true;
+        keys.master.copy_from_slice(&session.master_secret);
+        let verify_data = crypto::verify_data(&keys.master, Sender::Server, &self.transcript.hash());
         self.flight.push_change_cipher_spec();
         let sequence = self.next_message;
         self.flight.push(message::FINISHED, sequence, true, |out| out.extend_from_slice(&verify_data));
         self.next_message += 1;
         self.transcript.add(message::FINISHED, sequence, &verify_data);
-        self.keys = Some(Keys {
-            protection: self.protect(&master),
-            expected: crypto::verify_data(&master, Sender::Client, &self.transcript.hash()),
-            master,
-            identity: session.identity.clone(),
-            owner: session.owner,
-            number: session.number,
-            previous: None,
-            may_retry: false,
-            genuine: true,
-            resumed: true,
-        });
+        keys.derive([&self.client_random, &self.server_random], &self.transcript);
     }
 
     /// Appends an unprotected message to the flight and the transcript.
@@ -626,93 +657,61 @@ impl Pending {
         let mut decoy = [0; 16];
         cx.env.random.fill(&mut decoy);
         let found = cx.env.psks.psk(identity);
-        let genuine = found.is_some();
-        let (key, previous, owner, number) = match found {
-            Some(psk) => (Some(psk.key), psk.previous.map(Box::new), psk.owner, psk.number),
-            None => (Key::new(&decoy), None, Owner::default(), 0),
-        };
+        let (owner, number) = found.as_ref().map(|psk| (psk.owner, psk.number)).unwrap_or_default();
+        let keys = self.keys.insert(Box::new(Keys::blank(identity.into(), owner, number)));
+        keys.genuine = found.is_some();
+        keys.may_retry = true;
+        keys.previous = found.as_ref().and_then(|psk| psk.previous.clone()).map(Box::new);
+        let key = found.as_ref().map_or(&decoy[..], |psk| psk.key.as_bytes());
+        keys.agree(key, self.extended, [&self.client_random, &self.server_random], &self.transcript);
         decoy.zeroize();
-        let master = self.master_secret(key.as_ref());
-        self.keys = Some(Keys {
-            protection: self.protect(&master),
-            expected: crypto::verify_data(&master, Sender::Client, &self.transcript.hash()),
-            master,
-            identity: identity.into(),
-            owner,
-            number,
-            previous,
-            may_retry: true,
-            genuine,
-            resumed: false,
-        });
-    }
-
-    /// The master secret of a full handshake, whose transcript ends with `ClientKeyExchange`.
-    fn master_secret(&self, key: Option<&Key>) -> MasterSecret {
-        let psk = key.map_or(&[][..], Key::as_bytes);
-        if self.extended {
-            crypto::extended_master_secret(psk, &self.transcript.hash())
-        } else {
-            crypto::master_secret(psk, &self.client_random, &self.server_random)
-        }
     }
 
     /// The keys that the key before makes, or those of a random one, which open nothing.
-    fn keys_before(&self, random: &mut dyn Random) -> Option<Keys> {
+    fn keys_before(&self, random: &mut dyn Random) -> Option<Box<Keys>> {
         let keys = self.keys.as_ref()?;
         let mut decoy = [0; 16];
         random.fill(&mut decoy);
-        let is_known = keys.previous.is_some();
-        let key = keys.previous.as_deref().cloned().or_else(|| Key::new(&decoy));
+        let mut before = Box::new(Keys::blank(keys.identity.clone(), keys.owner, keys.number));
+        before.genuine = keys.genuine && keys.previous.is_some();
+        let key = keys.previous.as_ref().map_or(&decoy[..], |key| key.as_bytes());
+        before.agree(key, self.extended, [&self.client_random, &self.server_random], &self.transcript);
         decoy.zeroize();
-        let master = self.master_secret(key.as_ref());
-        Some(Keys {
-            protection: self.protect(&master),
-            expected: crypto::verify_data(&master, Sender::Client, &self.transcript.hash()),
-            master,
-            identity: keys.identity.clone(),
-            owner: keys.owner,
-            number: keys.number,
-            previous: None,
-            may_retry: false,
-            genuine: keys.genuine && is_known,
-            resumed: false,
-        })
+        Some(before)
     }
 
-    /// What stays of it, after the client's `Finished` is in the transcript: the association, whose it is, and, after a
+    /// What stays of it, after the client's `Finished` is in the transcript: the association but for its keys, whose it is, and, after a
     /// full handshake, the session.
     #[allow(clippy::type_complexity, reason = "three parts that part ways at once")]
-    fn into_association(
-        self: Box<Self>,
+    fn associate(
+        &mut self,
         config: &ServerConfig,
         now: Timestamp,
     ) -> (Association, (Owner, Box<[u8]>, u64, bool), Option<Session>) {
-        let pending = *self;
-        let transcript = pending.transcript.hash();
-        let Some(keys) = pending.keys else { unreachable!("a Finished is only accepted once there are keys") };
+        let transcript = self.transcript.hash();
+        let Some(keys) = self.keys.as_mut() else { unreachable!("a Finished is only accepted once there are keys") };
         let finished = (!keys.resumed)
-            .then(|| (pending.next_message, crypto::verify_data(&keys.master, Sender::Server, &transcript)));
-        let session = (!keys.resumed && !pending.session_id.is_empty()).then(|| Session {
+            .then(|| (self.next_message, crypto::verify_data(&keys.master, Sender::Server, &transcript)));
+        let session = (!keys.resumed && !self.session_id.is_empty()).then(|| Session {
             master_secret: *keys.master,
-            extended: pending.extended,
-            id: pending.session_id,
+            extended: self.extended,
+            id: self.session_id,
             owner: keys.owner,
             identity: keys.identity.clone(),
             number: keys.number,
         });
         let agreed = Agreed {
-            protection: keys.protection,
-            path: pending.path,
+            protection: Protection::blank(),
+            path: self.path,
             owner: keys.owner,
-            random: pending.random,
-            peer_cid: pending.peer_cid,
-            fragment_code: pending.fragment_code,
-            plain_next: pending.plain_next,
+            random: self.random,
+            peer_cid: self.peer_cid,
+            fragment_code: self.fragment_code,
+            plain_next: self.plain_next,
             finished,
         };
         let association = Association::new(agreed, config.persist, config.address_changes, now);
-        (association, (keys.owner, keys.identity, keys.number, keys.resumed), session)
+        (association, (keys.owner, std::mem::take(&mut keys.identity), keys.number, keys.resumed), session)
     }
 }
 

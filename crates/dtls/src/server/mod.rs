@@ -3,6 +3,7 @@
 use crate::alert::{Alert, AlertLevel};
 use crate::association::{Association, Export, ImportError};
 use crate::cid::{AssociationId, CidFormat, Tag, hash_state};
+use crate::crypto::wipe_stack;
 use crate::environment::{Environment, Owner, Random};
 use crate::handshake::cookie::Cookies;
 use crate::handshake::{Fragment, message};
@@ -11,7 +12,7 @@ use crate::path::{CompactPath, Path};
 use crate::protection::OpenError;
 use crate::record::{ContentType, FramingError, RecordHeader, VERSION, VERSION_1_0};
 use crate::session::SessionId;
-use crate::table::{State, Table};
+use crate::table::Table;
 use crate::time::Timestamp;
 
 mod config;
@@ -46,6 +47,8 @@ pub struct Server {
     failed_session: Option<SessionId>,
     /// Imports came in any order of use.
     unsorted: bool,
+    /// Keys were made or ended, so the stack is to be wiped.
+    stained: bool,
 }
 
 /// Where a peer is, and what is known about that.
@@ -127,6 +130,7 @@ impl Server {
             timers: handshake::Timers::new(),
             failed_session: None,
             unsorted: false,
+            stained: false,
             config,
         })
     }
@@ -169,8 +173,18 @@ impl Server {
         {
             sessions.remove(&id);
         }
+        self.wipe();
     }
 
+    /// Overwrites what keys have left on the stack, if any were made or ended.
+    fn wipe(&mut self) {
+        if std::mem::take(&mut self.stained) {
+            wipe_stack();
+        }
+    }
+
+    // A frame of its own, which lies in what is wiped.
+    #[inline(never)]
     fn records(&mut self, datagram: &mut [u8], cx: &mut Context<'_, '_>) {
         let cid_len = self.config.cid.map_or(0, CidFormat::len);
         let mut at = 0;
@@ -224,6 +238,7 @@ impl Server {
             self.handshake_timeout(index, now, out, events);
         }
         self.expire(TIMEOUTS, now, events);
+        self.wipe();
     }
 
     /// Appends a datagram with `plaintext` for a peer to `out`.
@@ -310,6 +325,7 @@ impl Server {
         let Some(index) = self.index(id) else { return };
         self.send_alert(index, AlertLevel::Warning, Alert::CLOSE_NOTIFY, out);
         self.end(index, CloseReason::Local, events);
+        self.wipe();
     }
 
     /// Where a peer is.
@@ -553,8 +569,10 @@ impl Server {
     /// Removes an association; its keys are overwritten.
     fn end(&mut self, index: u32, reason: CloseReason, events: &mut Vec<Event>) {
         let id = self.id(index);
-        if let State::Live(association) = self.table.remove(index) {
-            events.push(Event::Closed { id, owner: association.owner, reason });
+        if let Some(owner) = self.table.peek_live(index).map(|association| association.owner) {
+            self.table.remove(index);
+            self.stained = true;
+            events.push(Event::Closed { id, owner, reason });
         }
     }
 
