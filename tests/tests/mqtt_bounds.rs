@@ -500,6 +500,23 @@ fn every_retained_message_reaches_a_subscriber_of_everything_at_its_pace() {
 }
 
 #[test]
+fn a_message_that_cannot_be_retained_is_refused_or_at_least_counted() {
+    let gateway = Gateway::start();
+    let deep = vec!["t"; 130].join("/");
+    for (version, expected, unretained) in [(Version::V5, 0x97, 0.0), (Version::V4, 0, 1.0)] {
+        let mut client = Client::connect(gateway.mqtt, version, "c");
+        let mut bytes = mqtt::publish(version, &deep, b"x", 1, 1);
+        bytes[0] |= 1;
+        client.send(&bytes);
+        assert_eq!(client.receive(), Packet::Puback { pid: 1, code: expected });
+        let metrics = gateway.metrics();
+        assert_eq!(metrics.get("tidegate_refused_total", &["reason=\"retained\""]), 1.0);
+        assert_eq!(metrics.get("tidegate_mqtt_unretained_total", &[]), unretained);
+    }
+    assert_eq!(gateway.records().len(), 1);
+}
+
+#[test]
 fn a_shared_subscription_passes_over_members_that_are_away() {
     let gateway = Gateway::start();
     let (mut sleeper, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));

@@ -92,6 +92,8 @@ pub(crate) struct Metrics {
     pub(crate) mqtt_slow: IntCounter,
     /// How waiting for subscribers that were behind ended.
     pub(crate) mqtt_waits: IntCounterVec,
+    /// Messages that were to be retained and were not.
+    pub(crate) mqtt_unretained: IntCounter,
     /// Wills by what became of them.
     pub(crate) mqtt_wills: IntCounterVec,
     /// Sessions whose clients are away, and those that ended while they were.
@@ -224,6 +226,11 @@ impl Metrics {
                 "tidegate_mqtt_waits_total",
                 "Times that acknowledgements were held because a subscriber was behind, by how that ended",
                 &["outcome"],
+            )?,
+            mqtt_unretained: counter(
+                registry,
+                "tidegate_mqtt_unretained_total",
+                "Messages that were to be retained and were not, for want of room or because of a topic with too many levels",
             )?,
             mqtt_wills: counters(
                 registry,

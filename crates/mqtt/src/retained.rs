@@ -138,8 +138,7 @@ impl Retained {
         if message.payload().is_empty() {
             return if had { Retention::Removed } else { Retention::Absent };
         }
-        let fits = self.len < self.max_len && self.bytes + message.size() <= self.max_bytes;
-        if !fits || topic.split('/').count() > MAX_LEVELS {
+        if !self.has_room(topic, message.size()) {
             return Retention::Refused;
         }
         let node = topic.split('/').fold(ROOT, |node, level| self.tree.child_or_insert(node, level));
@@ -148,6 +147,14 @@ impl Retained {
         self.len += 1;
         self.bytes += message.size();
         if had { Retention::Replaced } else { Retention::New }
+    }
+
+    /// Whether [`set`](Self::set) would keep a message of `size` bytes for `topic`.
+    #[must_use]
+    pub fn has_room(&self, topic: &str, size: usize) -> bool {
+        let fits = |len: usize, bytes: usize| len < self.max_len && bytes + size <= self.max_bytes;
+        let replaces = || self.get(topic, 0).is_some_and(|old| fits(self.len - 1, self.bytes - old.size()));
+        topic.split('/').count() <= MAX_LEVELS && (fits(self.len, self.bytes) || replaces())
     }
 
     /// Removes what is kept for `topic`; false if there was nothing.

@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use socket2::Socket;
 use tidegate_mqtt::topic::Filter;
 use tidegate_mqtt::trie::{Inserted, Matches, Trie, filter_bytes};
-use tidegate_mqtt::{Found, Message, QoS, Replay, Retained, SubscribeOptions};
+use tidegate_mqtt::{Found, Message, QoS, Replay, Retained, Retention, SubscribeOptions};
 use tidegate_record::DeviceId;
 use tidegate_state::registry::Account;
 use tidegate_transport::Transport;
@@ -191,6 +191,8 @@ pub(crate) struct Routed {
     pub(crate) own: Option<(Arc<Message>, Vec<Target>)>,
     /// To be given before the message is acknowledged.
     pub(crate) receipt: Option<Arc<Receipt>>,
+    /// It was to be retained and is not: there is no room for it, or its topic has too many levels.
+    pub(crate) unretained: bool,
 }
 
 /// Why a subscription is refused.
@@ -434,9 +436,14 @@ impl Router {
         unpoisoned(self.retained.read()).get(topic, 0).cloned()
     }
 
-    /// Keeps a retained message that was kept before.
-    pub(crate) fn restore_retained(&self, message: &Arc<Message>) {
-        unpoisoned(self.retained.write()).set(message);
+    /// Keeps a retained message that was kept before; false if there is no room for it.
+    pub(crate) fn restore_retained(&self, message: &Arc<Message>) -> bool {
+        unpoisoned(self.retained.write()).set(message) != Retention::Refused
+    }
+
+    /// Whether a message of `size` bytes for `topic` could be retained now.
+    pub(crate) fn may_retain(&self, topic: &str, size: usize) -> bool {
+        unpoisoned(self.retained.read()).has_room(topic, size)
     }
 
     /// Retained messages held, and their bytes.
@@ -487,6 +494,7 @@ impl Router {
     /// the calling worker, is given back instead. The receipt, if there is one, wakes `wake`.
     pub(crate) fn route(&self, published: Published, local: Option<usize>, wake: Option<&Arc<Wake>>) -> Routed {
         let Published { message, targets: known, turn, from, observed, content_format, origin, served } = published;
+        let mut routed = Routed { own: None, receipt: None, unretained: false };
         let mut outdated = false;
         let mut targets = match known {
             Some(targets) => targets,
@@ -495,7 +503,7 @@ impl Router {
                 if let Some((retained, turn)) = &mut retained {
                     outdated = !turn.comes();
                     if !outdated {
-                        retained.set(&message);
+                        routed.unretained = retained.set(&message) == Retention::Refused;
                     }
                 }
                 let trie = unpoisoned(self.trie.read());
@@ -508,7 +516,6 @@ impl Router {
             let value = Value { message: message.clone(), content_format };
             self.topics.changed(&topic, value, |worker| self.wake_coap(worker));
         }
-        let mut routed = Routed { own: None, receipt: None };
         if !served.is_empty() {
             targets.retain(|target| !target.is_served(&served));
         }

@@ -131,9 +131,12 @@ fn the_store_is_bounded_and_what_is_refused_leaves_nothing_outdated() {
     let one = retain("a", &[0; 100]);
     let mut store = Retained::new(100, one.size() + 10);
     store.set(&one);
+    assert!(store.has_room("a", one.size() + 10) && !store.has_room("b", one.size()));
+    assert!(!store.has_room("a", one.size() + 11));
     assert_eq!(store.set(&retain("a", &[0; 200])), Retention::Refused);
     assert!(store.get("a", T0).is_none(), "what was replaced does not come back");
     let deep = vec!["x"; MAX_LEVELS + 1].join("/");
+    assert!(!store.has_room(&deep, 1));
     assert_eq!(store.set(&retain(&deep, b"1")), Retention::Refused);
 }
 

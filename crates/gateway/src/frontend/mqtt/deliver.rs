@@ -23,6 +23,9 @@ impl Reactor {
         let retained = published.is_retained().then(|| published.message().clone());
         let note = published.origin.map(Note::Served);
         let routed = self.shared.router.route(published, Some(self.index), Some(&self.wake));
+        if routed.unretained {
+            self.shared.metrics.mqtt_unretained.inc();
+        }
         let mut wait = Wait { epoch: 0, receipt: routed.receipt };
         if let Some((message, targets)) = routed.own {
             self.deliver_all(&message, &targets, note, now);

@@ -99,6 +99,16 @@ impl Reactor {
                 }
             }
         }
+        // Before it is stored: afterwards nobody can be told.
+        let retained = publish.retain && !publish.payload.is_empty() && publish.qos != QoS::AtMostOnce && !logged;
+        if retained
+            && !reason.is_failure()
+            && client.connection.version() == Version::V5
+            && !self.shared.router.may_retain(&publish.topic, publish.topic.len() + publish.payload.len())
+        {
+            self.shared.metrics.mqtt.refused("retained");
+            reason = Reason::QuotaExceeded;
+        }
         if reason.is_failure() {
             return self.answer_publish(slot, publish, reason);
         }

@@ -324,17 +324,18 @@ impl Restored {
         let millis = now.steady_millis();
         let mut done = Ok(());
         reader.scan(Table::Retained, &[], |topic, form| {
-            match Message::read(form) {
-                Some(message) if message.is_expired(millis) => {
-                    self.rows.remove(Table::Retained, topic);
-                    done = self.spill(shared);
-                }
-                Some(message) => {
-                    counts.retained += 1;
-                    shared.router.restore_retained(&Arc::new(message));
-                }
-                None => done = Err(broken(Table::Retained)),
+            let Some(message) = Message::read(form) else {
+                done = Err(broken(Table::Retained));
+                return false;
+            };
+            let expired = message.is_expired(millis);
+            if !expired && shared.router.restore_retained(&Arc::new(message)) {
+                counts.retained += 1;
+                return true;
             }
+            shared.metrics.mqtt_unretained.inc_by(u64::from(!expired));
+            self.rows.remove(Table::Retained, topic);
+            done = self.spill(shared);
             done.is_ok()
         })?;
         done
