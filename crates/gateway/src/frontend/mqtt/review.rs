@@ -68,7 +68,8 @@ impl Reactor {
         let Some(client) = self.clients.get_mut(slot) else { return 0 };
         let rows = &mut self.commits.rows;
         let (looks, ended) = withdraw(&self.shared, self.rules.get().0, client, rows);
-        for filter in ended.iter().filter_map(|text| Filter::parse(text)) {
+        // As for UNSUBSCRIBE: a shared subscription is owed no retained messages.
+        for filter in ended.iter().filter_map(|text| Filter::parse(text)).filter(|filter| filter.group().is_none()) {
             self.replays.forget(client.id, filter.pattern());
         }
         if !ended.is_empty() {
