@@ -47,6 +47,7 @@ mod record;
 mod replay;
 mod server;
 mod session;
+mod shares;
 mod table;
 mod time;
 

@@ -39,7 +39,19 @@ pub(crate) struct CompactPath {
     local: u8,
 }
 
+/// The addresses that somebody who has one of them may have, too: one of IPv4, a /64 of IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Prefix([u8; 16]);
+
 impl CompactPath {
+    pub(crate) fn prefix(&self) -> Prefix {
+        let mut prefix = Prefix(self.ip);
+        if Ipv6Addr::from(self.ip).to_ipv4_mapped().is_none() {
+            prefix.0[8..].fill(0);
+        }
+        prefix
+    }
+
     pub(crate) fn to_bytes(self) -> [u8; COMPACT_PATH_LEN] {
         let mut out = [0; COMPACT_PATH_LEN];
         out[..16].copy_from_slice(&self.ip);
@@ -83,6 +95,15 @@ impl From<CompactPath> for Path {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_prefix_is_one_address_or_64_bits_of_them() {
+        let prefix = |text: &str| CompactPath::from(Path::new(text.parse().unwrap(), 0)).prefix();
+        assert_eq!(prefix("192.0.2.1:1"), prefix("192.0.2.1:2"));
+        assert_ne!(prefix("192.0.2.1:1"), prefix("192.0.2.2:1"));
+        assert_eq!(prefix("[2001:db8::1]:1"), prefix("[2001:db8::ffff:ffff:ffff:ffff]:2"));
+        assert_ne!(prefix("[2001:db8::1]:1"), prefix("[2001:db8:0:1::1]:1"));
+    }
 
     #[test]
     fn a_path_survives_its_compact_form() {

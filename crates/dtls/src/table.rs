@@ -13,6 +13,7 @@ use crate::association::Association;
 use crate::cid::Tag;
 use crate::path::CompactPath;
 use crate::server::Pending;
+use crate::shares::Shares;
 
 /// Slots allocated at a time: some 12 KiB.
 const CHUNK: usize = 64;
@@ -74,6 +75,7 @@ pub(crate) struct Table {
     /// Associations without a CID.
     live_by_path: HashTable<u32>,
     pending_by_path: HashTable<u32>,
+    shares: Shares,
 }
 
 impl Table {
@@ -89,6 +91,7 @@ impl Table {
             hasher,
             live_by_path: HashTable::new(),
             pending_by_path: HashTable::new(),
+            shares: Shares::default(),
         }
     }
 
@@ -106,10 +109,9 @@ impl Table {
         (last != NONE).then_some(last)
     }
 
-    /// The handshake that began first.
-    pub(crate) fn oldest_pending(&self) -> Option<u32> {
-        let last = self.lists[Kind::Pending as usize].last;
-        (last != NONE).then_some(last)
+    /// The handshake that makes room for one by `path`.
+    pub(crate) fn first_to_go(&self, path: CompactPath) -> Option<u32> {
+        self.shares.first_to_go(path.prefix())
     }
 
     pub(crate) fn generation(&self, index: u32) -> u8 {
@@ -198,8 +200,9 @@ impl Table {
             slot.generation = slot.generation.wrapping_add(1);
             slot.generation
         };
-        let pending = begin(index, generation);
+        let mut pending = begin(index, generation);
         let path = pending.path;
+        pending.begun = self.shares.begin(path.prefix(), index);
         self.unlink(Kind::Free, index);
         self.slot_mut(index)?.state = State::Pending(pending);
         self.link_first(Kind::Pending, index);
@@ -292,6 +295,10 @@ impl Table {
             if let Ok(entry) = index_of.find_entry(hash, |&other| other == index) {
                 entry.remove();
             }
+        }
+        if let State::Pending(pending) = &self.slot(index)?.state {
+            let begun = pending.begun;
+            self.shares.end(path.prefix(), begun, index);
         }
         self.unlink(kind, index);
         // Some way below, so that it is not sorted again for each that comes and goes.

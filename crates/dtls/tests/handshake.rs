@@ -521,6 +521,39 @@ fn handshakes_are_bounded_in_number_and_in_bytes_and_the_oldest_makes_room() {
 }
 
 #[test]
+fn one_address_does_not_evict_the_handshakes_of_others() {
+    let config = ServerConfig { max_handshakes: 50, ..ServerConfig::default() };
+    let mut server = TestServer::new(config, 1);
+    let mut rng = Rng(4);
+    let mut half = |server: &mut TestServer, device: u64, at: &str| {
+        let credentials = Credentials::new(identity(device).as_bytes(), key(device)).unwrap();
+        let at = tidegate_dtls::Path::from(at.parse::<std::net::SocketAddr>().unwrap());
+        let mut client = TestClient::connect_as(&Arc::default(), credentials, at, None, START, &mut rng);
+        server.handle(&client.sent()[0], client.path, START);
+        client.handle(&server.sent()[0].1, START);
+        server.handle(&client.sent()[0], client.path, START);
+        let answer = server.sent();
+        assert_eq!(answer.len(), 1);
+        client.handle(&answer[0].1, START);
+        client
+    };
+    // A NAT with a fleet behind it may have all places while nobody else wants them.
+    (0..50).for_each(|n| drop(half(&mut server, n, &format!("192.0.2.9:{}", 1000 + n))));
+    assert_eq!(server.server.handshakes(), 50);
+    let victims = ["192.0.2.1:1", "[2001:db8:1::1]:1", "192.0.2.1:2"];
+    let mut clients: Vec<_> = (60..).zip(victims).map(|(device, at)| half(&mut server, device, at)).collect();
+    for n in 0..1000 {
+        half(&mut server, 70, &format!("192.0.2.9:{}", 2000 + n));
+        half(&mut server, 71, &format!("[2001:db8:2::{n:x}]:1"));
+    }
+    assert_eq!(server.server.handshakes(), 50);
+    for client in &mut clients {
+        let (happened, _) = converse(&mut server, client, START);
+        assert!(established(&happened).is_some() && client.client.is_established());
+    }
+}
+
+#[test]
 fn a_hello_in_the_clear_does_not_touch_the_association_of_its_address() {
     let (mut server, mut client, id) =
         connected(ServerConfig::default(), ClientConfig { cid: None, ..ClientConfig::default() }, 5);

@@ -55,7 +55,8 @@ pub struct ServerConfig {
     pub retransmission: Retransmission,
     /// How long a handshake may take from the verified `ClientHello` to the client's `Finished`.
     pub handshake_lifetime: Duration,
-    /// Handshakes at a time; each takes at most [`crate::MAX_PENDING_BYTES`]. The oldest makes room for a new one.
+    /// Handshakes at a time; each takes at most [`crate::MAX_PENDING_BYTES`]. The oldest of the
+    /// address that has most of them makes room for a new one; a /64 of IPv6 counts as one.
     pub max_handshakes: usize,
     /// Associations at a time; the one unused for longest makes room for a new one.
     pub max_associations: usize,

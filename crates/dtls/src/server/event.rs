@@ -165,7 +165,7 @@ pub enum HandshakeFailure {
     Received(Alert),
     /// It took too long, or a flight went unanswered.
     TimedOut,
-    /// It was the oldest, and another needed its place.
+    /// It was the oldest of the address that had most of them (IPv6: of the /64), and another needed its place.
     Evicted,
     /// The same address began another.
     Superseded,

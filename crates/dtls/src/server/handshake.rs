@@ -88,6 +88,8 @@ pub const MAX_PENDING_BYTES: usize = 2560;
 /// A handshake between the verified hello and the client's `Finished`.
 pub(crate) struct Pending {
     pub(crate) path: CompactPath,
+    /// See [`crate::shares::Shares`].
+    pub(crate) begun: u64,
     /// Of the CID that it will have.
     pub(crate) random: [u8; RANDOM_LEN],
     client_random: [u8; 32],
@@ -308,15 +310,16 @@ impl Server {
         };
         let session = resumable(hello, cx)?;
         if self.table.pending_len() >= self.config.max_handshakes
-            && let Some(oldest) = self.table.oldest_pending()
+            && let Some(first) = self.table.first_to_go(cx.path)
         {
-            self.fail(oldest, HandshakeFailure::Evicted, cx.events);
+            self.fail(first, HandshakeFailure::Evicted, cx.events);
         }
         let format = self.config.cid;
         let peer_cid = format.and(offer.connection_id).and_then(ConnectionId::new);
         self.stained |= session.is_some();
         let mut pending = Box::new(Pending {
             path: cx.path,
+            begun: 0,
             random: [0; RANDOM_LEN],
             client_random: *hello.random,
             server_random: [0; 32],

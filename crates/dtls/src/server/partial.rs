@@ -3,6 +3,7 @@
 //! Nothing is kept of a hello before its cookie has come back. The first fragment carries it, so what is kept begins with the first
 //! fragment, and later ones are added. One that overtakes the first is dropped and comes again with the client's next try.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use crate::handshake::Fragment;
@@ -66,7 +67,7 @@ impl PartialHellos {
         self.hellos.retain(|hello| now < hello.expires && (hello.path != path || hello.is_of(random, fragment)));
         if !self.hellos.iter().any(|hello| hello.path == path) {
             if self.hellos.len() >= MAX_PARTIAL_HELLOS {
-                self.hellos.remove(0);
+                self.hellos.remove(self.first_to_go(path));
             }
             self.hellos.push(PartialHello {
                 path,
@@ -78,6 +79,17 @@ impl PartialHellos {
             });
         }
         self.add(path, fragment, now)
+    }
+
+    /// Which makes room for one by `path`: the oldest of the prefix that has most, as with handshakes ([`crate::shares`]).
+    fn first_to_go(&self, path: CompactPath) -> usize {
+        let newcomer = path.prefix();
+        let has = |prefix| {
+            let others = self.hellos.iter().filter(|hello| hello.path.prefix() == prefix).count();
+            others + usize::from(prefix == newcomer)
+        };
+        let ranks = self.hellos.iter().enumerate().map(|(at, hello)| (has(hello.path.prefix()), Reverse(at)));
+        ranks.max().map_or(0, |(_, Reverse(at))| at)
     }
 
     /// Takes a fragment of a hello.
@@ -156,6 +168,13 @@ mod tests {
         assert!(hellos.bytes() <= MAX_PARTIAL_BYTES, "{} bytes", hellos.bytes());
         let rest = fragment(0, &body, 100, MAX_HELLO_LEN - 100);
         assert_eq!(hellos.add(path(100 - MAX_PARTIAL_HELLOS as u16), &rest, Timestamp(0)), Taken::Unknown);
-        assert_eq!(hellos.add(path(100), &rest, Timestamp(0)), Taken::Whole(body.to_vec()));
+        // Another address is not the one to go, however many come.
+        let other = CompactPath::from(Path::new(([192, 0, 2, 2], 1).into(), 0));
+        hellos.begin(other, &[1; 32], &fragment(0, &body, 0, 100), Timestamp(0), LIFETIME);
+        for port in 101..=200 {
+            hellos.begin(path(port), &[1; 32], &fragment(0, &body, 0, 100), Timestamp(0), LIFETIME);
+        }
+        assert_eq!(hellos.add(path(200), &rest, Timestamp(0)), Taken::Whole(body.to_vec()));
+        assert_eq!(hellos.add(other, &rest, Timestamp(0)), Taken::Whole(body.to_vec()));
     }
 }

@@ -253,8 +253,8 @@ section! {
         association_idle: Duration = "30 d", Span { min: minutes(1), max: days(3_650) };
         /// An association so old ends, in use or not, so that keys are replaced some day.
         association_lifetime: Duration = "365 d", Span { min: minutes(1), max: days(3_650) };
-        /// Handshakes under way; the oldest makes room for a new one. Each takes at most 2.5 KiB, and none exists before the
-        /// client has returned a cookie from where it says it is.
+        /// Handshakes under way; the oldest of the address that has most of them makes room for a new one. Each takes at most 2.5 KiB,
+        /// and none exists before the client has returned a cookie from where it says it is.
         max_handshakes: usize = "16384", Integer { min: 1, max: 1_000_000 };
         /// Time for a handshake, from the cookie to the end.
         handshake_timeout: Duration = "75 s", Span { min: seconds(1), max: hours(1) };
