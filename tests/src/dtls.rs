@@ -169,6 +169,14 @@ impl Device {
         self.send_text(&message.encode())
     }
 
+    /// Protects `message` without sending it.
+    pub fn seal(&mut self, message: &Message) -> Vec<u8> {
+        self.client.seal(&message.encode(), &mut self.out).expect("it is established");
+        let datagram = self.out.iter().last().expect("it was just sealed").1.to_vec();
+        self.out.clear();
+        datagram
+    }
+
     fn send_text(&mut self, text: &[u8]) -> Vec<u8> {
         self.client.seal(text, &mut self.out).expect("it is established");
         self.flush();

@@ -232,6 +232,23 @@ fn the_association_unused_for_longest_makes_room() {
 }
 
 #[test]
+fn records_of_several_devices_may_come_in_one_datagram() {
+    let gateway = start(&[]);
+    let mut meters: Vec<Device> = (1..=6).map(|number| Device::connect(gateway.coaps, &device(number), KEY)).collect();
+    let mut joined = Vec::new();
+    for (number, meter) in meters.iter_mut().enumerate() {
+        let reading = meter.reading("m", format!("of {number}").as_bytes());
+        joined.extend(meter.seal(&reading));
+    }
+    meters[0].send_datagram(&joined);
+    until("all are stored", || (gateway.records().len() == 6).then_some(()));
+    let of = |number: u32| (device(number + 1), format!("of {number}"));
+    let mut stored: Vec<_> = gateway.records().iter().map(|r| (r.device.clone(), r.text())).collect();
+    stored.sort();
+    assert_eq!(stored, (0..6).map(of).collect::<Vec<_>>());
+}
+
+#[test]
 fn floods_cost_nothing_but_counters() {
     let gateway = start(&["coaps.max_handshakes=64", "coaps.max_associations=1000"]);
     let mut meter = Device::connect(gateway.coaps, &device(1), KEY);

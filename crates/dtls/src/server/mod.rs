@@ -154,7 +154,8 @@ impl Server {
         self.table.iter_pending().map(Pending::bytes).sum::<usize>() + self.hellos.bytes()
     }
 
-    /// Takes a datagram. Records are decrypted where they lie; each gives an event, what is to be sent goes to `out`.
+    /// Takes a datagram. Records are decrypted where they lie; each gives an event, what is to be sent goes to `out`. Returns how many bytes
+    /// it took: all, or those before a record whose CID names another shard, which is to be given the rest.
     pub fn handle(
         &mut self,
         datagram: &mut [u8],
@@ -163,17 +164,18 @@ impl Server {
         env: &mut Environment<'_>,
         out: &mut Outbox,
         events: &mut Vec<Event>,
-    ) {
+    ) -> usize {
         self.cookies.rotate(now, env.random);
         self.sort();
         self.expire(SWEEP, now, events);
-        self.records(datagram, &mut Context { path: path.into(), now, env, out, events });
+        let taken = self.records(datagram, &mut Context { path: path.into(), now, env, out, events });
         if let Some(id) = self.failed_session.take()
             && let Some(sessions) = env.sessions
         {
             sessions.remove(&id);
         }
         self.wipe();
+        taken
     }
 
     /// Overwrites what keys have left on the stack, if any were made or ended.
@@ -183,25 +185,33 @@ impl Server {
         }
     }
 
+    /// Takes the records up to one that another shard is to be given; returns where that begins, or the end.
     // A frame of its own, which lies in what is wiped.
     #[inline(never)]
-    fn records(&mut self, datagram: &mut [u8], cx: &mut Context<'_, '_>) {
+    fn records(&mut self, datagram: &mut [u8], cx: &mut Context<'_, '_>) -> usize {
         let cid_len = self.config.cid.map_or(0, CidFormat::len);
         let mut at = 0;
         for _ in 0..MAX_RECORDS {
             if at == datagram.len() {
-                return;
+                return at;
             }
             let header = match RecordHeader::parse(datagram, at, cid_len) {
                 Ok(header) => header,
-                Err(FramingError::Truncated) => return cx.drop(DropReason::Truncated),
-                Err(FramingError::Malformed) => return cx.drop(DropReason::Malformed),
+                Err(error @ (FramingError::Truncated | FramingError::Malformed)) => {
+                    let truncated = error == FramingError::Truncated;
+                    cx.drop(if truncated { DropReason::Truncated } else { DropReason::Malformed });
+                    return datagram.len();
+                }
                 Err(FramingError::UnknownType { end }) => {
                     cx.drop(DropReason::Malformed);
                     at = end;
                     continue;
                 }
             };
+            // The first one is ours, whatever it says: whoever gave it to us will not find anybody else for it.
+            if at > 0 && header.content_type == ContentType::Cid && self.is_of_another(&datagram[header.cid.clone()]) {
+                return at;
+            }
             let record_len = header.body.end - at;
             at = header.body.end;
             if header.epoch == 0 {
@@ -213,6 +223,13 @@ impl Server {
         if at < datagram.len() {
             cx.drop(DropReason::OutOfBounds);
         }
+        datagram.len()
+    }
+
+    /// Whether a CID names another shard.
+    fn is_of_another(&self, cid: &[u8]) -> bool {
+        let slot = self.config.cid.and_then(|format| format.slot(cid));
+        slot.is_some_and(|slot| slot % self.config.shards != self.config.shard)
     }
 
     /// When [`Server::handle_timeout`] wants to be called, if nothing else happens.

@@ -85,6 +85,10 @@ const MAX_UNNUMBERED: usize = 1024;
 /// What bounds a message that no association is to carry.
 pub(crate) const UNBOUNDED: Room = Room { limit: usize::MAX, now: usize::MAX };
 
+/// Times that a datagram is given to another shard, if its records are of several: a gateway before us may join what comes of some
+/// devices, and nobody joins more.
+const MAX_PARTS: usize = 8;
+
 /// A worker's own: what it reuses from datagram to datagram, and what it waits for.
 pub(crate) struct Desk {
     /// Datagrams to be sent.
@@ -182,8 +186,11 @@ impl Associations {
         desk: &mut Desk,
     ) {
         desk.received.clear();
-        {
-            let mut server = self.lock(self.router.shard(datagram, path));
+        let mut at = 0;
+        for _ in 0..MAX_PARTS {
+            let before = desk.received.len();
+            let rest = &mut datagram[at..];
+            let mut server = self.lock(self.router.shard(rest, path));
             let Desk { random, outbox, events, .. } = desk;
             let lookups = Lookups::new(&self.identities, self.reviews.load(Ordering::SeqCst));
             let mut environment = Environment {
@@ -191,8 +198,15 @@ impl Associations {
                 random,
                 sessions: self.sessions.as_ref().map(|sessions| sessions as &dyn Sessions),
             };
-            server.handle(datagram, path, timestamp(now), &mut environment, outbox, events);
+            let taken = server.handle(rest, path, timestamp(now), &mut environment, outbox, events);
             self.settle(&mut server, lookups.found(), now, devices, desk);
+            for Received { range, .. } in &mut desk.received[before..] {
+                *range = range.start + at..range.end + at;
+            }
+            at += taken;
+            if at == datagram.len() {
+                break;
+            }
         }
         self.close_doomed(now, devices, desk);
     }
