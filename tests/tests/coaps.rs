@@ -181,6 +181,7 @@ fn a_new_association_takes_the_place_of_the_one_before() {
     assert_eq!(new.post("m", b"new").code, CHANGED);
     let late = old.reading("m", b"too late");
     old.send(&late);
+    assert!(old.is_closed(DEADLINE), "it is told");
     until("the old association is unknown", || {
         let unknown = gateway.metrics().get("tidegate_coaps_dropped_total", &["reason=\"unknown_association\""]);
         (unknown >= 1.0).then_some(())
@@ -412,13 +413,14 @@ fn a_revoked_key_ends_what_was_made_with_it_at_once_and_for_good() {
     // The command has returned: there is nothing to wait for.
     assert_eq!(gateway.metrics().get("tidegate_coaps_associations", &[]), 1.0);
     let reading = meter.reading("m", b"after");
-    meter.send(&reading);
+    let late = meter.send(&reading);
+    assert!(meter.is_closed(DEADLINE), "it is told");
     assert_eq!(other.post("m", b"other").code, CHANGED);
     let mut again = Device::begin(gateway.coaps, &device(1), KEY);
     assert_eq!(again.refusal(), Some(Alert::BAD_RECORD_MAC));
     gateway.kill();
     gateway.restart();
-    meter.send(&reading);
+    meter.send_datagram(&late);
     assert_eq!(other.post("m", b"still").code, CHANGED);
     assert_eq!(gateway.payloads(), ["before", "other", "still"]);
 }

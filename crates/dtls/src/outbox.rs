@@ -49,6 +49,14 @@ impl<A: Copy> Outbox<A> {
         (0..self.ends.len()).map(|at| (self.ends[at].0, &self.bytes[self.range(at)]))
     }
 
+    /// Takes all datagrams of `other`, behind its own.
+    pub fn append(&mut self, other: &mut Outbox<A>) {
+        debug_assert_eq!(self.unfinished(), 0);
+        let before = self.bytes.len();
+        self.bytes.append(&mut other.bytes);
+        self.ends.extend(other.ends.drain(..).map(|(to, end)| (to, before + end)));
+    }
+
     /// Forgets all datagrams; the memory stays.
     pub fn clear(&mut self) {
         self.bytes.clear();
@@ -94,6 +102,12 @@ mod tests {
         out.finish(2);
         assert_eq!(out.iter().collect::<Vec<_>>(), [(1, &b"one"[..]), (2, &b"second"[..])]);
         assert_eq!((out.len(), out.bytes()), (2, 9));
+        let mut more = Outbox::new();
+        more.buffer().extend_from_slice(b"3");
+        more.finish(3);
+        out.append(&mut more);
+        assert_eq!(out.iter().last(), Some((3, &b"3"[..])));
+        assert!(more.is_empty() && more.bytes() == 0);
         out.clear();
         assert_eq!(out.iter().count(), 0);
     }

@@ -74,6 +74,8 @@ pub(crate) struct Associations {
     state: State,
     metrics: AssociationMetrics,
     challenger: Challenger,
+    /// Goodbyes to devices whose associations ended on a thread without a socket.
+    goodbyes: Mutex<Outbox>,
     /// When windows were last written, and how far the log was then.
     windows: Mutex<restore::Windows>,
 }
@@ -208,7 +210,7 @@ impl Associations {
                 break;
             }
         }
-        self.close_doomed(now, devices, desk);
+        self.close_doomed(Some(path), now, devices, desk);
     }
 
     /// Appends to the desk's outbox the datagram that carries `text`. One that has to wait for its sequence number, because the device has
@@ -298,14 +300,24 @@ impl Associations {
         }
         // Another worker may have stored what they wait for.
         self.send_unnumbered(desk);
-        self.close_doomed(now, devices, desk);
+        self.close_doomed(None, now, devices, desk);
+        desk.outbox.append(&mut self.goodbyes.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Ends an association without a word: the peer has another one, or is no longer welcome.
-    pub(crate) fn end(&self, id: AssociationId, now: Now, devices: &Devices<Device>, desk: &mut Desk) {
+    /// Ends an association whose peer has another one, or is no longer welcome, with a word to it (RFC 5246 §7.2.1). A peer that just made
+    /// another one at `path` is told nothing there: it has forgotten the keys.
+    pub(crate) fn end(
+        &self,
+        id: AssociationId,
+        path: Option<Path>,
+        now: Now,
+        devices: &Devices<Device>,
+        desk: &mut Desk,
+    ) {
         let mut server = self.lock(id.shard(self.count()));
         let mut unsent = Outbox::new();
-        server.close(id, &mut unsent, &mut desk.events);
+        let is_there = path.is_some() && server.peer(id).map(|peer| peer.path) == path;
+        server.close(id, if is_there { &mut unsent } else { &mut desk.outbox }, &mut desk.events);
         self.settle(&mut server, None, now, devices, desk);
     }
 
@@ -320,9 +332,10 @@ impl Associations {
             // One that is not stored yet is in the middle of its handshake, and begins anew.
             let stored = self.numbers.get(id);
             if !stored.is_some_and(|number| row::holds(&self.state.reader, number, |names| self.holds(names))) {
-                self.end(id, now, devices, &mut desk);
+                self.end(id, None, now, devices, &mut desk);
             }
         }
+        self.goodbyes.lock().unwrap_or_else(PoisonError::into_inner).append(&mut desk.outbox);
         // An identity that is given to its device again, with another key, must not be proven by what the one before agreed on.
         if let Some(sessions) = &self.sessions {
             sessions.retain(|session| !owners.contains(session.owner()) || self.identities.is_live(session.number()));
@@ -334,9 +347,9 @@ impl Associations {
         self.identities.is_live(names.number)
     }
 
-    fn close_doomed(&self, now: Now, devices: &Devices<Device>, desk: &mut Desk) {
+    fn close_doomed(&self, path: Option<Path>, now: Now, devices: &Devices<Device>, desk: &mut Desk) {
         while let Some(id) = desk.doomed.pop() {
-            self.end(id, now, devices, desk);
+            self.end(id, path, now, devices, desk);
         }
     }
 

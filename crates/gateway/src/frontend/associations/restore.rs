@@ -180,6 +180,7 @@ impl Associations {
             state,
             metrics,
             challenger: Challenger::new(&echo_key),
+            goodbyes: Mutex::default(),
             windows: Mutex::default(),
         })
     }
@@ -504,7 +505,7 @@ mod tests {
         let life = live(dir.path());
         let first = life.connect("meter-1");
         let [(key, value)] = &rows(&life.store.reader())[..] else { panic!("one association has one row") };
-        life.associations.end(first, Now::read(), &life.devices, &mut Desk::new());
+        life.associations.end(first, None, Now::read(), &life.devices, &mut Desk::new());
         let second = life.connect("meter-2");
         assert_eq!(first.slot(), second.slot(), "a slot is used again");
         // As if the database had refused the end of the first.
