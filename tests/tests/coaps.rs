@@ -140,7 +140,6 @@ fn a_retransmission_after_a_kill_is_acknowledged_and_not_stored_again() {
     assert_eq!(meter.exchange(&reading).code, CHANGED);
     gateway.kill();
     gateway.restart();
-    meter.rebind();
     assert_eq!(meter.exchange(&reading).code, CHANGED);
     assert_eq!(gateway.payloads(), ["once"]);
 }

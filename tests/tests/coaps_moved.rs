@@ -2,13 +2,15 @@
 
 mod coaps_common;
 
+use std::net::UdpSocket;
+
 use coaps_common::{KEY, device, start};
 use tidegate_dtls::ClientConfig;
 use tidegate_tests::coap::{
     BLOCK2, Block, CHANGED, CONTENT, ECHO, EMPTY, GET, Kind, Message, OBSERVE, SIZE2, UNAUTHORIZED,
 };
 use tidegate_tests::dtls::Device;
-use tidegate_tests::{DEADLINE, Gateway};
+use tidegate_tests::{DEADLINE, Gateway, until};
 
 /// A value that is longer than what may be sent for a short request from a new address.
 const VALUE: [u8; 900] = [b'v'; 900];
@@ -161,4 +163,63 @@ fn answers_fit_into_the_records_that_a_device_takes() {
     let told = meter.receive(DEADLINE).expect("a notification");
     assert_eq!((told.find_uint(SIZE2), told.payload), (Some(901), vec![b'w'; 256]));
     assert_eq!(gateway.metrics().get("tidegate_coaps_unsent_total", &[]), 0.0);
+}
+
+#[test]
+fn a_record_of_before_a_kill_moves_nobody() {
+    let mut gateway = start(&[]);
+    let mut meter = Device::connect(gateway.coaps, &device(1), KEY);
+    assert_eq!(meter.post("m", b"value").code, CHANGED);
+    let request = get(&mut meter, "m");
+    let captured = meter.send(&request);
+    assert_eq!(meter.answer(request.mid, DEADLINE).expect("an answer").code, CONTENT);
+    gateway.kill();
+    gateway.restart();
+    // It is newer than what the log knows, so it is taken; but the device is not followed to whoever sends it.
+    let thief = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    thief.send_to(&captured, gateway.coaps).expect("loopback takes it");
+    let changes = |gateway: &Gateway, result: &str| {
+        gateway.metrics().get("tidegate_coaps_address_changes_total", &[&format!("result=\"{result}\"")])
+    };
+    until("it is taken", || (changes(&gateway, "doubted") == 1.0).then_some(()));
+    assert_eq!(changes(&gateway, "followed"), 0.0);
+    let request = get(&mut meter, "m");
+    assert_eq!(ask(&mut meter, &request).payload, b"value", "the device is where it was");
+
+    // A device that has moved meanwhile shows that it speaks now: by the option that it is given,
+    meter.rebind();
+    let request = get(&mut meter, "m");
+    let asked = ask(&mut meter, &request);
+    assert_eq!(asked.code, UNAUTHORIZED);
+    let echo = asked.find(ECHO).expect("an Echo option").to_vec();
+    let again = get(&mut meter, "m").option(ECHO, &echo);
+    assert_eq!(ask(&mut meter, &again).payload, b"value");
+    meter.rebind();
+    let request = get(&mut meter, "m");
+    assert_eq!(ask(&mut meter, &request).payload, b"value", "once is enough");
+
+    // or by a reading that is new,
+    gateway.kill();
+    gateway.restart();
+    meter.rebind();
+    assert_eq!(meter.post("m", b"new").code, CHANGED);
+    gateway.kill();
+    gateway.restart();
+    assert_eq!(meter.post("m", b"newer").code, CHANGED);
+    meter.rebind();
+    let request = get(&mut meter, "m");
+    assert_eq!(ask(&mut meter, &request).payload, b"newer");
+
+    // or by its answer to a ping.
+    let reading = meter.reading("m", b"newest");
+    assert_eq!(meter.exchange(&reading).code, CHANGED);
+    gateway.kill();
+    gateway.restart();
+    meter.rebind();
+    meter.send(&reading);
+    let ping = meter.receive(DEADLINE).expect("a ping");
+    assert_eq!(ping, Message::new(Kind::Con, EMPTY, ping.mid));
+    meter.send(&Message::new(Kind::Rst, EMPTY, ping.mid));
+    assert_eq!(ask(&mut meter, &reading).code, CHANGED);
+    assert_eq!(gateway.payloads(), ["new", "newer", "newest", "value"]);
 }

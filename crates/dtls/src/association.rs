@@ -86,6 +86,8 @@ pub(crate) struct Association {
     fragment_code: u8,
     pub(crate) has_cid: bool,
     validated: bool,
+    /// Since an import, nothing has shown that what it receives is new: records of before may come again.
+    doubted: bool,
     /// The peer was asked to show that it receives at `path`.
     pub(crate) asked: bool,
     /// Opened by a full handshake, whose last flight is ours: a repeated `Finished` of the peer asks for it again.
@@ -202,6 +204,7 @@ impl Association {
             has_cid: agreed.peer_cid.is_some(),
             // The cookie and the Finished came from there.
             validated: true,
+            doubted: false,
             asked: false,
             full: agreed.finished.is_some(),
             held: persist,
@@ -230,15 +233,31 @@ impl Association {
         if !newest {
             return Moved::Late;
         }
+        if self.doubted {
+            return Moved::Doubted;
+        }
         if !self.take_change(now, changes) {
             return Moved::Refused;
         }
         let from = self.path.into();
+        self.move_to(path, earned, amplification);
+        Moved::Yes { from }
+    }
+
+    fn move_to(&mut self, path: CompactPath, earned: u32, amplification: u8) {
         self.path = path;
         self.validated = amplification == 0;
         self.asked = false;
         self.allowance = earned;
-        Moved::Yes { from }
+    }
+
+    /// Takes the last record for new, after an import. If it was not followed, it had so many bytes and came by that path.
+    pub(crate) fn trust(&mut self, doubted: Option<(CompactPath, usize)>, amplification: u8) {
+        if std::mem::take(&mut self.doubted)
+            && let Some((path, len)) = doubted
+        {
+            self.move_to(path, (len as u32).saturating_mul(u32::from(amplification)), amplification);
+        }
     }
 
     fn take_change(&mut self, now: Timestamp, changes: AddressChanges) -> bool {
@@ -265,9 +284,21 @@ impl Association {
     }
 
     pub(crate) fn validate(&mut self, path: CompactPath) -> bool {
+        // Whoever is in doubt has not been followed there.
+        if std::mem::take(&mut self.doubted) {
+            self.path = path;
+        }
         let same = self.path == path;
         self.validated |= same;
         same
+    }
+
+    /// Appends a protected record that asks a peer in doubt for proof, to be sent where it may have moved.
+    pub(crate) fn seal_elsewhere(&mut self, out: &mut Vec<u8>, text: &[u8], pad_to: u16) -> Result<(), SealError> {
+        let validated = std::mem::replace(&mut self.validated, true);
+        let sealed = self.seal(out, ContentType::Application, text, pad_to);
+        self.validated = validated;
+        sealed
     }
 
     /// The longest text that the peer takes.
@@ -462,6 +493,7 @@ impl Association {
             fragment_code,
             has_cid: flags & HAS_CID != 0,
             validated: flags & VALIDATED != 0,
+            doubted: true,
             asked: false,
             full: flags & FULL != 0,
             held: false,

@@ -187,7 +187,8 @@ fn an_association_survives_a_crash_without_a_nonce_or_a_record_twice() {
         let datagram = client.seal(b"awake");
         client.path = path(u64::from(incarnation) * 10);
         let got = server.handle(&datagram, client.path, START);
-        assert_eq!((got[0].text.as_slice(), moved(&got).is_some()), (&b"awake"[..], true));
+        assert_eq!((got[0].text.as_slice(), moved(&got)), (&b"awake"[..], Some(Moved::Doubted)));
+        server.server.trust(id, Some((client.path, datagram.len())));
         captured.push(datagram);
         server.server.seal(id, b"ack", &mut server.out).unwrap();
         let (to, answer) = server.sent().remove(0);
@@ -304,6 +305,47 @@ fn a_finished_that_got_lost_in_the_crash_is_sent_by_the_next_incarnation() {
     assert!(client.client.is_established());
     let datagram = client.seal(b"reading");
     assert_eq!(server.handle(&datagram, client.path, at)[0].text, b"reading");
+}
+
+#[test]
+fn an_association_that_was_imported_follows_its_peer_once_that_speaks_now() {
+    let mut server = TestServer::new(persistent(1), 1);
+    let mut client = TestClient::connect(&Arc::default(), 1, None, START, &mut Rng(5));
+    let (happened, _) = converse(&mut server, &mut client, START);
+    let id = established(&happened).unwrap();
+    let export = server.server.export(id).unwrap();
+    server.server.persisted(id, export.sequence_end(), &mut server.out);
+    client.handle(&server.sent()[0].1, START);
+    let imported = || {
+        let mut later = TestServer::new(persistent(2), 3);
+        later.server.import(export.as_bytes()).unwrap();
+        later
+    };
+    let elsewhere = path(500);
+
+    let mut server = imported();
+    assert_eq!(moved(&server.handle(&client.seal(b"1"), elsewhere, START)), Some(Moved::Doubted));
+    server.server.seal_elsewhere(id, elsewhere, b"?", &mut server.out).unwrap();
+    server.server.seal(id, b"x", &mut server.out).unwrap();
+    let to: Vec<_> = server.sent().into_iter().map(|(path, _)| path).collect();
+    assert_eq!(to, [elsewhere, client.path]);
+    assert!(server.server.validated(id, elsewhere));
+    let peer = server.server.peer(id).unwrap();
+    assert_eq!((peer.path, peer.validated), (elsewhere, true));
+    assert!(matches!(moved(&server.handle(&client.seal(b"2"), path(501), START)), Some(Moved::Yes { .. })));
+
+    let mut server = imported();
+    let datagram = client.seal(b"3");
+    assert_eq!(moved(&server.handle(&datagram, elsewhere, START)), Some(Moved::Doubted));
+    server.server.trust(id, Some((elsewhere, datagram.len())));
+    let peer = server.server.peer(id).unwrap();
+    assert_eq!((peer.path, peer.validated), (elsewhere, false));
+    let room = server.server.room(id).unwrap();
+    assert!(room.now < 3 * datagram.len() && room.now < room.limit);
+
+    let mut server = imported();
+    server.server.trust(id, None);
+    assert!(matches!(moved(&server.handle(&client.seal(b"4"), elsewhere, START)), Some(Moved::Yes { .. })));
 }
 
 #[test]

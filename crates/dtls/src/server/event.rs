@@ -70,6 +70,9 @@ pub enum Moved {
         /// Where it was.
         from: Path,
     },
+    /// It came from elsewhere, but since the association was imported nothing has shown that it is not one of before: nothing changed. See
+    /// [`crate::Server::trust`].
+    Doubted,
     /// It came from elsewhere, but is not newer than all before (RFC 9146 §6): nothing changed.
     Late,
     /// The address changed too often of late: nothing changed, answers go where they went.

@@ -373,6 +373,35 @@ impl Server {
         association.is_some_and(|association| association.validate(path.into()))
     }
 
+    /// Says that a record is new for certain, for instance because it brought what no log knows: an association that was imported follows
+    /// its peer from then on. One that was [doubted](Moved::Doubted) is given with its path and bytes: it is followed now.
+    pub fn trust(&mut self, id: AssociationId, doubted: Option<(Path, usize)>) {
+        let amplification = self.config.amplification;
+        if let Some(association) = self.index(id).and_then(|index| self.table.live(index)) {
+            association.trust(doubted.map(|(path, len)| (path.into(), len)), amplification);
+        }
+    }
+
+    /// Appends a datagram for a peer whose record was [doubted](Moved::Doubted), to where that came from: something short that it has to
+    /// return, which [`Server::validated`] then hears of.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was appended; see [`SealError`].
+    pub fn seal_elsewhere(
+        &mut self,
+        id: AssociationId,
+        path: Path,
+        plaintext: &[u8],
+        out: &mut Outbox,
+    ) -> Result<(), SealError> {
+        let pad_to = self.config.pad_to;
+        let association = self.index(id).and_then(|index| self.table.live(index)).ok_or(SealError::Unknown)?;
+        association.seal_elsewhere(out.buffer(), plaintext, pad_to)?;
+        out.finish(path);
+        Ok(())
+    }
+
     /// What is known of an association.
     #[must_use]
     pub fn about(&self, id: AssociationId) -> Option<About> {

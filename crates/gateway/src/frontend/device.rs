@@ -24,7 +24,7 @@ pub(crate) struct Device {
     pub(crate) tenant: Tenant,
     /// Message IDs of what is sent to it; starts when first needed.
     mids: Sequence,
-    /// [`STARTED`], [`ASLEEP`].
+    /// [`STARTED`], [`ASLEEP`], [`DOUBTED`].
     flags: u8,
     /// It has spoken CoAP.
     pub(crate) spoke_coap: bool,
@@ -59,13 +59,29 @@ impl Association {
 const STARTED: u8 = 1;
 /// A notification to it was not answered: it is to be told when it is heard of.
 const ASLEEP: u8 = 1 << 1;
+/// Its association was taken up by a start, and no reading has come since.
+const DOUBTED: u8 = 1 << 2;
 
 impl Device {
     /// Makes `id` the device's association, and says which was.
     pub(crate) fn adopt(&mut self, id: AssociationId, tenant: Tenant) -> Option<AssociationId> {
         self.spoke_coap = true;
         self.tenant = tenant;
+        self.flags &= !DOUBTED;
         self.association.replace(id)
+    }
+
+    /// Notes that what comes by its association may be of before the start.
+    pub(crate) fn doubt(&mut self) {
+        self.flags |= DOUBTED;
+    }
+
+    /// Whether that may be; a reading that the log does not have is new.
+    #[inline]
+    pub(crate) fn take_doubted(&mut self) -> bool {
+        let doubted = self.flags & DOUBTED != 0;
+        self.flags &= !DOUBTED;
+        doubted
     }
 
     /// A message ID for a message to this device; the first one is drawn by `random`. None if the device has been sent so many

@@ -121,6 +121,7 @@ impl AssociationMetrics {
         let result = match moved {
             Moved::No => return,
             Moved::Yes { .. } => "followed",
+            Moved::Doubted => "doubted",
             Moved::Late => "late",
             Moved::Refused => "refused",
         };

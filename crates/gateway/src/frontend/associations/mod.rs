@@ -24,8 +24,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tidegate_coap::echo::Challenger;
 use tidegate_dtls::{
-    AssociationId, Environment, Event, Moved, Outbox, Owner, Path, Peer, Room, Router, SealError, Server, SessionCache,
-    Sessions, Timestamp,
+    AssociationId, DropReason, Environment, Event, Moved, Outbox, Owner, Path, Peer, Room, Router, SealError, Server,
+    SessionCache, Sessions, Timestamp,
 };
 use tidegate_record::DeviceId;
 use tidegate_session::Table as Devices;
@@ -119,7 +119,16 @@ pub(crate) struct Received {
     pub(crate) range: Range<usize>,
     /// The number of its record.
     pub(crate) sequence: u64,
-    pub(crate) moved: Moved,
+    /// Present if it came from elsewhere and may be of before the start.
+    pub(crate) doubted: Option<Elsewhere>,
+}
+
+/// Where a record came from that did not change its association's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Elsewhere {
+    pub(crate) path: Path,
+    /// Bytes of its datagram.
+    pub(crate) len: usize,
 }
 
 struct Storing {
@@ -188,6 +197,7 @@ impl Associations {
         desk: &mut Desk,
     ) {
         desk.received.clear();
+        let datagram_len = datagram.len();
         let mut at = 0;
         for _ in 0..MAX_PARTS {
             let before = desk.received.len();
@@ -201,14 +211,18 @@ impl Associations {
                 sessions: self.sessions.as_ref().map(|sessions| sessions as &dyn Sessions),
             };
             let taken = server.handle(rest, path, timestamp(now), &mut environment, outbox, events);
-            self.settle(&mut server, lookups.found(), now, devices, desk);
+            let from = Elsewhere { path, len: datagram_len };
+            self.settle(&mut server, Some(from), lookups.found(), now, devices, desk);
             for Received { range, .. } in &mut desk.received[before..] {
                 *range = range.start + at..range.end + at;
             }
             at += taken;
-            if at == datagram.len() {
+            if at == datagram_len {
                 break;
             }
+        }
+        if at < datagram_len {
+            self.metrics.dropped(DropReason::OutOfBounds);
         }
         self.close_doomed(Some(path), now, devices, desk);
     }
@@ -265,6 +279,17 @@ impl Associations {
         self.lock(id.shard(self.count())).validated(id, path);
     }
 
+    /// What came last is new for certain: if it came from `elsewhere`, what follows goes there.
+    pub(crate) fn trust(&self, id: AssociationId, elsewhere: Option<Elsewhere>) {
+        self.lock(id.shard(self.count())).trust(id, elsewhere.map(|Elsewhere { path, len }| (path, len)));
+    }
+
+    /// As [`send`](Self::send), to where a record came from that may be of before the start.
+    pub(crate) fn send_elsewhere(&self, id: AssociationId, path: Path, text: &[u8], desk: &mut Desk) -> bool {
+        let sealed = self.lock(id.shard(self.count())).seal_elsewhere(id, path, text, &mut desk.outbox);
+        sealed.inspect_err(|error| self.metrics.unsent(*error)).is_ok()
+    }
+
     /// Makes and checks what a peer has to return.
     pub(crate) fn challenger(&self) -> &Challenger {
         &self.challenger
@@ -291,7 +316,7 @@ impl Associations {
             let mut server = self.lock(shard as u32);
             if server.poll_timeout().is_some_and(|at| at <= time) {
                 server.handle_timeout(time, &mut desk.outbox, &mut desk.events);
-                self.settle(&mut server, None, now, devices, desk);
+                self.settle(&mut server, None, None, now, devices, desk);
             }
         }
         for (id, names) in std::mem::take(&mut desk.refused) {
@@ -318,7 +343,7 @@ impl Associations {
         let mut unsent = Outbox::new();
         let is_there = path.is_some() && server.peer(id).map(|peer| peer.path) == path;
         server.close(id, if is_there { &mut unsent } else { &mut desk.outbox }, &mut desk.events);
-        self.settle(&mut server, None, now, devices, desk);
+        self.settle(&mut server, None, None, now, devices, desk);
     }
 
     /// Ends those associations and sessions of the devices `names` that were made with an identity, or a key of it, that holds no more.
@@ -357,6 +382,7 @@ impl Associations {
     fn settle(
         &self,
         server: &mut Server,
+        from: Option<Elsewhere>,
         mut found: Option<Found>,
         now: Now,
         devices: &Devices<Device>,
@@ -367,7 +393,8 @@ impl Associations {
             match event {
                 Event::Application { id, owner, range, sequence, moved, .. } => {
                     self.metrics.moved(moved);
-                    desk.received.push(Received { id, owner, range, sequence, moved });
+                    let doubted = from.filter(|_| moved == Moved::Doubted);
+                    desk.received.push(Received { id, owner, range, sequence, doubted });
                 }
                 Event::Established { id, owner, identity, number, resumed } => {
                     self.metrics.established(resumed);

@@ -9,7 +9,7 @@
 //! that is needed goes.
 //!
 //! A record that carried no reading (a GET, a ping) is not in the log, and after a crash one of the last [`PERIOD`] may be heard
-//! again. Nothing is stored by it.
+//! again. Nothing is stored by it, and its device is not followed to where it came from (`proof.rs` of CoAP).
 //!
 //! # Format
 //!
@@ -289,7 +289,10 @@ impl Associations {
         let seen = u32::try_from(about.last_used.0 / 1000).unwrap_or(u32::MAX);
         let tenant = self.tenants.number(&found.tenant);
         let device = found.device.clone();
-        let adopted = devices.with_id(found.device, seen, |_, device| device.adopt(id, tenant));
+        let adopted = devices.with_id(found.device, seen, |_, device| {
+            device.adopt(id, tenant);
+            device.doubt();
+        });
         if adopted.is_err() {
             self.forget(id);
             return Err("table_full");

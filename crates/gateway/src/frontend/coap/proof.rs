@@ -9,9 +9,12 @@
 //! - Whoever does not know the option is sent an empty confirmable message, which every device answers by a Reset (RFC 7252 §4.3).
 //!   That is as good, and so is the answer to any other confirmable message that went to the new address.
 //! - One that was asked and asks again without proof is given blocks as small as may be sent.
+//! - After a start, a record may be one of before it that is sent again, if it brought nothing that the log knows. So a device is answered
+//!   where it was until something shows that it speaks now: a reading that the log does not have, or the same proof, which is asked for where
+//!   the record came from.
 //! - Before a notification that is too long goes the same empty message, and with the answer to that the notification.
 
-use tidegate_coap::{Block, Code, Request, Response, Seconds};
+use tidegate_coap::{Block, Code, Method, Request, Response, Seconds, build};
 use tidegate_dtls::{AssociationId, Path};
 use tidegate_record::DeviceId;
 
@@ -37,26 +40,46 @@ impl Server {
     /// if nothing else is to be done.
     pub(super) fn must_prove_address(&mut self, request: &Request<'_>, message: &Message<'_>, now: Now) -> bool {
         let Endpoint::Secure(id) = message.from else { return false };
-        let is_needed = self.shared.config.coaps.echo_on_address_change;
+        let doubted = message.proven.and_then(|proven| proven.doubted);
+        // A reading that is new to the log shows that itself.
+        let is_reading = request.block1.is_none() && request.method != Method::Get && request.method != Method::Fetch;
+        let is_needed = self.shared.config.coaps.echo_on_address_change || doubted.is_some() && !is_reading;
         if !is_needed && request.echo.is_none() {
             return false;
         }
         let Some(associations) = self.shared.associations.clone() else { return false };
-        let Some(peer) = associations.unproven(id) else { return false };
+        let at = doubted.map(|elsewhere| elsewhere.path);
+        let Some(path) = at.or_else(|| associations.unproven(id).map(|peer| peer.path)) else { return false };
         let seconds = Seconds(now.seconds());
-        let is_fresh =
-            |value: &[u8]| associations.challenger().is_fresh(name(id, peer.path).as_bytes(), value, seconds, MAX_AGE);
+        let of = name(id, path);
+        let is_fresh = |value: &[u8]| associations.challenger().is_fresh(of.as_bytes(), value, seconds, MAX_AGE);
         if request.echo.is_some_and(is_fresh) {
-            associations.proven(id, peer.path);
+            associations.proven(id, path);
             return false;
         }
         if is_needed {
-            let value = associations.challenger().make(name(id, peer.path).as_bytes(), seconds);
+            let value = associations.challenger().make(of.as_bytes(), seconds);
             self.front(message.from).refused("address_unproven");
-            let response = Response { echo: &value, ..Response::new(Code::UNAUTHORIZED) };
-            self.answer(&request.reply_to(), message, &response);
+            let (to, response) = (request.reply_to(), Response { echo: &value, ..Response::new(Code::UNAUTHORIZED) });
+            if at.is_some() && to.is_told(response.code) {
+                let mid = self.mid_after(message.from, to.mid);
+                self.out.push_elsewhere(id, path, |bytes| {
+                    response.write(bytes, &to, mid);
+                });
+                self.ping_elsewhere(message, now);
+            } else if at.is_none() {
+                self.answer(&to, message, &response);
+            }
         }
         is_needed
+    }
+
+    /// Asks a device for proof whose message came from elsewhere and may be of before the start: what answers a message of now is of now.
+    pub(super) fn ping_elsewhere(&mut self, message: &Message<'_>, now: Now) {
+        let (Endpoint::Secure(id), Some(proven)) = (message.from, message.proven) else { return };
+        let Some(elsewhere) = proven.doubted else { return };
+        let Some(mid) = self.mid_to(message.from, Some(proven.device), proven.sequence as u16, now) else { return };
+        self.out.push_elsewhere(id, elsewhere.path, |bytes| build::ping(bytes, mid));
     }
 
     /// The Echo value for a device whose address needs proof, which is asked for by a ping too.

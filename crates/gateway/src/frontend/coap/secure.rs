@@ -84,12 +84,27 @@ impl Secure {
             && let Some(mid) = confirmable(&self.text)
             && let Some(peer) = self.associations.unproven(to)
         {
-            if self.unproven.len() >= MAX_UNPROVEN {
-                self.unproven.clear();
-            }
-            self.unproven.insert((to, mid), peer.path);
+            self.note(to, mid, peer.path);
         }
         result
+    }
+
+    /// Seals a message that `write` writes, to where a record came from that may be of before the start.
+    pub(super) fn push_elsewhere(&mut self, to: AssociationId, path: Path, write: impl FnOnce(&mut Vec<u8>)) {
+        self.text.clear();
+        write(&mut self.text);
+        if self.associations.send_elsewhere(to, path, &self.text, &mut self.desk)
+            && let Some(mid) = confirmable(&self.text)
+        {
+            self.note(to, mid, path);
+        }
+    }
+
+    fn note(&mut self, to: AssociationId, mid: u16, path: Path) {
+        if self.unproven.len() >= MAX_UNPROVEN {
+            self.unproven.clear();
+        }
+        self.unproven.insert((to, mid), path);
     }
 
     /// The confirmable message `mid` is under way no more; with `answered`, its device has it.
@@ -120,13 +135,13 @@ impl Secure {
 impl Opened {
     /// The messages, each with who sent it.
     pub(super) fn messages(&self, associations: &Associations, mut each: impl FnMut(&Message<'_>)) {
-        for Received { id, owner, range, sequence, .. } in &self.received {
+        for Received { id, owner, range, sequence, doubted } in &self.received {
             let Some(device) = associations.name_of(owner) else { continue };
             each(&Message {
                 bytes: &self.datagram[range.clone()],
                 is_group: false,
                 from: Endpoint::Secure(*id),
-                proven: Some(Proven { device: &device, sequence: *sequence }),
+                proven: Some(Proven { device: &device, sequence: *sequence, doubted: *doubted }),
             });
         }
     }

@@ -299,6 +299,7 @@ impl Server {
                 if reason != Reason::Ping {
                     self.front(message.from).malformed(reason.name());
                 }
+                self.ping_elsewhere(message, now);
                 self.out.push(message.from, |bytes| build::reset(bytes, mid));
             }
             Outcome::Acknowledged { mid } => self.answered(message.from, mid, false, now),
@@ -420,19 +421,21 @@ impl Server {
             device.spoke_coap = true;
             let found = device.coap.lookup(scope, remembered.mid, remembered.received, policy);
             let evicted = found == Lookup::New && device.coap.insert(&remembered, policy) == dedup::Inserted::Evicted;
-            (found, evicted, id.clone(), device.tenant, device.take_asleep())
+            let is_fresh = found == Lookup::New && recorded && device.take_doubted();
+            (found, evicted, id.clone(), device.tenant, device.take_asleep(), is_fresh)
         });
-        if let Ok(Some((_, _, device, _, true))) = &found {
+        if let Ok(Some((_, _, device, _, true, _))) = &found {
             self.woke(device, message.from);
         }
-        let (device, tenant) = match found {
-            Ok(Some((Lookup::New, evicted, device, tenant, _))) => {
+        let (device, tenant, is_fresh) = match found {
+            Ok(Some((Lookup::New, evicted, device, tenant, _, is_fresh))) => {
                 if evicted {
                     self.shared.metrics.coap_evicted.inc();
                 }
-                (device, tenant)
+                (device, tenant, is_fresh)
             }
             Ok(Some((Lookup::Duplicate { seq, code }, ..))) => {
+                self.ping_elsewhere(message, now);
                 return self.duplicate(&to, message, Ticket(seq.0), code, what.block1);
             }
             // `ep` was checked with the request.
@@ -443,6 +446,12 @@ impl Server {
             }
         };
 
+        match (message.from, &self.shared.associations) {
+            (Endpoint::Secure(id), Some(associations)) if is_fresh => {
+                associations.trust(id, message.proven.and_then(|proven| proven.doubted));
+            }
+            _ => self.ping_elsewhere(message, now),
+        }
         let confirmable = request.is_confirmable();
         if recorded {
             let record = Record {

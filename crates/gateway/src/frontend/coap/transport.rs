@@ -5,13 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use tidegate_coap::dedup;
-use tidegate_dtls::{AssociationId, Room};
+use tidegate_dtls::{AssociationId, Path, Room};
 use tidegate_net::{Datagram, Sender, UdpSocket};
 use tidegate_record::{DeviceId, MessageKey, Protocol};
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
 use super::secure::Secure;
-use crate::frontend::associations::{self, Associations, UNBOUNDED};
+use crate::frontend::associations::{self, Associations, Elsewhere, UNBOUNDED};
 use crate::metrics::{Frontend, Metrics};
 
 /// Who sent a message: where an answer goes, and within what message IDs are unique (RFC 7252 §4.4).
@@ -33,6 +33,8 @@ pub(super) struct Proven<'a> {
     pub(super) device: &'a DeviceId,
     /// The number of the record that brought it.
     pub(super) sequence: u64,
+    /// Where it came from, if that is not where the device was, and if it may be of before the start.
+    pub(super) doubted: Option<Elsewhere>,
 }
 
 impl Endpoint {
@@ -119,6 +121,13 @@ impl Outgoing {
             (Endpoint::Plain { peer, local }, _) => self.plain.push(peer, local, write),
             (Endpoint::Secure(id), Some(secure)) => secure.push(id, write),
             (Endpoint::Secure(_), None) => write(&mut Vec::new()),
+        }
+    }
+
+    /// Queues a message to where a record came from that may be of before the start.
+    pub(super) fn push_elsewhere(&mut self, to: AssociationId, path: Path, write: impl FnOnce(&mut Vec<u8>)) {
+        if let Some(secure) = &mut self.secure {
+            secure.push_elsewhere(to, path, write);
         }
     }
 

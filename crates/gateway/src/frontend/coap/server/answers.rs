@@ -76,7 +76,7 @@ impl Server {
     /// A message ID for what answers the request `mid` from `endpoint` in a message of its own, where no device is known that counts
     /// them. Who sends requests uses no ID twice within EXCHANGE_LIFETIME (RFC 7252 §4.4), so one that follows from it does not return
     /// either, and nothing is remembered.
-    pub(super) fn mid_after(&self, endpoint: Endpoint, mid: u16) -> u16 {
+    pub(in crate::frontend::coap) fn mid_after(&self, endpoint: Endpoint, mid: u16) -> u16 {
         mid.wrapping_add(self.random.hash_one(endpoint) as u16)
     }
 

@@ -454,7 +454,13 @@ impl Server {
     }
 
     /// A message ID for the response to the request `mid` that `endpoint` of `device` sent.
-    pub(super) fn mid_to(&mut self, endpoint: Endpoint, device: Option<&DeviceId>, mid: u16, now: Now) -> Option<u16> {
+    pub(in crate::frontend::coap) fn mid_to(
+        &mut self,
+        endpoint: Endpoint,
+        device: Option<&DeviceId>,
+        mid: u16,
+        now: Now,
+    ) -> Option<u16> {
         let lifetime = self.shared.dedup.exchange_lifetime;
         let random = self.draw();
         if let Some(device) = device {
