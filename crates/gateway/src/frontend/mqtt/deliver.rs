@@ -17,6 +17,10 @@ use crate::frontend::router::{Envelope, Left, NotSubscribed, Note, Published, Re
 /// read leaves behind.
 const SLOW: usize = 16 * 1024;
 
+/// Filters with wildcards of one SUBSCRIBE whose retained messages may be listed: each takes tens of microseconds, and a packet holds tens of
+/// thousands.
+const LISTINGS: usize = 256;
+
 impl Reactor {
     /// Hands a message to its subscribers: those of this worker now, the others through their workers' inboxes.
     pub(super) fn route(&mut self, published: Published, now: Now) -> Wait {
@@ -185,6 +189,7 @@ impl Reactor {
         let most = u32::try_from(shared.config.mqtt.max_subscriptions).unwrap_or(u32::MAX);
         let subscriber = client.subscriber();
         let mut reasons = Vec::with_capacity(subscribe.count);
+        let mut wildcards = 0;
         for (filter, options) in subscribe.filters() {
             if !may(self.rules.get().0, client, |acl, who| acl.may_subscribe(who, filter.text())) {
                 shared.metrics.mqtt.refused("acl_subscribe");
@@ -192,7 +197,8 @@ impl Reactor {
                 continue;
             }
             let room = (client.subscriptions < most).then_some(shared.config.mqtt.max_subscription_bytes);
-            let listing = self.replays.may_list(client.id);
+            wildcards += usize::from(filter.has_wildcard());
+            let listing = self.replays.may_list(client.id) && wildcards <= LISTINGS;
             match shared.router.subscribe(&filter, subscriber, options, subscribe.id, room, listing) {
                 Ok((inserted, replay)) => {
                     client.subscriptions += u32::from(inserted == Inserted::New);
