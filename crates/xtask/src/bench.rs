@@ -282,10 +282,14 @@ impl Shown {
 
 /// Promises that a run saw broken: messages lost, doubled or damaged, or no audit where there should be one.
 fn broken(report: &Value) -> u64 {
-    let faults = ["/audit/acked_and_missing", "/audit/stored_twice", "/audit/corrupted"];
-    let counted: u64 = faults.iter().filter_map(|path| report.pointer(path)?.as_u64()).sum();
     let outcome = report.pointer("/verdict/outcome").and_then(Value::as_str);
-    counted + u64::from(matches!(outcome, Some("fail" | "undone")))
+    audited(report) + u64::from(matches!(outcome, Some("fail" | "undone")))
+}
+
+/// Messages that the audit found lost, doubled or damaged; one, if there is no audit.
+fn audited(report: &Value) -> u64 {
+    let faults = ["/audit/acked_and_missing", "/audit/stored_twice", "/audit/corrupted"];
+    faults.iter().map(|path| report.pointer(path).and_then(Value::as_u64)).sum::<Option<u64>>().unwrap_or(1)
 }
 
 fn ratios(ours: &[f64], theirs: &[f64]) -> Spread {
