@@ -1,5 +1,5 @@
 //! Subscriptions are held against the rules again when those change, and when their client comes back, of whom there may be more to
-//! know by now: those that are not allowed any more end. A start does it with what it restores ([`super::restore`]).
+//! know by now: those that are not allowed any more end. A start does it with what it restores ([`super::restore()`]).
 //!
 //! What a session was given before stays in its queue.
 
