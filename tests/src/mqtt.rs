@@ -226,6 +226,12 @@ pub struct Client {
 }
 
 impl Client {
+    /// The port of its end of the connection.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.stream.local_addr().expect("it is connected").port()
+    }
+
     /// A TCP connection on which nothing was sent.
     #[must_use]
     pub fn open(gateway: SocketAddr, version: Version) -> Client {

@@ -79,6 +79,26 @@ fn a_half_open_connection_is_closed_by_its_keep_alive_and_its_will_is_published(
 }
 
 #[test]
+fn the_kernel_watches_over_clients_without_a_keep_alive_and_over_no_others() {
+    let gateway = Gateway::start();
+    let watched = |client: &Client| {
+        let ends = format!(":{:04X}", gateway.mqtt.port());
+        let other = format!(":{:04X}", client.port());
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("there is a table");
+        // sl, local address, remote address, state, queues, timer: 02 is that of keep-alive (proc_net_tcp.rst of Linux).
+        let row = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+        let mut timers =
+            row.filter(|row| row[1].ends_with(&ends) && row[2].ends_with(&other)).map(|row| row[5].to_owned());
+        timers.next().expect("the connection is there").starts_with("02:")
+    };
+    for version in BOTH {
+        let (idle, _) = Client::with(gateway.mqtt, version, &Connect::clean("idle").keep_alive(0));
+        let (pinging, _) = Client::with(gateway.mqtt, version, &Connect::clean("pinging").keep_alive(600));
+        until("the last answers are acknowledged", || (watched(&idle) && !watched(&pinging)).then_some(()));
+    }
+}
+
+#[test]
 fn one_client_identifier_in_a_loop_takes_over_from_itself() {
     const TIMES: usize = 300;
 

@@ -47,7 +47,7 @@ mod tests;
 
 pub use receiver::{Datagram, Datagrams, Receiver};
 pub use sender::{Sender, Sent};
-pub use tcp::{TcpOptions, accept_queue, tcp_listener};
+pub use tcp::{TcpOptions, accept_queue, probe_idle, tcp_listener};
 pub use udp::{Options, UdpSocket};
 
 /// Most datagrams in one system call.

@@ -2,17 +2,16 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::libc;
 use nix::sys::socket::{GetSockOpt, SetSockOpt};
 use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-/// A peer that is gone without a word is noticed after 10 + 4 × 1 minutes, where the protocol above asks for no sign of life; a
-/// device that reports more often is never probed.
-const KEEPALIVE: TcpKeepalive =
-    TcpKeepalive::new().with_time(Duration::from_secs(600)).with_interval(Duration::from_secs(60)).with_retries(4);
+/// Probes without an answer after which a peer is gone.
+const PROBES: u32 = 4;
 
 sockopt_impl!(
     /// `tcp(7)`: a connection is accepted when its first bytes are there.
@@ -81,14 +80,33 @@ pub fn tcp_listener(addr: SocketAddr, options: &TcpOptions) -> io::Result<TcpLis
     if addr.is_ipv6() {
         socket.set_only_v6(options.v6_only)?;
     }
-    // Both are inherited by accepted sockets (Linux), which so cost no system call each. An answer is written whole: to hold a small
+    // It is inherited by accepted sockets (Linux), which so cost no system call each. An answer is written whole: to hold a small
     // one back for the peer's acknowledgement (RFC 896) would add that much to its latency.
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&KEEPALIVE)?;
     if options.defer_seconds > 0 {
         DeferAccept.set(&socket, &options.defer_seconds)?;
     }
     socket.bind(&addr.into())?;
     socket.listen(options.backlog)?;
     Ok(socket.into())
+}
+
+/// Has the kernel ask an idle peer for a sign of life (`SO_KEEPALIVE`), where the protocol above does not: one that is gone without a word is
+/// noticed within half an hour, and one that reports every ten minutes is never asked.
+///
+/// When, and how soon again, differs with `spread`, which is any number. The kernel's timers of many connections that fell idle together
+/// fire together, and over loopback or between containers what of such a burst is above `net.core.netdev_max_backlog` is lost; were all
+/// asked again together, most would be lost again, and in the end so would connections that are well.
+///
+/// # Errors
+///
+/// What `setsockopt(2)` says.
+pub fn probe_idle(socket: &impl AsFd, spread: u64) -> io::Result<()> {
+    // Neighbours differ in both.
+    let spread = spread.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(600 + spread % 600))
+        .with_interval(Duration::from_secs(30 + spread % 61))
+        .with_retries(PROBES);
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)
 }

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::{BATCH, Options, Receiver, Sender, Sent, TcpOptions, UdpSocket, tcp_listener};
+use crate::{BATCH, Options, Receiver, Sender, Sent, TcpOptions, UdpSocket, probe_idle, tcp_listener};
 
 fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -260,4 +260,22 @@ fn a_datagram_too_long_for_its_path_leaves_in_fragments() {
     assert_eq!(lengths, [100, 1_200, 100, 100]);
     assert_eq!(whole.in_fragments(|| ()), Some(()));
     assert_eq!(peer.in_fragments(|| ()), None, "it always may");
+}
+
+#[test]
+fn idle_peers_are_asked_at_different_times() {
+    let listener = tcp_listener(addr("127.0.0.1:0"), &TcpOptions::default()).unwrap();
+    let times: Vec<_> = (0..8u64)
+        .map(|spread| {
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let socket = socket2::SockRef::from(&stream);
+            assert!(!socket.keepalive().unwrap());
+            probe_idle(&stream, spread).unwrap();
+            assert!(socket.keepalive().unwrap());
+            let (time, interval) = (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
+            assert!((600..1200).contains(&time.as_secs()) && (30..=90).contains(&interval.as_secs()));
+            time
+        })
+        .collect();
+    assert!(times.iter().collect::<std::collections::HashSet<_>>().len() > 4, "{times:?}");
 }

@@ -4,8 +4,10 @@ use std::hash::{BuildHasher, RandomState};
 
 use nix::sys::epoll::Epoll;
 use tidegate_mqtt::{Accept, Connect, Ended, Reason, Session};
+use tidegate_net::probe_idle;
 use tidegate_record::DeviceId;
 use tidegate_session::TableFull;
+use tracing::debug;
 
 use super::Now;
 use super::access::Ownership;
@@ -165,6 +167,12 @@ impl Reactor {
                 response_information: None,
             };
             client.connection.accept(&self.limits, accept, now.steady_millis(), &mut out);
+            if client.connection.keep_alive() == 0
+                && let Some(socket) = &client.socket
+                && let Err(error) = probe_idle(socket, client.id.bits())
+            {
+                debug!(%error, "the kernel does not watch over an idle connection");
+            }
         }
         self.give(slot, &mut out);
         self.out = out;
