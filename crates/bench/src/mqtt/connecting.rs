@@ -39,12 +39,12 @@ impl Crowd<'_> {
             } else {
                 usize::MAX
             };
-            let settled = (self.live + self.refused) as usize;
-            while next < self.connections.len() && next - settled < under_way && next < allowed {
+            while next < self.connections.len() && self.lifecycle.opening < under_way && next < allowed {
                 self.open(next)?;
                 next += 1;
             }
-            if settled == self.connections.len() {
+            // One that stood and was lost meanwhile is over, and counted.
+            if next == self.connections.len() && self.lifecycle.opening == 0 {
                 break;
             }
             // With a rate, the next connection is due soon; else only an event moves anything.
