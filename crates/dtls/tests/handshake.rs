@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use support::{
-    Rng, START, TestClient, TestServer, Weather, World, connected, converse, established, identity, key, owner, path,
-    patient,
+    Rng, START, TestClient, TestServer, Weather, World, connected, converse, established, exchange_keys, identity, key,
+    owner, path, patient,
 };
 use tidegate_dtls::{
     Alert, CidFormat, ClientConfig, ClientEvent, ConnectionId, Credentials, DropReason, Event, HandshakeFailure, Key,
@@ -205,14 +205,9 @@ fn before_finished(number: u64, secret: Key) -> (TestServer, TestClient, Vec<u8>
     let mut server = TestServer::new(ServerConfig::default(), 1);
     let credentials = Credentials::new(identity(number).as_bytes(), secret).unwrap();
     let mut client = TestClient::connect_as(&Arc::default(), credentials, path(1), None, START, &mut Rng(4));
-    for _ in 0..2 {
-        server.handle(&client.sent()[0], client.path, START);
-        client.handle(&server.sent()[0].1, START);
-    }
-    let flight = client.sent().remove(0);
-    let first = 13 + usize::from(flight[12]);
-    server.handle(&flight[..first], client.path, START);
-    (server, client, flight[first + 14..].to_vec())
+    // Behind the record of ChangeCipherSpec.
+    let finished = exchange_keys(&mut server, &mut client)[14..].to_vec();
+    (server, client, finished)
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::handshake::{message, message_header};
 use crate::record::ContentType;
-use crate::support::{Rng, START, TestClient, TestServer, connected, owner};
+use crate::support::{Rng, START, TestClient, TestServer, connected, exchange_keys, owner};
 use crate::{
     Alert, ClientConfig, ClientEvent, CloseReason, ConnectionId, DropReason, Event, HandshakeFailure, ServerConfig,
 };
@@ -76,14 +76,8 @@ fn a_protected_alert_ends_a_handshake_with_a_cid_and_without() {
         let mut server = TestServer::new(ServerConfig::default(), 1);
         let config = ClientConfig { cid, ..ClientConfig::default() };
         let mut client = TestClient::connect(&Arc::new(config), 1, None, START, &mut Rng(4));
-        for _ in 0..2 {
-            server.handle(&client.sent()[0], client.path, START);
-            client.handle(&server.sent()[0].1, START);
-        }
-        // The key exchange arrives, and nothing of what follows it.
-        let flight = client.sent().remove(0);
-        let first = 13 + usize::from(flight[12]);
-        server.handle(&flight[..first], client.path, START);
+        // Nothing of what follows it arrives.
+        exchange_keys(&mut server, &mut client);
         client.client.give_up(&mut client.out);
         let happened = server.handle(&client.sent()[0], client.path, START);
         let failure = HandshakeFailure::Received(Alert::INTERNAL_ERROR);

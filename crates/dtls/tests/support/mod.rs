@@ -217,6 +217,18 @@ impl TestClient {
     }
 }
 
+/// Takes a handshake to where the client's key exchange has arrived, and gives what follows it in that flight.
+pub fn exchange_keys(server: &mut TestServer, client: &mut TestClient) -> Vec<u8> {
+    for _ in 0..2 {
+        server.handle(&client.sent()[0], client.path, START);
+        client.handle(&server.sent()[0].1, START);
+    }
+    let mut flight = client.sent().remove(0);
+    let rest = flight.split_off(13 + usize::from(flight[12]));
+    server.handle(&flight, client.path, START);
+    rest
+}
+
 /// Carries everything between the two without loss, until nobody says anything more. Gives what happened at the server and
 /// all datagrams in order: (to the server, bytes).
 pub fn converse(
