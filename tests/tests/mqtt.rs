@@ -313,6 +313,34 @@ fn a_client_that_disconnects_gets_its_answers_first() {
 }
 
 #[test]
+fn more_than_one_read_takes_is_read_to_the_end_whether_the_client_stays_or_goes() {
+    const COUNT: usize = 3_000;
+    let gateway = Gateway::start();
+    // A client of version 5 is told how many of QoS 1 it may send.
+    for (version, quality) in [(Version::V4, [0, 1].as_slice()), (Version::V5, &[0])] {
+        for &qos in quality {
+            let name = format!("{version:?}-{qos}");
+            let mut client = Client::connect(gateway.mqtt, version, &name);
+            // Three megabytes: the kernel holds them, and a read takes 64 KiB.
+            let all: Vec<u8> = (0..COUNT)
+                .flat_map(|n| mqtt::publish(version, "t", format!("{n:01000}").as_bytes(), qos, n as u16 % 30_000 + 1))
+                .collect();
+            client.send(&all);
+            if qos == 1 {
+                for _ in 0..COUNT {
+                    assert!(matches!(client.receive(), Packet::Puback { code: 0, .. }));
+                }
+            } else {
+                client.half_close();
+                assert_eq!(client.until_closed(), []);
+            }
+            let stored = || gateway.records().iter().filter(|record| record.device == name).count();
+            until("all is stored", || (stored() == COUNT).then_some(()));
+        }
+    }
+}
+
+#[test]
 fn subscriptions_match_as_mqtt_says_and_end_when_asked() {
     let gateway = Gateway::start();
     for version in BOTH {

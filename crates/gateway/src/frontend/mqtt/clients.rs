@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
+use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{MsgFlags, recv, send};
 use slab::Slab;
 use socket2::Socket;
@@ -12,6 +13,7 @@ use tidegate_mqtt::{Connection, Session, Will};
 use tidegate_record::DeviceId;
 use tidegate_transport::Transport;
 
+use super::READS;
 use super::access::Author;
 use super::kept::Kept;
 use super::listeners::Kind;
@@ -170,6 +172,16 @@ impl Client {
         self.out.len() - self.sent + self.transport.as_ref().map_or(0, |transport| transport.unsent().len())
     }
 
+    /// What epoll is to tell of it. Of an open connection it tells edges: one that was read dry is not asked again whether it is ready, which
+    /// would be half of what epoll costs. So whoever reads leaves nothing unread, or remembers ([`Reactor`](super::reactor::Reactor)).
+    pub(super) fn interest(&self) -> EpollEvent {
+        let mut flags = EpollFlags::empty();
+        flags.set(READS, !self.flags.deaf);
+        flags.set(EpollFlags::EPOLLOUT, self.flags.wants_write);
+        flags.set(EpollFlags::EPOLLET, !self.flags.shaking_hands);
+        EpollEvent::new(flags, self.id.bits())
+    }
+
     /// When somebody has to look at it, in milliseconds of the steady clock.
     pub(super) fn deadline(&self, limits: &tidegate_mqtt::Limits) -> Option<u64> {
         match &self.parked {
@@ -187,10 +199,13 @@ impl Client {
     /// Reads once into `buffer`: `Ok(0)` is the end of the stream, `None` that nothing is there.
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let Some(socket) = &self.socket else { return Ok(None) };
-        match recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
-            Ok(read) => Ok(Some(read)),
-            Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
-            Err(error) => Err(error.into()),
+        loop {
+            match recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(read) => return Ok(Some(read)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 

@@ -244,8 +244,7 @@ impl Reactor {
             self.shared.metrics.mqtt_paused.dec();
         }
         // Epoll is to know it by the session's name from now on.
-        let mut event = nix::sys::epoll::EpollEvent::new(super::READS, id.bits());
-        if epoll.modify(&socket, &mut event).is_err() {
+        if epoll.modify(&socket, &mut client.interest()).is_err() {
             self.count_connections(arrived.kind, -1);
             return None;
         }

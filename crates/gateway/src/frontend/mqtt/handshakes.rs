@@ -21,10 +21,10 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use tracing::{debug, warn};
 
+use super::Now;
 use super::clients::Slot;
 use super::listeners::MOST;
 use super::reactor::Reactor;
-use super::{Now, READS};
 use crate::frontend::router::SessionId;
 
 /// Epoll's name for the instance, next to those of the listeners.
@@ -194,10 +194,7 @@ impl Reactor {
         self.shared.metrics.transports.handshake(client.kind, result);
         self.handshakes.end(client.id);
         client.flags.shaking_hands = false;
-        let mut flags = EpollFlags::empty();
-        flags.set(READS, !client.flags.deaf);
-        flags.set(EpollFlags::EPOLLOUT, client.flags.wants_write);
-        let event = EpollEvent::new(flags, client.id.bits());
+        let event = client.interest();
         let moved = client.fd().map(|fd| self.handshakes.epoll.delete(fd).and_then(|()| epoll.add(fd, event)));
         if let Some(Err(error)) = moved {
             // It would never be heard again; its keep-alive ends it.

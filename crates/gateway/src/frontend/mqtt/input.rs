@@ -18,7 +18,11 @@ const MAX_UNCONNECTED: usize = 16 << 20;
 impl Reactor {
     pub(super) fn read(&mut self, epoll: &Epoll, slot: Slot, now: Now) {
         let Some(client) = self.clients.get_mut(slot) else { return };
-        match client.read(&mut self.buffer) {
+        let read = client.read(&mut self.buffer);
+        if matches!(read, Ok(Some(read)) if read == self.buffer.len()) {
+            self.unread.push(client.id);
+        }
+        match read {
             Ok(Some(0)) => self.close(epoll, slot, "peer", now),
             Ok(Some(read)) if client.transport.is_some() => {
                 self.read_bytes += read as u64;

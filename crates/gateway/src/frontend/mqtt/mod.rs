@@ -62,8 +62,8 @@ pub(crate) use restore::{Restored, restore};
 /// takes (a few milliseconds at most).
 const EVENTS: usize = 512;
 
-/// Of those, connections whose peers have gone. Closing one costs as much as ten answers, and thousands end at once where a load balancer
-/// or a cell fails: the others wait, of which epoll tells again.
+/// Connections whose peers have gone that are read in a pass. Closing one costs as much as ten answers, and thousands end at once where a
+/// load balancer or a cell fails: the others wait.
 const ENDS: usize = 32;
 
 /// What a connection is watched for while it is read.
@@ -116,7 +116,11 @@ pub(super) async fn serve(listeners: Vec<Listener>, index: usize, shared: Arc<Sh
                 reactor.listeners.release(&poller.get_ref().0, std::time::Instant::now());
             }
             () = sleep_until(pause), if pause.is_some() => reactor.end_pause(),
-            () = tokio::task::yield_now(), if reactor.has_more() => {}
+            () = tokio::task::yield_now(), if reactor.has_more() => {
+                if reactor.reads() && pause.is_none() {
+                    reactor.pass(&poller.get_ref().0, &mut events)?;
+                }
+            }
             _ = tick.tick() => reactor.tick(&poller.get_ref().0, Now::read()),
             () = tokio::time::sleep(behind::LOOK), if reactor.behind.is_waiting() => {}
             () = tokio::time::sleep(PAUSED_TICK), if reactor.is_held_up() => {

@@ -1,6 +1,6 @@
 //! The worker's state and its passes: what is ready is read, what it brought is appended, answers go out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,7 +26,7 @@ use super::replay::Replays;
 use super::review::Review;
 use super::sys::Sys;
 use super::wills::Waiting;
-use super::{ENDS, GONE, Now, READS};
+use super::{ENDS, GONE, Now};
 use crate::acl::View;
 use crate::frontend::acks::AckQueue;
 use crate::frontend::limiter::Limiter;
@@ -46,6 +46,10 @@ const APPEND_BYTES: usize = 512 * 1024;
 /// Output buffers kept for reuse, and the largest that is kept: an idle connection owns none.
 const SPARE_BUFFERS: usize = 1024;
 pub(super) const SPARE_BYTES: usize = 4096;
+
+/// Larger ones that are kept, for those who subscribe to much, and the largest of them: what a commit of ten thousand readings is to one.
+const LARGE_BUFFERS: usize = 2;
+const LARGE_BYTES: usize = 2 << 20;
 
 /// An account whose password was right, and its generation when that was found.
 pub(super) type Proven = (Box<Account>, u64);
@@ -88,6 +92,10 @@ pub(super) struct Reactor {
     due: Vec<SessionId>,
     /// Clients with something to send.
     dirty: Vec<Slot>,
+    /// Clients that were not read dry, of which epoll tells no more.
+    pub(super) unread: Vec<SessionId>,
+    /// Clients whose peers have gone, in the order in which epoll told.
+    gone: VecDeque<SessionId>,
     /// Clients that are not read until the log takes readings again, and those that may be read on.
     pub(super) paused: Vec<SessionId>,
     pub(super) resumable: Vec<SessionId>,
@@ -108,6 +116,7 @@ pub(super) struct Reactor {
     pub(super) unsent_bytes: usize,
     pub(super) most_unsent: usize,
     spare: Vec<Vec<u8>>,
+    large: Vec<Vec<u8>>,
     envelopes: Vec<Envelope>,
     /// The log did not take the batch: it is kept, and nothing is read, until it does.
     held: bool,
@@ -168,6 +177,8 @@ impl Reactor {
             wheel: Wheel::new(now.steady_millis() / 1000),
             due: Vec::new(),
             dirty: Vec::new(),
+            unread: Vec::new(),
+            gone: VecDeque::new(),
             paused: Vec::new(),
             resumable: Vec::new(),
             farewells: Farewells::default(),
@@ -180,6 +191,7 @@ impl Reactor {
             unsent_bytes: 0,
             most_unsent: shared.config.mqtt.max_outgoing_total_bytes / shared.workers,
             spare: Vec::new(),
+            large: Vec::new(),
             envelopes: Vec::new(),
             held: false,
             rules: View::new(shared.access.rules.clone()),
@@ -217,7 +229,8 @@ impl Reactor {
 
     /// Whether there is more to do without anything coming in.
     pub(super) fn has_more(&self) -> bool {
-        self.replays.are_ready() || self.review.is_under_way()
+        let unread = !self.unread.is_empty() || !self.gone.is_empty();
+        self.replays.are_ready() || self.review.is_under_way() || unread && self.reads() && self.pause().is_none()
     }
 
     /// Asks to be woken when `durable` moves, if anything waits for it.
@@ -248,7 +261,7 @@ impl Reactor {
             ready => ready?,
         };
         let now = Now::read();
-        let mut ends = ENDS;
+        self.read_on(epoll, now);
         for event in &events[..ready] {
             if let Some(listener) = self.listeners.index(event.data()) {
                 self.accept(epoll, listener, now);
@@ -261,23 +274,50 @@ impl Reactor {
             let id = SessionId::from_bits(event.data());
             let Some((slot, _)) = id.and_then(|id| self.clients.by_id(id)) else { continue };
             let flags = event.events();
-            if flags.intersects(GONE) {
-                let Some(left) = ends.checked_sub(1) else { continue };
-                ends = left;
-            }
             if flags.intersects(EpollFlags::EPOLLOUT) {
                 self.mark_dirty(slot);
             }
-            if flags.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+            if flags.intersects(GONE) {
+                self.gone.extend(id);
+            } else if flags.intersects(EpollFlags::EPOLLIN) {
                 self.read(epoll, slot, now);
             }
             if self.batch.bytes() >= APPEND_BYTES {
                 self.append(epoll, now);
             }
         }
+        self.read_gone(epoll, now);
         self.append(epoll, now);
         self.pause.set(ready < events.len());
         Ok(ready)
+    }
+
+    /// Reads on where a read did not take all.
+    fn read_on(&mut self, epoll: &Epoll, now: Now) {
+        for id in std::mem::take(&mut self.unread) {
+            // Of one that is deaf, epoll tells when it is not any more.
+            if let Some((slot, client)) = self.clients.by_id(id)
+                && !client.flags.deaf
+            {
+                self.read(epoll, slot, now);
+            }
+            if self.batch.bytes() >= APPEND_BYTES {
+                self.append(epoll, now);
+            }
+        }
+    }
+
+    /// Reads some of those whose peers have gone: what they sent before comes first.
+    fn read_gone(&mut self, epoll: &Epoll, now: Now) {
+        for _ in 0..ENDS.min(self.gone.len()) {
+            let Some(id) = self.gone.pop_front() else { return };
+            let Some((slot, _)) = self.clients.by_id(id) else { continue };
+            let before = self.read_bytes;
+            self.read(epoll, slot, now);
+            if self.read_bytes > before && self.clients.by_id(id).is_some_and(|(_, client)| !client.flags.deaf) {
+                self.gone.push_back(id);
+            }
+        }
     }
 
     /// Puts `out` into the client's own buffer and empties it.
@@ -310,6 +350,12 @@ impl Reactor {
                 && let Some(spare) = self.spare.pop()
             {
                 client.out = spare;
+            }
+            if client.out.len() + out.len() > client.out.capacity()
+                && let Some(mut large) = self.large.pop_if(|large| large.capacity() > client.out.capacity())
+            {
+                large.extend_from_slice(&client.out);
+                client.out = large;
             }
             client.out.extend_from_slice(out);
             client.accounted += out.len();
@@ -459,8 +505,12 @@ impl Reactor {
             Ok(true) => {
                 let buffer = std::mem::take(&mut client.out);
                 let (id, was_deaf) = (client.id, client.flags.deaf);
-                if buffer.capacity() <= SPARE_BYTES && self.spare.len() < SPARE_BUFFERS {
-                    self.spare.push(buffer);
+                if buffer.capacity() <= SPARE_BYTES {
+                    if self.spare.len() < SPARE_BUFFERS {
+                        self.spare.push(buffer);
+                    }
+                } else if buffer.capacity() <= LARGE_BYTES && self.large.len() < LARGE_BUFFERS {
+                    self.large.push(buffer);
                 }
                 self.replays.wake(id);
                 if std::mem::take(&mut client.flags.congested) {
@@ -491,12 +541,8 @@ impl Reactor {
             return;
         }
         (client.flags.deaf, client.flags.wants_write) = (deaf, wants_write);
-        let mut flags = EpollFlags::empty();
-        flags.set(READS, !deaf);
-        flags.set(EpollFlags::EPOLLOUT, wants_write);
-        let mut event = EpollEvent::new(flags, client.id.bits());
         let set = if client.flags.shaking_hands { self.handshakes.epoll() } else { epoll };
-        if let Some(Err(error)) = client.fd().map(|fd| set.modify(fd, &mut event)) {
+        if let Some(Err(error)) = client.fd().map(|fd| set.modify(fd, &mut client.interest())) {
             warn!(%error, "a connection's interest could not be changed");
         }
     }

@@ -3,16 +3,16 @@
 use std::io;
 use std::time::Duration;
 
-use nix::sys::epoll::{Epoll, EpollEvent};
+use nix::sys::epoll::Epoll;
 use tidegate_mqtt::Connection;
 use tidegate_transport::{Layers, Transport};
 use tracing::warn;
 
+use super::Now;
 use super::clients::{Client, Slot};
 use super::handshakes::CROWDED_PAUSE;
 use super::listeners::{Kind, deferral};
 use super::reactor::Reactor;
-use super::{Now, READS};
 use crate::frontend::router::{Arrival, SessionId};
 
 /// Accepted in one pass; the rest waits in the kernel's queue while those that are connected are served.
@@ -120,8 +120,7 @@ impl Reactor {
         let id = client.id;
         client.flags.shaking_hands = shakes_hands;
         let set = if shakes_hands { self.handshakes.epoll() } else { epoll };
-        let event = EpollEvent::new(READS, id.bits());
-        if let Some(Err(error)) = client.fd().map(|fd| set.add(fd, event)) {
+        if let Some(Err(error)) = client.fd().map(|fd| set.add(fd, client.interest())) {
             warn!(%error, "a connection could not be registered");
             self.clients.remove(slot);
             return;
