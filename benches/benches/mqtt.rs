@@ -6,7 +6,6 @@
 //! process.
 
 use std::hint::black_box;
-use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::BytesMut;
@@ -124,7 +123,7 @@ fn delivering(version: Version) {
     let limits = Limits::default();
     let mut conn = open(version, &limits);
     let mut out = Vec::with_capacity(1024);
-    let message = Arc::new(Message::new(TOPIC, &[0x5a; 256], QoS::AtLeastOnce, false));
+    let message = Message::new(TOPIC, &[0x5a; 256], QoS::AtLeastOnce, false);
     measure(&format!("deliver 256 B at QoS 0, {}", version.name()), 1, |_| {
         black_box(conn.deliver(&limits, &message, Delivery::default(), NOW, &mut out));
         out.clear();

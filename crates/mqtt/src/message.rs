@@ -2,7 +2,7 @@
 //!
 //! # Format
 //!
-//! One allocation holds what every PUBLISH of the message has in common, as it stands on the wire:
+//! One allocation, which all who have the message share, holds what every PUBLISH of it has in common, as it stands on the wire:
 //!
 //! ```text
 //! topic length, topic | properties without alias, expiry and subscription identifiers | payload
@@ -10,6 +10,9 @@
 //!
 //! A PUBLISH differs per subscriber only in front of and between those three: flags, packet identifier, remaining expiry,
 //! subscription identifiers, alias. So one form serves both versions, and a fan-out copies bytes but encodes nothing.
+
+use smallvec::SmallVec;
+use triomphe::ThinArc;
 
 use crate::encode;
 use crate::packet::{Publish, QoS, Version, WillRef};
@@ -24,17 +27,22 @@ const WRITTEN_HEAD: usize = 17;
 const RETAIN: u8 = 1 << 2;
 const EXPIRES: u8 = 1 << 3;
 
-/// A message as it was published. Shared in an `Arc` by the queues of its subscribers and the retained store.
+/// Bytes of a message that are built without an allocation of their own: more than those of ordinary readings.
+const SCRATCH: usize = 512;
+
+/// A message as it was published. The queues of its subscribers and the retained store share it: a clone is one more reference.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Message {
-    /// As in the module's format.
-    bytes: Box<[u8]>,
+pub struct Message(ThinArc<Head, u8>);
+
+/// What a message has besides its bytes, which are in the module's format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Head {
+    /// When it expires, in milliseconds of the driver's clock.
+    expires: Option<u64>,
     /// Where the properties start; `2 + topic length`.
     properties_at: u32,
     /// Where the payload starts.
     payload_at: u32,
-    /// When it expires, in milliseconds of the driver's clock.
-    expires: Option<u64>,
     qos: QoS,
     retain: bool,
 }
@@ -43,8 +51,8 @@ impl std::fmt::Debug for Message {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Message")
             .field("topic", &self.topic())
-            .field("qos", &self.qos)
-            .field("retain", &self.retain)
+            .field("qos", &self.qos())
+            .field("retain", &self.retain())
             .field("payload_len", &self.payload().len())
             .finish_non_exhaustive()
     }
@@ -93,13 +101,14 @@ impl Message {
         expires: Option<u64>,
     ) -> Message {
         debug_assert!(topic.len() <= usize::from(u16::MAX));
-        let mut bytes = Vec::with_capacity(2 + topic.len() + content_type.len() + 3 + payload.len());
+        let mut bytes: SmallVec<[u8; SCRATCH]> = SmallVec::new();
         bytes.extend_from_slice(&(topic.len() as u16).to_be_bytes());
         bytes.extend_from_slice(topic.as_bytes());
         let properties_at = bytes.len() as u32;
         if !content_type.is_empty() {
             bytes.push(id::CONTENT_TYPE);
-            crate::wire::put_binary(&mut bytes, content_type.as_bytes());
+            bytes.extend_from_slice(&(content_type.len() as u16).to_be_bytes());
+            bytes.extend_from_slice(content_type.as_bytes());
         }
         for (property, span) in properties.spans() {
             if !matches!(property, Property::TopicAlias(_) | Property::MessageExpiry(_) | Property::WillDelay(_)) {
@@ -108,19 +117,28 @@ impl Message {
         }
         let payload_at = bytes.len() as u32;
         bytes.extend_from_slice(payload);
-        Message { bytes: bytes.into_boxed_slice(), properties_at, payload_at, expires, qos, retain }
+        let head = Head { expires, properties_at, payload_at, qos, retain };
+        Message(ThinArc::from_header_and_slice(head, &bytes))
+    }
+
+    fn head(&self) -> &Head {
+        &self.0.header.header
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.0.slice
     }
 
     /// Where it was published.
     #[must_use]
     pub fn topic(&self) -> &str {
-        std::str::from_utf8(&self.bytes[2..self.properties_at as usize]).unwrap_or_default()
+        std::str::from_utf8(&self.topic_field()[2..]).unwrap_or_default()
     }
 
     /// What was published.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
-        &self.bytes[self.payload_at as usize..]
+        &self.bytes()[self.head().payload_at as usize..]
     }
 
     /// The content type that it was published with; empty if with none.
@@ -137,44 +155,46 @@ impl Message {
     /// With which QoS it was published.
     #[must_use]
     pub fn qos(&self) -> QoS {
-        self.qos
+        self.head().qos
     }
 
     /// Whether it was published to be retained.
     #[must_use]
     pub fn retain(&self) -> bool {
-        self.retain
+        self.head().retain
     }
 
     /// When it expires, in milliseconds of the driver's clock.
     #[must_use]
     pub fn expires(&self) -> Option<u64> {
-        self.expires
+        self.head().expires
     }
 
     /// Whether it has expired at `now`.
     #[must_use]
     pub fn is_expired(&self, now: u64) -> bool {
-        self.expires.is_some_and(|at| at <= now)
+        self.expires().is_some_and(|at| at <= now)
     }
 
     /// Bytes that it occupies, for the bounds of queues and stores.
     #[must_use]
     pub fn size(&self) -> usize {
-        size_of::<Message>() + self.bytes.len()
+        // Behind a count and a length.
+        2 * size_of::<usize>() + size_of::<Head>() + self.bytes().len()
     }
 
     /// Appends the form in which it is kept across restarts: one byte of flags (bits 0–1 QoS, bit 2 retain, bit 3 that it expires),
     /// 8 bytes when it expires, 4 bytes each where properties and payload start, then its bytes; integers are big-endian.
     pub fn write(&self, out: &mut Vec<u8>) {
-        out.reserve(WRITTEN_HEAD + self.bytes.len());
-        let retain = if self.retain { RETAIN } else { 0 };
-        let expires = if self.expires.is_some() { EXPIRES } else { 0 };
-        out.push(self.qos as u8 | retain | expires);
-        out.extend_from_slice(&self.expires.unwrap_or(0).to_be_bytes());
-        out.extend_from_slice(&self.properties_at.to_be_bytes());
-        out.extend_from_slice(&self.payload_at.to_be_bytes());
-        out.extend_from_slice(&self.bytes);
+        let head = self.head();
+        out.reserve(WRITTEN_HEAD + self.bytes().len());
+        let retain = if head.retain { RETAIN } else { 0 };
+        let expires = if head.expires.is_some() { EXPIRES } else { 0 };
+        out.push(head.qos as u8 | retain | expires);
+        out.extend_from_slice(&head.expires.unwrap_or(0).to_be_bytes());
+        out.extend_from_slice(&head.properties_at.to_be_bytes());
+        out.extend_from_slice(&head.payload_at.to_be_bytes());
+        out.extend_from_slice(self.bytes());
     }
 
     /// The message that was written as `form`; `None` if none was.
@@ -194,15 +214,16 @@ impl Message {
         }
         Properties::check(properties, Allowed::PUBLISH).ok()?;
         let qos = QoS::from_number(flags & 0b11)?;
-        Some(Message { bytes: bytes.into(), properties_at, payload_at, expires, qos, retain: flags & RETAIN != 0 })
+        let head = Head { expires, properties_at, payload_at, qos, retain: flags & RETAIN != 0 };
+        Some(Message(ThinArc::from_header_and_slice(head, bytes)))
     }
 
     pub(crate) fn topic_field(&self) -> &[u8] {
-        &self.bytes[..self.properties_at as usize]
+        &self.bytes()[..self.head().properties_at as usize]
     }
 
     pub(crate) fn properties(&self) -> &[u8] {
-        &self.bytes[self.properties_at as usize..self.payload_at as usize]
+        &self.bytes()[self.head().properties_at as usize..self.head().payload_at as usize]
     }
 
     /// Appends its PUBLISH for one subscriber.
@@ -257,6 +278,7 @@ impl Will {
     #[must_use]
     pub fn publish(self, now: u64) -> Message {
         let expires = self.expiry.map(|s| now + u64::from(s) * SECOND);
-        Message { expires, ..self.message }
+        let head = Head { expires, ..*self.message.head() };
+        Message(ThinArc::from_header_and_slice(head, self.message.bytes()))
     }
 }

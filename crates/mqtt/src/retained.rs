@@ -12,8 +12,6 @@
 //! their places, a stretch at a time. Each message has a stamp, which says whether it was there when the replay began: one that came
 //! later was sent to the subscription as it came, and is not sent again.
 
-use std::sync::Arc;
-
 use crate::message::Message;
 use crate::topic::Filter;
 use crate::tree::{MAX_LEVELS, NONE, ROOT, Tree, Vacant};
@@ -41,7 +39,7 @@ const LISTED: usize = 1024;
 
 #[derive(Debug, Default)]
 struct Place {
-    message: Option<Arc<Message>>,
+    message: Option<Message>,
     /// Which change of the store it came with.
     stamp: u64,
 }
@@ -81,7 +79,7 @@ impl Replay {
 #[derive(Debug)]
 pub enum Found {
     /// A message to be sent.
-    Message(Arc<Message>),
+    Message(Message),
     /// None within the budget; there may be more.
     Nothing,
     /// There are no more.
@@ -129,7 +127,7 @@ impl Retained {
     }
 
     /// Keeps `message` for its topic, or removes what is kept there if its payload is empty.
-    pub fn set(&mut self, message: &Arc<Message>) -> Retention {
+    pub fn set(&mut self, message: &Message) -> Retention {
         if !message.retain() {
             return Retention::Untouched;
         }
@@ -143,7 +141,7 @@ impl Retained {
         }
         let node = topic.split('/').fold(ROOT, |node, level| self.tree.child_or_insert(node, level));
         self.stamp += 1;
-        *self.tree.value_mut(node) = Place { message: Some(Arc::clone(message)), stamp: self.stamp };
+        *self.tree.value_mut(node) = Place { message: Some(message.clone()), stamp: self.stamp };
         self.len += 1;
         self.bytes += message.size();
         if had { Retention::Replaced } else { Retention::New }
@@ -169,7 +167,7 @@ impl Retained {
 
     /// The message kept for `topic`, unless it expired by `now`.
     #[must_use]
-    pub fn get(&self, topic: &str, now: u64) -> Option<&Arc<Message>> {
+    pub fn get(&self, topic: &str, now: u64) -> Option<&Message> {
         let mut node = ROOT;
         for level in topic.split('/') {
             node = self.tree.child(node, level)?;
@@ -178,7 +176,7 @@ impl Retained {
     }
 
     /// Calls `each` with every message whose topic matches `filter` and that has not expired by `now`, until it says false.
-    pub fn matches(&self, filter: &Filter<'_>, now: u64, mut each: impl FnMut(&Arc<Message>) -> bool) {
+    pub fn matches(&self, filter: &Filter<'_>, now: u64, mut each: impl FnMut(&Message) -> bool) {
         let pattern = filter.pattern();
         let mut todo = vec![(ROOT, 0)];
         while let Some((node, at)) = todo.pop() {
@@ -206,14 +204,17 @@ impl Retained {
         }
     }
 
-    /// Begins to send a new subscription what matches `filter`; `None` if nothing does. Without `listing` it takes next to no memory and
-    /// goes through all topics.
+    /// Begins to send a new subscription what matches `filter`; `None` if nothing does. Places looked at for a filter with wildcards are
+    /// taken off `budget`; once that is used up it takes next to no time and memory here, and goes through all topics.
     #[must_use]
-    pub fn replay(&self, filter: &Filter<'_>, listing: bool) -> Option<Replay> {
+    pub fn replay(&self, filter: &Filter<'_>, budget: &mut u32) -> Option<Replay> {
         if self.is_empty() {
             return None;
         }
-        let progress = match listing.then(|| self.list(filter)).flatten() {
+        let mut unbounded = u32::MAX;
+        // One place, whatever there is.
+        let listed = self.list(filter, if filter.has_wildcard() { budget } else { &mut unbounded });
+        let progress = match listed {
             Some(listed) if listed.is_empty() => return None,
             Some(listed) => Progress::Listed(listed),
             None => Progress::Sweep { next: ROOT, end: self.tree.span() },
@@ -232,7 +233,7 @@ impl Retained {
             Progress::Listed(listed) => {
                 while let Some(node) = listed.pop() {
                     if let Some(message) = take(node) {
-                        return Found::Message(Arc::clone(message));
+                        return Found::Message(message.clone());
                     }
                 }
                 Found::End
@@ -249,7 +250,7 @@ impl Retained {
                     if let Some(message) = take(node)
                         && filter.matches(message.topic())
                     {
-                        return Found::Message(Arc::clone(message));
+                        return Found::Message(message.clone());
                     }
                 }
                 Found::End
@@ -257,8 +258,8 @@ impl Retained {
         }
     }
 
-    /// Places whose messages match `filter`, unless they are many.
-    fn list(&self, filter: &Filter<'_>) -> Option<Vec<u32>> {
+    /// Places whose messages match `filter`, unless they are many, or more places must be looked at than `budget` has.
+    fn list(&self, filter: &Filter<'_>, budget: &mut u32) -> Option<Vec<u32>> {
         let pattern = filter.pattern();
         let mut listed = Vec::new();
         let mut todo = vec![(ROOT, 0)];
@@ -269,6 +270,7 @@ impl Retained {
             listed.len() <= LISTED
         };
         while let Some((node, at)) = todo.pop() {
+            *budget = budget.checked_sub(1)?;
             let Some(rest) = pattern.get(at..) else {
                 if !found(node) {
                     return None;
@@ -289,17 +291,19 @@ impl Retained {
                 return None;
             }
             let room = LISTED + 1 - todo.len().min(LISTED);
+            let before = todo.len();
             // Wildcards at the first level do not match topics that begin with `$` ([MQTT-4.7.2-1]).
             let shown = |child: &u32| node != ROOT || !self.tree.level(*child).starts_with('$');
             todo.extend(self.tree.children(node).filter(shown).take(room).map(|c| (c, next)));
             if todo.len() > LISTED {
+                *budget = budget.saturating_sub((todo.len() - before) as u32);
                 return None;
             }
         }
         Some(listed)
     }
 
-    fn offer(&self, node: u32, now: u64, each: &mut impl FnMut(&Arc<Message>) -> bool) -> bool {
+    fn offer(&self, node: u32, now: u64, each: &mut impl FnMut(&Message) -> bool) -> bool {
         match &self.tree.get(node).value.message {
             Some(message) if !message.is_expired(now) => each(message),
             _ => true,

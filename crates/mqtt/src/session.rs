@@ -4,7 +4,6 @@
 //! at QoS 0 and 1 never has a `Session`. What has to survive a restart is told as [`Change`]s (see [`journal`]).
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 mod journal;
 
@@ -37,8 +36,9 @@ pub struct Session {
     next_expiry: Option<u64>,
     /// The packet identifier given last.
     last_id: u16,
-    /// Packet identifiers given since nothing was in flight.
-    given_since_empty: u16,
+    /// Where in the sequence of identifiers those in flight were given is not known: they are from a restart, or one in use was stepped
+    /// over.
+    unordered: bool,
     /// Place of the next message among all that this session was given.
     next_order: u64,
     /// What changed and was not taken yet; `None` for a session that nobody keeps.
@@ -58,7 +58,7 @@ pub(crate) struct Inbound {
 /// How one message is to reach one subscriber.
 #[derive(Debug, Clone)]
 pub(crate) struct Queued {
-    pub(crate) message: Arc<Message>,
+    pub(crate) message: Message,
     pub(crate) qos: QoS,
     pub(crate) retain: bool,
     pub(crate) ids: Ids,
@@ -72,7 +72,7 @@ pub(crate) struct Queued {
 #[derive(Debug)]
 pub struct Shared {
     /// The message.
-    pub message: Arc<Message>,
+    pub message: Message,
     /// The shared subscription.
     pub group: u64,
     /// Its place in the session.
@@ -193,7 +193,7 @@ impl Session {
     ///
     /// Beyond the bounds the oldest queued messages go: a device that wakes after a day wants the last command, not
     /// the first. Returns how many went.
-    pub fn queue(&mut self, limits: &Limits, message: &Arc<Message>, delivery: Delivery<'_>) -> Result<usize, Dropped> {
+    pub fn queue(&mut self, limits: &Limits, message: &Message, delivery: Delivery<'_>) -> Result<usize, Dropped> {
         let qos = delivery.qos.min(message.qos());
         if qos == QoS::AtMostOnce {
             return Err(Dropped::Offline);
@@ -255,12 +255,12 @@ impl Session {
     }
 
     /// Gives a message its place in the session.
-    pub(crate) fn admit(&mut self, message: &Arc<Message>, delivery: Delivery<'_>) -> Queued {
+    pub(crate) fn admit(&mut self, message: &Message, delivery: Delivery<'_>) -> Queued {
         let order = self.next_order;
         self.next_order += 1;
         self.note(Change::Added { order });
         let Delivery { qos, retain, ids, group } = delivery;
-        Queued { message: Arc::clone(message), qos, retain, ids: Ids::from_slice(ids), group, order }
+        Queued { message: message.clone(), qos, retain, ids: Ids::from_slice(ids), group, order }
     }
 
     /// Notes that a message admitted is neither queued nor in flight: it was dropped before it could be.
@@ -330,18 +330,19 @@ impl Session {
         self.inflight.iter().position(|f| f.packet_id == packet_id)
     }
 
-    /// A packet identifier that is not in use ([MQTT-2.2.1-3]). `inflight.len() < 65535`.
-    pub(crate) fn next_packet_id(&mut self) -> u16 {
-        if self.inflight.is_empty() {
-            self.given_since_empty = 0;
-        }
-        self.given_since_empty = self.given_since_empty.saturating_add(1);
+    /// A packet identifier that is not in use ([MQTT-2.2.1-3]), for the message at place `order`, which is to be in flight last.
+    /// `inflight.len() < 65535`.
+    pub(crate) fn next_packet_id(&mut self, order: u64) -> u16 {
+        let oldest = self.inflight.front().map(|f| f.publish.order);
+        self.unordered &= oldest.is_some();
+        // Identifiers are given in sequence, at most one for each place: if fewer were since the oldest got its, none has come round.
+        let is_free = !self.unordered && oldest.is_none_or(|oldest| order - oldest < u64::from(u16::MAX));
         loop {
             self.last_id = self.last_id.checked_add(1).unwrap_or(1);
-            // Identifiers are given in sequence: none can be in use before all of them were given once.
-            if self.given_since_empty < u16::MAX || self.find_inflight(self.last_id).is_none() {
+            if is_free || self.find_inflight(self.last_id).is_none() {
                 return self.last_id;
             }
+            self.unordered = true;
         }
     }
 }

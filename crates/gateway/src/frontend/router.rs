@@ -22,6 +22,7 @@ use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use smallvec::SmallVec;
 use socket2::Socket;
 use tidegate_mqtt::topic::Filter;
 use tidegate_mqtt::trie::{Inserted, Matches, Trie, filter_bytes};
@@ -94,32 +95,59 @@ impl Subscriber {
     }
 }
 
-/// A message and who is to get it.
+/// The subscribers of a message: of most, there is one.
+pub(crate) type Targets = SmallVec<[Target; 1]>;
+
+/// A message and who is to get it. One of these waits with each acknowledgement, so what few of them have is elsewhere.
 pub(crate) struct Published {
-    message: Arc<Message>,
-    /// `None` if they are looked for when it is durable: it is retained, or for a shared subscription, whose members may go meanwhile.
-    targets: Option<Vec<Target>>,
+    message: Message,
+    /// Empty if they are looked for when it is durable.
+    targets: Targets,
+    rare: Option<Box<Rare>>,
+}
+
+/// What few messages have.
+#[derive(Default)]
+struct Rare {
+    /// Subscribers are looked for when it is durable: it is retained, or for a shared subscription, whose members may go meanwhile.
+    is_open: bool,
     /// Its place among the messages that are to be retained for its topic, if it is.
     turn: Option<Turn>,
     from: Option<Subscriber>,
     /// The topic, if CoAP endpoints observe it.
     observed: Option<TopicRef>,
     /// The Content-Format that its CoAP publisher gave it.
-    pub(crate) content_format: Option<u16>,
+    content_format: Option<u16>,
     /// It is a QoS 2 publish of a kept session.
-    pub(crate) origin: Option<Origin>,
+    origin: Option<Origin>,
     /// Who was served with it by an earlier run, and is not to get it again.
-    pub(crate) served: Vec<Served>,
+    served: Vec<Served>,
 }
 
 impl Published {
-    pub(crate) fn message(&self) -> &Arc<Message> {
+    pub(crate) fn message(&self) -> &Message {
         &self.message
     }
 
     /// Whether it is to be retained, and that to outlive a restart.
     pub(crate) fn is_retained(&self) -> bool {
-        self.turn.is_some() && !self.message.topic().starts_with("$SYS/")
+        self.rare.as_ref().is_some_and(|rare| rare.turn.is_some()) && !self.message.topic().starts_with("$SYS/")
+    }
+
+    /// The publish that it is, if that is one of QoS 2 of a kept session.
+    pub(crate) fn origin(&self) -> Option<Origin> {
+        self.rare.as_ref()?.origin
+    }
+
+    /// It is this publish of a kept session, which an earlier run may have `served` to some.
+    pub(crate) fn set_origin(&mut self, origin: Origin, served: Vec<Served>) {
+        let rare = self.rare.get_or_insert_default();
+        (rare.origin, rare.served) = (Some(origin), served);
+    }
+
+    /// Its CoAP publisher gave it a Content-Format.
+    pub(crate) fn set_content_format(&mut self, content_format: u16) {
+        self.rare.get_or_insert_default().content_format = Some(content_format);
     }
 }
 
@@ -188,7 +216,7 @@ impl Receipt {
 /// Where a message went.
 pub(crate) struct Routed {
     /// The share of the calling worker.
-    pub(crate) own: Option<(Arc<Message>, Vec<Target>)>,
+    pub(crate) own: Option<(Message, Targets)>,
     /// To be given before the message is acknowledged.
     pub(crate) receipt: Option<Arc<Receipt>>,
     /// It was to be retained and is not: there is no room for it, or its topic has too many levels.
@@ -243,7 +271,7 @@ impl Target {
 /// What a worker gets from others.
 pub(crate) enum Envelope {
     /// A message for some of its clients.
-    Message { message: Arc<Message>, targets: Vec<Target>, note: Option<Note>, receipt: Option<Arc<Receipt>> },
+    Message { message: Message, targets: Targets, note: Option<Note>, receipt: Option<Arc<Receipt>> },
     /// Connections that were let in as one of these devices must end.
     Revoked(Arc<[DeviceId]>),
     /// A login whose password was verified: who it is, if it is right.
@@ -335,7 +363,7 @@ impl Router {
     }
 
     /// The message that is retained for `topic`.
-    pub(crate) fn retained_for(&self, topic: &str, now: u64) -> Option<Arc<Message>> {
+    pub(crate) fn retained_for(&self, topic: &str, now: u64) -> Option<Message> {
         unpoisoned(self.retained.read()).get(topic, now).cloned()
     }
 
@@ -365,7 +393,7 @@ impl Router {
 
     /// Subscribes, or replaces a subscription to the same filter, which is always allowed; a new one only if the subscriber's filters
     /// take no more than `room` with it: `None` if it may have no further one. Says which it was, and what retained messages are to be sent;
-    /// `listing` as for [`Retained::replay`].
+    /// `budget` as for [`Retained::replay`].
     pub(crate) fn subscribe(
         &self,
         filter: &Filter<'_>,
@@ -373,7 +401,7 @@ impl Router {
         options: SubscribeOptions,
         id: u32,
         room: Option<usize>,
-        listing: bool,
+        budget: &mut u32,
     ) -> Result<(Inserted, Option<Replay>), NotSubscribed> {
         let retained = unpoisoned(self.retained.read());
         let mut trie = unpoisoned(self.trie.write());
@@ -393,7 +421,7 @@ impl Router {
         let inserted = trie.insert(subscriber.0, filter, options, id).map_err(|_| NotSubscribed::TooDeep)?;
         self.subscriptions.store(trie.len(), Ordering::Relaxed);
         drop(trie);
-        let replay = inserted.sends_retained(filter, options).then(|| retained.replay(filter, listing)).flatten();
+        let replay = inserted.sends_retained(filter, options).then(|| retained.replay(filter, budget)).flatten();
         Ok((inserted, replay))
     }
 
@@ -432,12 +460,12 @@ impl Router {
     }
 
     /// The retained message of `topic`, be it expired.
-    pub(crate) fn retained_message(&self, topic: &str) -> Option<Arc<Message>> {
+    pub(crate) fn retained_message(&self, topic: &str) -> Option<Message> {
         unpoisoned(self.retained.read()).get(topic, 0).cloned()
     }
 
     /// Keeps a retained message that was kept before; false if there is no room for it.
-    pub(crate) fn restore_retained(&self, message: &Arc<Message>) -> bool {
+    pub(crate) fn restore_retained(&self, message: &Message) -> bool {
         unpoisoned(self.retained.write()).set(message) != Retention::Refused
     }
 
@@ -461,7 +489,7 @@ impl Router {
         from: Option<Subscriber>,
         matches: &mut Matches<u64>,
         message: impl FnOnce() -> Message,
-    ) -> Option<Box<Published>> {
+    ) -> Option<Published> {
         let observed = self.topics.find(topic);
         let mut known = None;
         if !retain {
@@ -477,28 +505,26 @@ impl Router {
                 known = Some(targets(&trie, matches, false));
             }
         }
-        let message = Arc::new(message());
-        Some(Box::new(Published {
-            turn: retain.then(|| self.turns.take(&message)),
-            message,
-            targets: known,
-            from,
-            observed,
-            content_format: None,
-            origin: None,
-            served: Vec::new(),
-        }))
+        let message = message();
+        let is_open = known.is_none();
+        let rare = (is_open || observed.is_some()).then(|| {
+            let turn = retain.then(|| self.turns.take(&message));
+            Box::new(Rare { is_open, turn, from, observed, ..Rare::default() })
+        });
+        Some(Published { message, targets: known.unwrap_or_default(), rare })
     }
 
     /// Retains the message if it asks for it, and puts it in the inboxes of the workers of its subscribers. The share of `local`,
     /// the calling worker, is given back instead. The receipt, if there is one, wakes `wake`.
     pub(crate) fn route(&self, published: Published, local: Option<usize>, wake: Option<&Arc<Wake>>) -> Routed {
-        let Published { message, targets: known, turn, from, observed, content_format, origin, served } = published;
+        let Published { message, targets: known, rare } = published;
+        let Rare { is_open, turn, from, observed, content_format, origin, served } =
+            rare.map(|rare| *rare).unwrap_or_default();
         let mut routed = Routed { own: None, receipt: None, unretained: false };
         let mut outdated = false;
-        let mut targets = match known {
-            Some(targets) => targets,
-            None => {
+        let mut targets = match is_open {
+            false => known,
+            true => {
                 let mut retained = turn.as_ref().map(|turn| (unpoisoned(self.retained.write()), turn));
                 if let Some((retained, turn)) = &mut retained {
                     outdated = !turn.comes();
@@ -512,7 +538,8 @@ impl Router {
                 targets(&trie, &matches, turn.is_some())
             }
         };
-        if !outdated && let Some(topic) = observed.or_else(|| self.topics.find(message.topic())) {
+        let find = || if self.topics.len() > 0 { self.topics.find(message.topic()) } else { None };
+        if !outdated && let Some(topic) = observed.or_else(find) {
             let value = Value { message: message.clone(), content_format };
             self.topics.changed(&topic, value, |worker| self.wake_coap(worker));
         }
@@ -520,19 +547,18 @@ impl Router {
             targets.retain(|target| !target.is_served(&served));
         }
         let Some(worker) = targets.first().map(|target| target.to.worker()) else { return routed };
-        let shares = if targets.iter().all(|target| target.to.worker() == worker) {
-            vec![(worker, targets)]
+        let mut shares: SmallVec<[(usize, Targets); 1]> = SmallVec::new();
+        if targets.iter().all(|target| target.to.worker() == worker) {
+            shares.push((worker, targets));
         } else {
-            let mut shares: Vec<(usize, Vec<Target>)> =
-                (0..self.inboxes.len()).map(|worker| (worker, Vec::new())).collect();
+            shares.extend((0..self.inboxes.len()).map(|worker| (worker, Targets::new())));
             for target in targets {
                 if let Some((_, share)) = shares.get_mut(target.to.worker()) {
                     share.push(target);
                 }
             }
             shares.retain(|(_, targets)| !targets.is_empty());
-            shares
-        };
+        }
         let needs_receipt = |worker: usize, targets: &[Target]| {
             local != Some(worker) && targets.iter().any(|target| target.is_stored(&message))
         };
@@ -630,8 +656,8 @@ impl Router {
 }
 
 /// Everybody who is to get what matched.
-fn targets(trie: &Trie<u64>, matches: &Matches<u64>, retain: bool) -> Vec<Target> {
-    let mut targets = Vec::with_capacity(matches.found().len());
+fn targets(trie: &Trie<u64>, matches: &Matches<u64>, retain: bool) -> Targets {
+    let mut targets = Targets::with_capacity(matches.found().len());
     let mut target = |group, subscriber: u64, qos, as_published: bool, ids: &[u32]| {
         if let (Some(to), kept) = Subscriber::from_bits(subscriber) {
             targets.push(Target { to, group, kept, qos, retain: retain && as_published, ids: ids.into() });
@@ -668,7 +694,7 @@ mod tests {
         Router::new(workers, 1000, 1 << 20)
     }
 
-    fn prepared(router: &Router, topic: &str, retain: bool) -> Option<Box<Published>> {
+    fn prepared(router: &Router, topic: &str, retain: bool) -> Option<Published> {
         router.prepare(topic, retain, None, &mut Matches::new(), || {
             Message::new(topic, b"payload", QoS::AtLeastOnce, retain)
         })
@@ -676,7 +702,7 @@ mod tests {
 
     fn subscribe(router: &Router, filter: &str, to: SessionId) -> Result<(Inserted, Option<Replay>), NotSubscribed> {
         let filter = Filter::parse(filter).unwrap();
-        router.subscribe(&filter, to.subscriber(false), SubscribeOptions::default(), 0, Some(1 << 20), true)
+        router.subscribe(&filter, to.subscriber(false), SubscribeOptions::default(), 0, Some(1 << 20), &mut 1000)
     }
 
     #[test]
@@ -705,7 +731,7 @@ mod tests {
         for (worker, slot) in [(0, 1), (1, 1), (1, 2), (2, 1)] {
             subscribe(&router, "#", SessionId::new(worker, 1, slot)).unwrap();
         }
-        let (_, own) = router.route(*prepared(&router, "a", false).unwrap(), Some(1), None).own.unwrap();
+        let (_, own) = router.route(prepared(&router, "a", false).unwrap(), Some(1), None).own.unwrap();
         assert_eq!(own.len(), 2);
         let count = |worker: usize| {
             let mut envelopes = Vec::new();
@@ -719,7 +745,7 @@ mod tests {
     #[test]
     fn what_is_retained_is_found_by_a_later_subscriber() {
         let router = router(1);
-        assert!(router.route(*prepared(&router, "a/b", true).unwrap(), Some(0), None).own.is_none());
+        assert!(router.route(prepared(&router, "a/b", true).unwrap(), Some(0), None).own.is_none());
         let (_, replay) = subscribe(&router, "a/+", SessionId::new(0, 1, 0)).unwrap();
         let mut replay = replay.unwrap();
         let Found::Message(found) = router.next_retained(&mut replay, 0, &mut 10) else { panic!("nothing") };
@@ -739,16 +765,16 @@ mod tests {
         subscribe(&router, "t", subscriber).unwrap();
         for last in [&b"new"[..], b""] {
             let (old, new) = (prepared(b"old"), prepared(last));
-            router.route(*new, Some(0), None);
+            router.route(new, Some(0), None);
             let after = kept();
             assert_eq!(after, (!last.is_empty()).then(|| last.to_vec()));
-            assert!(router.route(*old, Some(0), None).own.is_some(), "subscribers get both");
+            assert!(router.route(old, Some(0), None).own.is_some(), "subscribers get both");
             assert_eq!(kept(), after);
         }
         let (lost, old) = (prepared(b"not stored"), prepared(b"old"));
-        router.route(*old, Some(0), None);
+        router.route(old, Some(0), None);
         drop(lost);
-        router.route(*prepared(b"next"), Some(0), None);
+        router.route(prepared(b"next"), Some(0), None);
         assert_eq!(kept().as_deref(), Some(&b"next"[..]));
     }
 
@@ -758,7 +784,7 @@ mod tests {
         let received = prepared(&router, "a/b", true).unwrap();
         let id = SessionId::new(0, 1, 0);
         assert!(subscribe(&router, "a/+", id).unwrap().1.is_none(), "it is not kept before it is durable");
-        let (_, targets) = router.route(*received, Some(0), None).own.unwrap();
+        let (_, targets) = router.route(received, Some(0), None).own.unwrap();
         assert_eq!(targets.iter().map(|target| target.to).collect::<Vec<_>>(), [id]);
     }
 
@@ -770,7 +796,7 @@ mod tests {
         let received = prepared(&router, "t", false).unwrap();
         subscribe(&router, "$share/g/t", second).unwrap();
         router.set_present(first.subscriber(false), false);
-        let (_, targets) = router.route(*received, Some(0), None).own.unwrap();
+        let (_, targets) = router.route(received, Some(0), None).own.unwrap();
         assert_eq!(targets.iter().map(|target| target.to).collect::<Vec<_>>(), [second]);
     }
 
@@ -782,7 +808,9 @@ mod tests {
         let router = Router::new(1, 1000, 3 * each);
         let subscribe = |filter: &Filter<'_>, to: SessionId, room: usize| {
             let options = SubscribeOptions::default();
-            router.subscribe(filter, to.subscriber(false), options, 0, Some(room), true).map(|(inserted, _)| inserted)
+            router
+                .subscribe(filter, to.subscriber(false), options, 0, Some(room), &mut 1000)
+                .map(|(inserted, _)| inserted)
         };
         assert_eq!(subscribe(&a, first, each), Ok(Inserted::New));
         assert_eq!(subscribe(&b, first, 2 * each - 1), Err(NotSubscribed::NoRoom));
@@ -810,7 +838,7 @@ mod tests {
         assert_eq!(subscribe(&router, &deep, id).unwrap_err(), NotSubscribed::TooDeep);
         // A client's own bound is its worker's to know.
         let filter = Filter::parse("a").unwrap();
-        let refused = router.subscribe(&filter, id.subscriber(false), SubscribeOptions::default(), 0, None, true);
+        let refused = router.subscribe(&filter, id.subscriber(false), SubscribeOptions::default(), 0, None, &mut 1000);
         assert_eq!(refused.unwrap_err(), NotSubscribed::TooMany);
     }
 
@@ -836,9 +864,9 @@ mod tests {
             retain: false,
             ids: [].into(),
         };
-        let message = Arc::new(Message::new("t", b"x", QoS::AtMostOnce, false));
+        let message = Message::new("t", b"x", QoS::AtMostOnce, false);
         let send = |count| {
-            let targets = vec![target.clone(); count];
+            let targets = std::iter::repeat_n(target.clone(), count).collect();
             router.send(1, Envelope::Message { message: message.clone(), targets, note: None, receipt: None });
         };
         send(INBOX_DELIVERIES);

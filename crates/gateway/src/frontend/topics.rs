@@ -31,7 +31,7 @@ const SHARDS: usize = 256;
 /// What was published to a topic.
 #[derive(Debug, Clone)]
 pub(crate) struct Value {
-    pub(crate) message: Arc<Message>,
+    pub(crate) message: Message,
     /// The Content-Format that a CoAP device gave it (RFC 7252 §12.3).
     pub(crate) content_format: Option<u16>,
 }
@@ -58,7 +58,7 @@ const _: () = assert!(size_of::<Topic>() <= 56);
 #[derive(Debug, Default)]
 struct State {
     /// The value's message and Content-Format.
-    message: Option<Arc<Message>>,
+    message: Option<Message>,
     content_format: Option<u16>,
     /// Registrations that do not watch yet.
     pins: u32,
@@ -300,7 +300,7 @@ mod tests {
     use super::*;
 
     fn value(text: &str) -> Value {
-        let message = Arc::new(Message::new("t", text.as_bytes(), QoS::AtLeastOnce, false));
+        let message = Message::new("t", text.as_bytes(), QoS::AtLeastOnce, false);
         Value { message, content_format: None }
     }
 

@@ -1,7 +1,5 @@
 //! Messages towards the client: windows, redelivery, aliases, sizes.
 
-use std::sync::Arc;
-
 use super::{Connection, Event, Phase, Step};
 use crate::encode::{self, Head};
 use crate::limits::Limits;
@@ -69,7 +67,7 @@ impl Connection {
     pub fn deliver(
         &mut self,
         limits: &Limits,
-        message: &Arc<Message>,
+        message: &Message,
         delivery: Delivery<'_>,
         now: u64,
         out: &mut Vec<u8>,
@@ -134,7 +132,7 @@ impl Connection {
 
     /// Gives a message a packet identifier and sends it; `None` if it is too large for the client.
     fn launch(&mut self, limits: &Limits, publish: Queued, now: u64, out: &mut Vec<u8>) -> Option<u16> {
-        let packet_id = self.session_mut().next_packet_id();
+        let packet_id = self.session_mut().next_packet_id(publish.order);
         let sent = self.resend(limits, packet_id, &publish, false, now, out);
         let session = self.session_mut();
         if !sent {

@@ -26,8 +26,6 @@
 //! those in 4 bytes each (big-endian), the shared subscription in 8 bytes if it came by one, then the message in its own form
 //! ([`Message::write`]).
 
-use std::sync::Arc;
-
 use super::{Ids, InFlight, Inbound, Queued, Session};
 use crate::message::Message;
 use crate::packet::QoS;
@@ -161,8 +159,7 @@ impl Session {
                     session.inflight_bytes += publish.message.size();
                     session.inflight.push_back(InFlight { packet_id, received, publish });
                     session.last_id = packet_id;
-                    // Where in their sequence those identifiers were given is not known.
-                    session.given_since_empty = u16::MAX;
+                    session.unordered = true;
                 }
             }
         }
@@ -181,6 +178,6 @@ fn read(order: u64, form: &[u8]) -> Option<Queued> {
         let (bytes, message) = rest.split_first_chunk()?;
         (group, rest) = (u64::from_be_bytes(*bytes), message);
     }
-    let message = Arc::new(Message::read(rest)?);
+    let message = Message::read(rest)?;
     Some(Queued { message, qos, retain: flags & RETAIN != 0, ids: Ids::from_slice(&ids), group, order })
 }

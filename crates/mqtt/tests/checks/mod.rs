@@ -1,8 +1,6 @@
 //! What holds for any bytes and any sequence of operations; ordinary tests and fuzz targets share it.
 #![allow(dead_code, reason = "a fuzz target uses a part of it")]
 
-use std::sync::Arc;
-
 use bytes::BytesMut;
 use rumqttd::protocol::v4::V4;
 use rumqttd::protocol::v5::V5;
@@ -213,7 +211,7 @@ pub(crate) fn operations(bytes: &[u8]) {
             // A message for the client.
             0..=2 => {
                 let qos = QoS::from_number(argument % 3).unwrap_or_default();
-                let message = Arc::new(Message::new("t", &[argument; 40], qos, false));
+                let message = Message::new("t", &[argument; 40], qos, false);
                 let ids = [u32::from(argument) + 1];
                 let delivery =
                     Delivery { qos: QoS::ExactlyOnce, ids: &ids[..usize::from(argument & 1)], ..Delivery::default() };

@@ -547,7 +547,7 @@ fn a_will_keeps_its_properties_and_expires_from_its_publication_on() {
     let will = peer.conn.end().will.unwrap();
     assert_eq!(will.delay, 30);
     let published = T0 + 30_000;
-    let message = std::sync::Arc::new(will.publish(published));
+    let message = will.publish(published);
     assert_eq!(message.expires(), Some(published + 60_000));
     let mut other = Peer::open(Version::V5);
     other.now = published;

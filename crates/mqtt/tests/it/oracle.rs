@@ -82,7 +82,7 @@ fn publishes_are_read_as_they_were_written() {
         };
         assert_eq!((&*p.topic, p.payload, p.qos), (&topic[..], &payload[..], qos));
         assert_eq!((p.dup, p.retain, p.packet_id), (dup, retain, pkid));
-        let message = std::sync::Arc::new(Message::from_publish(&p, T0));
+        let message = Message::from_publish(&p, T0);
         let Some(sent) = properties else { continue };
         assert_eq!(p.expiry, sent.message_expiry_interval);
         assert_eq!(p.content_type, sent.content_type.clone().unwrap_or_default());

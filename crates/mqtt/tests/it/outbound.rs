@@ -1,7 +1,5 @@
 //! Messages towards a client: QoS 0, 1 and 2, windows, redelivery, expiry, aliases, sizes (§3.3, §4.3, §4.4, §4.6, §4.9).
 
-use std::sync::Arc;
-
 use tidegate_mqtt::{Delivered, Delivery, Dropped, Limits, Message, QoS, Reason, Session, Version};
 
 use crate::support::*;
@@ -144,7 +142,7 @@ fn a_resumed_session_is_sent_what_was_in_flight_in_order_with_dup_and_its_identi
 #[test]
 fn what_is_in_flight_is_bounded_in_bytes_as_well() {
     for version in BOTH {
-        let large = |topic| Arc::new(Message::new(topic, &[0; 3000], Q1, false));
+        let large = |topic| Message::new(topic, &[0; 3000], Q1, false);
         let size = large("a").size();
         // Room for two and a bit: the third is the last that fits.
         let limits = Limits { max_queued_bytes: 2 * size as u32 + 1, max_inflight_out: 100, ..Limits::default() };
@@ -215,6 +213,40 @@ fn acknowledgements_of_unknown_identifiers_change_nothing() {
         assert_eq!(peer.feed(&ack(0x50, 9)).unwrap(), []);
         assert_eq!(peer.sent(), if version == Version::V5 { vec![0x62, 3, 0, 9, 0x92] } else { vec![0x62, 2, 0, 9] });
         assert_eq!(peer.conn.session().unwrap().in_flight(), 2);
+    }
+}
+
+#[test]
+fn an_identifier_in_use_is_passed_over_each_time_its_turn_comes() {
+    for restored in [false, true] {
+        let mut peer = v5(&[]);
+        assert_eq!(peer.deliver(&message("t", Q1), Q1), Delivered::Sent(Some(1)));
+        assert_eq!(peer.deliver(&message("t", Q1), Q1), Delivered::Sent(Some(2)));
+        if restored {
+            // The client comes back: the two are in flight still.
+            resume(&mut peer, Version::V5, &[0x11, 0, 0, 0, 9]);
+        }
+        peer.feed(&ack(0x40, 2)).unwrap();
+        let mut given = Vec::new();
+        for _ in 0..2 * 65_535 {
+            let Delivered::Sent(Some(id)) = peer.deliver(&message("t", Q1), Q1) else { panic!("not sent") };
+            given.push(id);
+            peer.feed(&ack(0x40, id)).unwrap();
+            peer.sent();
+        }
+        let expected: Vec<u16> = (3..=65_535).chain(2..=65_535).chain(2..=65_535).take(given.len()).collect();
+        assert!(given == expected, "the first differs at {:?}", given.iter().zip(&expected).position(|(a, b)| a != b));
+        // Nothing is in flight any more: the first may be given again.
+        peer.feed(&ack(0x40, 1)).unwrap();
+        let rest = (0..65_535).map(|_| match peer.deliver(&message("t", Q1), Q1) {
+            Delivered::Sent(Some(id)) => {
+                peer.feed(&ack(0x40, id)).unwrap();
+                peer.sent();
+                id
+            }
+            other => panic!("{other:?}"),
+        });
+        assert!(rest.collect::<Vec<_>>().contains(&1));
     }
 }
 
@@ -366,8 +398,8 @@ fn a_packet_larger_than_the_client_takes_is_dropped_as_if_it_were_sent() {
     let properties = [0x27, 0, 0, 0, limit, 0x21, 0, 1];
     for qos in [Q0, Q1, Q2] {
         let head = 1 + 1 + 2 + 1 + if qos == Q0 { 0 } else { 2 } + 1;
-        let fits = Arc::new(Message::new("t", &vec![b'x'; usize::from(limit) - head], qos, false));
-        let not = Arc::new(Message::new("t", &vec![b'x'; usize::from(limit) - head + 1], qos, false));
+        let fits = Message::new("t", &vec![b'x'; usize::from(limit) - head], qos, false);
+        let not = Message::new("t", &vec![b'x'; usize::from(limit) - head + 1], qos, false);
         let mut peer = v5(&properties);
         assert_eq!(peer.deliver(&not, qos), Delivered::Dropped(Dropped::TooLarge));
         let Delivered::Sent(id) = peer.deliver(&fits, qos) else { panic!() };
@@ -385,7 +417,7 @@ fn a_packet_larger_than_the_client_takes_is_dropped_as_if_it_were_sent() {
 #[test]
 fn a_client_that_comes_back_taking_smaller_packets_is_not_resent_a_larger_one() {
     let mut peer = v5(&[]);
-    peer.deliver(&Arc::new(Message::new("big", &[b'x'; 100], Q1, false)), Q1);
+    peer.deliver(&Message::new("big", &[b'x'; 100], Q1, false), Q1);
     peer.deliver(&message("small", Q1), Q1);
     resume(&mut peer, Version::V5, &[0x27, 0, 0, 0, 60]);
     let sent = peer.packets();
@@ -450,7 +482,7 @@ fn a_resumed_session_sets_its_topic_aliases_anew() {
 #[test]
 fn an_alias_is_not_lost_on_a_packet_that_is_too_large() {
     let mut peer = v5(&[0x22, 0, 1, 0x27, 0, 0, 0, 40]);
-    let big = Arc::new(Message::new("a/b", &[b'x'; 50], Q0, false));
+    let big = Message::new("a/b", &[b'x'; 50], Q0, false);
     assert_eq!(peer.deliver(&big, Q0), Delivered::Dropped(Dropped::TooLarge));
     peer.deliver(&message("a/b", Q0), Q0);
     assert!(matches!(&peer.packets()[..], [Sent::Publish { topic, .. }] if topic == "a/b"));
@@ -459,8 +491,8 @@ fn an_alias_is_not_lost_on_a_packet_that_is_too_large() {
 #[test]
 fn a_message_that_fits_without_an_alias_is_sent_without() {
     for (qos, padding) in [(Q0, 0), (Q1, 2)] {
-        let long = Arc::new(Message::new("a/b", &[b'x'; 30], qos, false));
-        let short = Arc::new(Message::new("a", &[b'x'; 32], qos, false));
+        let long = Message::new("a/b", &[b'x'; 30], qos, false);
+        let short = Message::new("a", &[b'x'; 32], qos, false);
         for message in [&long, &short] {
             // Fixed header, topic, packet identifier, length of the properties, payload.
             let fits = 2 + 5 + padding + 1 + 30;
@@ -471,7 +503,7 @@ fn a_message_that_fits_without_an_alias_is_sent_without() {
                 assert_eq!(sent.len(), usize::from(fits));
             }
             // It took no alias.
-            peer.deliver(&Arc::new(Message::new("t", b"x", qos, false)), qos);
+            peer.deliver(&Message::new("t", b"x", qos, false), qos);
             let sent = format!("{:?}", peer.packets());
             assert!(sent.contains("TopicAlias(1)"), "{sent}");
             let mut peer = v5(&[0x22, 0, 5, 0x27, 0, 0, 0, fits - 1]);
@@ -479,10 +511,10 @@ fn a_message_that_fits_without_an_alias_is_sent_without() {
         }
         // One that has its alias, which is longer than its topic.
         let mut peer = v5(&[0x22, 0, 5, 0x27, 0, 0, 0, 40]);
-        peer.deliver(&Arc::new(Message::new("a", b"x", qos, false)), qos);
+        peer.deliver(&Message::new("a", b"x", qos, false), qos);
         peer.sent();
         let payload = vec![b'x'; 40 - 2 - 3 - usize::from(padding) - 1];
-        assert!(matches!(peer.deliver(&Arc::new(Message::new("a", &payload, qos, false)), qos), Delivered::Sent(_)));
+        assert!(matches!(peer.deliver(&Message::new("a", &payload, qos, false), qos), Delivered::Sent(_)));
         assert_eq!(peer.sent().len(), 40);
     }
 }
@@ -544,14 +576,14 @@ fn the_queue_of_a_client_that_is_away_drops_the_oldest() {
 
 #[test]
 fn the_queue_of_a_client_that_is_away_is_bounded_by_bytes() {
-    let big = Arc::new(Message::new("t", &[0; 1000], Q1, false));
+    let big = Message::new("t", &[0; 1000], Q1, false);
     let limits = Limits { max_queued_bytes: 3 * big.size() as u32, ..Limits::default() };
     let mut session = Session::new();
     for _ in 0..10 {
         session.queue(&limits, &big, at(Q1)).unwrap();
     }
     assert_eq!((session.queued(), session.queued_bytes()), (3, 3 * big.size()));
-    let bigger = Arc::new(Message::new("t", &[0; 5000], Q1, false));
+    let bigger = Message::new("t", &[0; 5000], Q1, false);
     assert_eq!(session.queue(&limits, &bigger, at(Q1)), Err(Dropped::QueueFull));
     assert_eq!(session.queued(), 3, "a message that never fits pushes nothing out");
 }

@@ -1,7 +1,6 @@
 //! Retained messages (§3.3.1.3, §3.8.4), against a map and the naive matcher.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use tidegate_mqtt::topic::Filter;
 use tidegate_mqtt::trie::MAX_LEVELS;
@@ -9,8 +8,8 @@ use tidegate_mqtt::{Found, Message, QoS, Replay, Retained, Retention};
 
 use crate::support::*;
 
-fn retain(topic: &str, payload: &[u8]) -> Arc<Message> {
-    Arc::new(Message::new(topic, payload, QoS::AtLeastOnce, true))
+fn retain(topic: &str, payload: &[u8]) -> Message {
+    Message::new(topic, payload, QoS::AtLeastOnce, true)
 }
 
 fn topics(store: &Retained, filter: &str, now: u64) -> Vec<String> {
@@ -28,7 +27,7 @@ fn store() -> Retained {
 }
 
 /// A message that lives for ten seconds from [`T0`] on.
-fn short(topic: &str) -> Arc<Message> {
+fn short(topic: &str) -> Message {
     let mut publisher = Peer::open(tidegate_mqtt::Version::V5);
     let mut bytes = publish_with(&[0x02, 0, 0, 0, 10], topic);
     bytes[0] |= 1;
@@ -62,7 +61,7 @@ fn a_message_without_retain_leaves_what_is_kept() {
     let mut store = store();
     store.set(&retain("a/b", b"1"));
     for payload in [&b"2"[..], b""] {
-        let message = Arc::new(Message::new("a/b", payload, QoS::AtLeastOnce, false));
+        let message = Message::new("a/b", payload, QoS::AtLeastOnce, false);
         assert_eq!(store.set(&message), Retention::Untouched);
         assert_eq!(store.get("a/b", T0).unwrap().payload(), b"1");
     }
@@ -201,7 +200,7 @@ fn a_replay_finds_what_was_there_when_it_began_and_nothing_that_came_later() {
             store.set(&short("n/old"));
             let parsed = Filter::parse(filter).unwrap();
             let mut expected = topics(&store, filter, T0);
-            let mut replay = store.replay(&parsed, true).unwrap();
+            let mut replay = store.replay(&parsed, &mut 100_000).unwrap();
             // While it goes on, some go, some are replaced, and new ones take the places of those that went.
             for n in 0..10 {
                 assert!(store.remove(&format!("{first}{n}")));
@@ -213,7 +212,29 @@ fn a_replay_finds_what_was_there_when_it_began_and_nothing_that_came_later() {
             assert!(rest(&store, &mut replay).is_empty(), "each once");
         }
     }
-    assert!(store().replay(&Filter::parse("a/b").unwrap(), true).is_none(), "nothing matches");
+    assert!(store().replay(&Filter::parse("a/b").unwrap(), &mut 0).is_none(), "nothing matches");
+}
+
+#[test]
+fn what_replays_look_at_is_taken_off_a_budget_and_an_exact_filter_needs_none() {
+    let mut store = Retained::new(20_000, 1 << 30);
+    for n in 0..5_000 {
+        store.set(&retain(&format!("n/{n}"), b"1"));
+    }
+    let mut budget = 10_000;
+    let mut looked_at = |filter: &str| {
+        let before = budget;
+        let mut replay = store.replay(&Filter::parse(filter).unwrap(), &mut budget).unwrap();
+        (before - budget, rest(&store, &mut replay).len())
+    };
+    assert_eq!(looked_at("n/17"), (0, 1));
+    assert_eq!(looked_at("n/17/#"), (3, 1));
+    let (many, found) = looked_at("n/+");
+    assert!((1_000..1_100).contains(&many) && found == 5_000, "{many} places, {found} messages");
+    for _ in 0..20 {
+        assert_eq!(looked_at("n/#").1, 5_000);
+    }
+    assert_eq!(looked_at("n/17/#"), (0, 1), "nothing is left of it");
 }
 
 #[test]
@@ -227,8 +248,9 @@ fn random_replays_agree_with_the_naive_matcher() {
         }
         let levels: Vec<&str> = (0..1 + r.below(3)).map(|_| *r.pick(&["a", "b", "+", "$S"])).collect();
         let filter = levels.join("/") + *r.pick(&["", "/#"]);
+        let mut budget = *r.pick(&[0, 1, 5, 1000]);
         let found =
-            store.replay(&Filter::parse(&filter).unwrap(), r.below(2) == 0).map(|mut replay| rest(&store, &mut replay));
+            store.replay(&Filter::parse(&filter).unwrap(), &mut budget).map(|mut replay| rest(&store, &mut replay));
         assert_eq!(found.unwrap_or_default(), topics(&store, &filter, T0), "{filter}");
     }
 }

@@ -4,7 +4,6 @@
 //! least once and in order, a QoS 2 message exactly once, in both directions.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::sync::Arc;
 
 use tidegate_mqtt::{
     Accept, Change, Corrupt, Delivered, Delivery, Limits, Message, QoS, Reason, Session, Stored, Version,
@@ -307,7 +306,7 @@ fn a_restored_session_goes_on_where_it_was() {
         peer.feed(&connect_bytes(version)).unwrap();
         peer.conn.keep_journal();
         peer.accept(Accept::default());
-        let retained = Arc::new(Message::with_content_type("a/b", "text/plain", b"kept", QoS::ExactlyOnce, true));
+        let retained = Message::with_content_type("a/b", "text/plain", b"kept", QoS::ExactlyOnce, true);
         for (qos, retain, ids) in
             [(QoS::AtLeastOnce, false, &[][..]), (QoS::ExactlyOnce, true, &[7, 300]), (QoS::ExactlyOnce, false, &[1])]
         {
@@ -429,7 +428,7 @@ fn a_message_is_read_as_it_was_written() {
     for message in [message_of(&mut publisher, &publish_with(&bytes, "a/b")), message("t", QoS::ExactlyOnce)] {
         let mut form = Vec::new();
         message.write(&mut form);
-        assert_eq!(Message::read(&form).as_ref(), Some(&*message));
+        assert_eq!(Message::read(&form).as_ref(), Some(&message));
         for _ in 0..20_000 {
             let mut broken = form.clone();
             let at = r.below(broken.len());
@@ -439,7 +438,7 @@ fn a_message_is_read_as_it_was_written() {
             if let Some(message) = Message::read(&broken) {
                 let mut peer = Peer::open(Version::V5);
                 peer.sent();
-                peer.deliver(&Arc::new(message), QoS::AtMostOnce);
+                peer.deliver(&message, QoS::AtMostOnce);
                 peer.packets();
             }
         }

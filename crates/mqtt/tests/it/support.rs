@@ -1,7 +1,5 @@
 //! Packets assembled byte by byte, and a connection to feed them to.
 
-use std::sync::Arc;
-
 use tidegate_mqtt::client::{self, ConnectOptions, FromServer, Outgoing};
 use tidegate_mqtt::{
     Accept, Connection, Delivered, Delivery, Event, Limits, Message, QoS, Reason, Session, SubscribeOptions, Version,
@@ -196,11 +194,11 @@ impl Peer {
         read(self.conn.version(), &bytes)
     }
 
-    pub(crate) fn deliver(&mut self, message: &Arc<Message>, qos: QoS) -> Delivered {
+    pub(crate) fn deliver(&mut self, message: &Message, qos: QoS) -> Delivered {
         self.deliver_with(message, Delivery { qos, ..Delivery::default() })
     }
 
-    pub(crate) fn deliver_with(&mut self, message: &Arc<Message>, delivery: Delivery<'_>) -> Delivered {
+    pub(crate) fn deliver_with(&mut self, message: &Message, delivery: Delivery<'_>) -> Delivered {
         self.conn.deliver(&self.limits, message, delivery, self.now, &mut self.out)
     }
 }
@@ -265,15 +263,15 @@ pub(crate) fn sent_publish(topic: &str, qos: QoS, dup: bool, packet_id: u16) -> 
     }
 }
 
-pub(crate) fn message(topic: &str, qos: QoS) -> Arc<Message> {
-    Arc::new(Message::new(topic, b"x", qos, false))
+pub(crate) fn message(topic: &str, qos: QoS) -> Message {
+    Message::new(topic, b"x", qos, false)
 }
 
 /// The first message that a connection offers.
-pub(crate) fn message_of(peer: &mut Peer, packet: &[u8]) -> Arc<Message> {
+pub(crate) fn message_of(peer: &mut Peer, packet: &[u8]) -> Message {
     let mut input = packet;
     match peer.conn.next(&peer.limits, &mut input, peer.now, &mut peer.out) {
-        Ok(Some(Event::Publish(publish))) => Arc::new(Message::from_publish(&publish, peer.now)),
+        Ok(Some(Event::Publish(publish))) => Message::from_publish(&publish, peer.now),
         other => panic!("{other:?}"),
     }
 }

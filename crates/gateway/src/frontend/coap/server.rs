@@ -493,14 +493,14 @@ impl Server {
                 None => Publication::new(topic, what.payload, qos, retain),
             }
         });
-        if let Some(published) = &mut published {
-            published.content_format = request.content_format;
+        if let (Some(published), Some(content_format)) = (&mut published, request.content_format) {
+            published.set_content_format(content_format);
         }
         self.acks.push(Answer {
             to,
             from: message.from,
             separate: false,
-            published,
+            published: published.map(Box::new),
             device,
             scope,
             code: what.code,

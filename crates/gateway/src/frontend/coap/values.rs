@@ -15,7 +15,6 @@
 //! one, and when that is half full it takes the place of the old one.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 use std::{io, thread};
@@ -64,7 +63,7 @@ impl Reading {
             Some(media_type) => Message::with_content_type(topic, media_type, &self.payload, QoS::AtLeastOnce, false),
             None => Message::new(topic, &self.payload, QoS::AtLeastOnce, false),
         };
-        Value { message: Arc::new(message), content_format: self.content_format }
+        Value { message, content_format: self.content_format }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use smallvec::smallvec;
 use tidegate_mqtt::trie::Inserted;
 use tidegate_mqtt::{Delivered, Delivery, Message, QoS, Reason, Session, Subscribe, Unsubscribe};
 
@@ -17,15 +18,11 @@ use crate::frontend::router::{Envelope, Left, NotSubscribed, Note, Published, Re
 /// read leaves behind.
 const SLOW: usize = 16 * 1024;
 
-/// Filters with wildcards of one SUBSCRIBE whose retained messages may be listed: each takes tens of microseconds, and a packet holds tens of
-/// thousands.
-const LISTINGS: usize = 256;
-
 impl Reactor {
     /// Hands a message to its subscribers: those of this worker now, the others through their workers' inboxes.
     pub(super) fn route(&mut self, published: Published, now: Now) -> Wait {
         let retained = published.is_retained().then(|| published.message().clone());
-        let note = published.origin.map(Note::Served);
+        let note = published.origin().map(Note::Served);
         let routed = self.shared.router.route(published, Some(self.index), Some(&self.wake));
         if routed.unretained {
             self.shared.metrics.mqtt_unretained.inc();
@@ -43,7 +40,7 @@ impl Reactor {
         wait
     }
 
-    pub(super) fn deliver_all(&mut self, message: &Arc<Message>, targets: &[Target], note: Option<Note>, now: Now) {
+    pub(super) fn deliver_all(&mut self, message: &Message, targets: &[Target], note: Option<Note>, now: Now) {
         for target in targets {
             self.deliver(message, target, now);
             // With the message itself: either both are there after a crash, or neither.
@@ -62,7 +59,7 @@ impl Reactor {
         }
     }
 
-    fn deliver(&mut self, message: &Arc<Message>, target: &Target, now: Now) {
+    fn deliver(&mut self, message: &Message, target: &Target, now: Now) {
         let metrics = &self.shared.metrics;
         let undelivered = |reason: &str| metrics.mqtt_undelivered.with_label_values(&[reason]).inc();
         let delivery = Delivery { qos: target.qos, retain: target.retain, ids: &target.ids, group: target.group };
@@ -104,7 +101,7 @@ impl Reactor {
     }
 
     /// Keeps a message for the client in `slot`, which is away.
-    fn queue_away(&mut self, slot: Slot, message: &Arc<Message>, delivery: Delivery<'_>, now: Now) {
+    fn queue_away(&mut self, slot: Slot, message: &Message, delivery: Delivery<'_>, now: Now) {
         self.expire_queue(slot, now);
         let metrics = &self.shared.metrics;
         let undelivered = |reason: &str| metrics.mqtt_undelivered.with_label_values(&[reason]).inc();
@@ -170,7 +167,7 @@ impl Reactor {
                 continue;
             }
             let receipt = receipt.clone().filter(|_| target.is_stored(&message) && note.is_some());
-            self.shared.router.send(worker, Envelope::Message { message, targets: vec![target], note, receipt });
+            self.shared.router.send(worker, Envelope::Message { message, targets: smallvec![target], note, receipt });
         }
         receipt
     }
@@ -189,7 +186,6 @@ impl Reactor {
         let most = u32::try_from(shared.config.mqtt.max_subscriptions).unwrap_or(u32::MAX);
         let subscriber = client.subscriber();
         let mut reasons = Vec::with_capacity(subscribe.count);
-        let mut wildcards = 0;
         for (filter, options) in subscribe.filters() {
             if !may(self.rules.get().0, client, |acl, who| acl.may_subscribe(who, filter.text())) {
                 shared.metrics.mqtt.refused("acl_subscribe");
@@ -197,9 +193,9 @@ impl Reactor {
                 continue;
             }
             let room = (client.subscriptions < most).then_some(shared.config.mqtt.max_subscription_bytes);
-            wildcards += usize::from(filter.has_wildcard());
-            let listing = self.replays.may_list(client.id) && wildcards <= LISTINGS;
-            match shared.router.subscribe(&filter, subscriber, options, subscribe.id, room, listing) {
+            let lists = self.replays.may_list(client.id);
+            let budget = if lists { &mut self.replays.listable } else { &mut 0 };
+            match shared.router.subscribe(&filter, subscriber, options, subscribe.id, room, budget) {
                 Ok((inserted, replay)) => {
                     client.subscriptions += u32::from(inserted == Inserted::New);
                     client.flags.shares |= filter.group().is_some();

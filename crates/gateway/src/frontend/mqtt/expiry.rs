@@ -54,7 +54,6 @@ impl ExpiredRetained {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use tidegate_mqtt::{Message, QoS};
     use tidegate_state::Store;
@@ -85,7 +84,7 @@ mod tests {
         let mut rows = Changes::new();
         for topic in &topics {
             let form = expiring(topic, if topic == "long" { 2000 } else { 1000 });
-            assert!(router.restore_retained(&Arc::new(Message::read(&form).unwrap())));
+            assert!(router.restore_retained(&Message::read(&form).unwrap()));
             rows.put(Table::Retained, topic.as_bytes(), &form);
         }
         assert!(state.durable.wait(state.writer.submit(&mut rows).unwrap(), STORING));
@@ -102,7 +101,7 @@ mod tests {
         assert_eq!((left().len(), router.retained().0), (many + 2, many + 2));
         // One is published again between the two.
         router.expire_retained(1000, u32::MAX, &mut expired.topics);
-        assert!(router.restore_retained(&Arc::new(Message::new("again", b"y", QoS::AtLeastOnce, true))));
+        assert!(router.restore_retained(&Message::new("again", b"y", QoS::AtLeastOnce, true)));
         expired.sweep(&router, &state, 1000);
         assert_eq!((left(), router.retained().0), (vec!["again".to_owned(), "long".into()], 2));
     }

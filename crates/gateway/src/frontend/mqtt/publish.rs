@@ -22,7 +22,7 @@ pub(super) struct Ack {
     packet_id: u16,
     pub(super) qos: QoS,
     pub(super) reason: Reason,
-    published: Option<Box<Published>>,
+    published: Option<Published>,
     /// Of a QoS 2 publish of a kept session; see [`super::kept`].
     numbered: Option<Box<Numbered>>,
     /// It is a will's, which is to be kept if the log does not take it.
@@ -38,7 +38,7 @@ struct Numbered {
 
 impl Ack {
     /// Of a will, which nobody waits for.
-    pub(super) fn of_will(published: Option<Box<Published>>, will: Option<Box<Due>>) -> Ack {
+    pub(super) fn of_will(published: Option<Published>, will: Option<Box<Due>>) -> Ack {
         Ack {
             client: SessionId::NOBODY,
             connection_number: 0,
@@ -154,13 +154,12 @@ impl Reactor {
         if publish.qos == QoS::AtMostOnce {
             if let Some(published) = published {
                 // Nobody waits for it.
-                let _ = self.route(*published, now);
+                let _ = self.route(published, now);
             }
             return;
         }
-        if let Some(published) = &mut published {
-            published.origin = origin;
-            published.served = again.map(|again| again.served).unwrap_or_default();
+        if let (Some(published), Some(origin)) = (&mut published, origin) {
+            published.set_origin(origin, again.map(|again| again.served).unwrap_or_default());
         }
         if !recorded && published.is_none() {
             reason = Reason::NoMatchingSubscribers;
@@ -195,7 +194,7 @@ impl Reactor {
     /// A reading is durable: subscribers get it, and its sender its acknowledgement, once the database has it for those of them whose
     /// sessions are kept.
     pub(super) fn acknowledge(&mut self, mut ack: Ack, received: Instant, now: Now) {
-        let wait = ack.published.take().map(|published| self.route(*published, now)).unwrap_or_default();
+        let wait = ack.published.take().map(|published| self.route(published, now)).unwrap_or_default();
         if ack.qos == QoS::AtMostOnce {
             return;
         }

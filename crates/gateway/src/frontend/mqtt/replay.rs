@@ -12,8 +12,12 @@ use crate::frontend::router::SessionId;
 /// Topics looked at for one client before others have their turn: a millisecond.
 const PLACES: u32 = 4096;
 
-/// Messages sent to one client before others have their turn.
+/// Messages sent to one client before others have their turn, and how many places each of them counts for.
 const MESSAGES: usize = 256;
+const MESSAGE: u32 = 16;
+
+/// Places looked at for all clients before the worker reads its sockets again.
+const ROUND: u32 = 4 * PLACES;
 
 /// Bytes that may wait to be sent to a client before it is given more retained messages: enough to fill its socket.
 const UNSENT: usize = 64 * 1024;
@@ -21,6 +25,10 @@ const UNSENT: usize = 64 * 1024;
 /// Subscriptions of one client whose retained messages are listed; those of more are found by going through all topics, which takes
 /// time instead of memory.
 const LISTING: usize = 16;
+
+/// Topics looked at in one round of the worker to list those of new subscriptions: some milliseconds. A single read brings thousands of
+/// SUBSCRIBEs, each of which may list a thousand; what is listed no more is found by going through all topics.
+const LISTABLE: u32 = 65_536;
 
 /// What one subscription is still to be sent.
 struct Owed {
@@ -30,11 +38,20 @@ struct Owed {
 }
 
 /// Replays of a worker's clients, also of those that are away.
-#[derive(Default)]
 pub(super) struct Replays {
     owed: HashMap<SessionId, Vec<Owed>>,
     /// Clients that could be sent more.
     ready: Vec<SessionId>,
+    /// Who had the last turn: the next is the one behind.
+    last: Option<SessionId>,
+    /// What is left of [`LISTABLE`] in this round.
+    pub(super) listable: u32,
+}
+
+impl Default for Replays {
+    fn default() -> Replays {
+        Replays { owed: HashMap::new(), ready: Vec::new(), last: None, listable: LISTABLE }
+    }
 }
 
 impl Replays {
@@ -81,19 +98,30 @@ impl Replays {
 impl Reactor {
     /// Sends retained messages to those clients that take more.
     pub(super) fn replay(&mut self, now: Now) {
+        self.replays.listable = LISTABLE;
         if !self.replays.are_ready() {
             return;
         }
         let mut ready = std::mem::take(&mut self.replays.ready);
         ready.sort_unstable();
         ready.dedup();
+        let next = ready.partition_point(|id| Some(*id) <= self.replays.last);
+        ready.rotate_left(next);
+        let mut round = ROUND;
         for id in ready {
+            if round == 0 {
+                self.replays.ready.push(id);
+                continue;
+            }
+            self.replays.last = Some(id);
             let Some((slot, _)) = self.clients.by_id(id) else {
                 self.replays.forget_all(id);
                 continue;
             };
             let Some(mut owed) = self.replays.owed.remove(&id) else { continue };
-            let more = self.replay_to(slot, &mut owed, now);
+            let places = PLACES.min(round);
+            let (left, more) = self.replay_to(slot, &mut owed, places, now);
+            round -= places - left;
             if !owed.is_empty() {
                 self.replays.owed.insert(id, owed);
             }
@@ -103,30 +131,32 @@ impl Reactor {
         }
     }
 
-    /// Sends what is owed until the client is full, or others must have their turn: then true.
-    fn replay_to(&mut self, slot: Slot, owed: &mut Vec<Owed>, now: Now) -> bool {
+    /// Sends what is owed until the client is full, or others must have their turn, which is when `places` have been looked at; returns how
+    /// many were not, and whether the client could be sent more.
+    fn replay_to(&mut self, slot: Slot, owed: &mut Vec<Owed>, mut places: u32, now: Now) -> (u32, bool) {
         let millis = now.steady_millis();
-        let mut places = PLACES;
         for _ in 0..MESSAGES {
-            let Some(next) = owed.first_mut() else { return false };
-            let Some(client) = self.clients.get(slot).filter(|client| client.socket.is_some()) else { return false };
+            let Some(next) = owed.first_mut() else { return (places, false) };
+            let client = self.clients.get(slot).filter(|client| client.socket.is_some());
+            let Some(client) = client else { return (places, false) };
             let room = next.qos == QoS::AtMostOnce || client.connection.has_room(&self.limits);
             if client.unsent() >= UNSENT || !room {
                 // It is woken when it has read or acknowledged.
-                return false;
+                return (places, false);
             }
             let message = match self.shared.router.next_retained(&mut next.replay, millis, &mut places) {
                 Found::Message(message) => message,
-                Found::Nothing => return true,
+                Found::Nothing => return (places, true),
                 Found::End => {
                     owed.remove(0);
                     continue;
                 }
             };
+            places = places.saturating_sub(MESSAGE);
             let ids = if next.id == 0 { &[][..] } else { std::slice::from_ref(&next.id) };
             let delivery = Delivery { qos: next.qos, retain: true, ids, group: 0 };
             let mut out = std::mem::take(&mut self.out);
-            let Some(client) = self.clients.get_mut(slot) else { return false };
+            let Some(client) = self.clients.get_mut(slot) else { return (places, false) };
             match client.connection.deliver(&self.limits, &message, delivery, millis, &mut out) {
                 Delivered::Sent(_) => self.shared.metrics.mqtt_delivered.inc(),
                 Delivered::Queued => {}
@@ -137,6 +167,6 @@ impl Reactor {
             self.give(slot, &mut out);
             self.out = out;
         }
-        true
+        (places, true)
     }
 }

@@ -1,7 +1,6 @@
 //! The start: sessions, subscriptions, queues and retained messages as the database has them, and what the log has beyond that.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_mqtt::topic::Filter;
@@ -152,7 +151,7 @@ impl Restored {
                 return true;
             };
             let Some(client) = self.clients[worker].get_mut(slot) else { return true };
-            if shared.router.subscribe(&filter, client.subscriber(), options, id, Some(usize::MAX), false).is_ok() {
+            if shared.router.subscribe(&filter, client.subscriber(), options, id, Some(usize::MAX), &mut 0).is_ok() {
                 client.subscriptions += 1;
                 client.flags.shares |= filter.group().is_some();
                 counts.subscriptions += 1;
@@ -329,7 +328,7 @@ impl Restored {
                 return false;
             };
             let expired = message.is_expired(millis);
-            if !expired && shared.router.restore_retained(&Arc::new(message)) {
+            if !expired && shared.router.restore_retained(&message) {
                 counts.retained += 1;
                 return true;
             }

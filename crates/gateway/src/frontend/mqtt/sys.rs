@@ -42,7 +42,7 @@ impl Reactor {
             let message = || Message::new(&text, value.as_bytes(), QoS::AtMostOnce, true);
             if let Some(published) = self.shared.router.prepare(&text, true, None, &mut self.matches, message) {
                 // Nobody waits for it.
-                let _ = self.route(*published, now);
+                let _ = self.route(published, now);
             }
         }
     }

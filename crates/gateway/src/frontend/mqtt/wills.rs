@@ -137,7 +137,7 @@ impl Reactor {
         if message.qos() == QoS::AtMostOnce {
             if let Some(published) = published {
                 // Nobody waits for it.
-                let _ = self.route(*published, now);
+                let _ = self.route(published, now);
             }
         } else if recorded || published.is_some() {
             // Nobody is acknowledged; it only waits in line.

@@ -15,7 +15,7 @@ use tidegate_mqtt::Message;
 use super::unpoisoned;
 
 /// The topic of a message.
-struct Topic(Arc<Message>);
+struct Topic(Message);
 
 impl Borrow<str> for Topic {
     fn borrow(&self) -> &str {
@@ -54,7 +54,7 @@ pub(super) struct Turns(Arc<Mutex<HashMap<Topic, Place>>>);
 
 impl Turns {
     /// The place of `message`, which was just received, among those for its topic.
-    pub(super) fn take(&self, message: &Arc<Message>) -> Turn {
+    pub(super) fn take(&self, message: &Message) -> Turn {
         let mut places = unpoisoned(self.0.lock());
         let place = places.entry(Topic(message.clone())).or_default();
         place.held += 1;
@@ -66,7 +66,7 @@ impl Turns {
 /// The place of a message among those for its topic, held until the message is kept or will not be.
 pub(super) struct Turn {
     turns: Turns,
-    message: Arc<Message>,
+    message: Message,
     number: u64,
 }
 
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     fn take(turns: &Turns, topic: &str) -> Turn {
-        turns.take(&Arc::new(Message::new(topic, b"x", QoS::AtLeastOnce, true)))
+        turns.take(&Message::new(topic, b"x", QoS::AtLeastOnce, true))
     }
 
     #[test]
