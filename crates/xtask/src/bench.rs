@@ -380,26 +380,31 @@ fn idle(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<Value>) -> 
     let load = ["mqtt", "--idle", "-n", &connections, "--threads", &threads, "-d", "2"];
     // As fast as it can, like its peer.
     let unlimited = ["--set", "mqtt.connect_rate=0"];
+    let loads = [load.to_vec(), [&load[..], &["--subscribe-own", "cmd/{device}/#"]].concat()];
     let mut shown = [(Kind::Mosquitto, [vec![], vec![], vec![]]), (Kind::Tidegate, [vec![], vec![], vec![]])];
     for round in 0..args.rounds {
-        for (kind, values) in &mut shown {
+        for (kind, [rate, cpu, rss]) in &mut shown {
             let extra: &[&str] = if *kind == Kind::Tidegate { &unlimited } else { &[] };
-            let server = Running::start(*kind, Protocol::Mqtt, rig, extra)?;
-            let report = rig.generate(&server, kind.label(), round, &strings(&load), reports)?;
-            server.stop()?;
-            let paths = ["/connect/per_second", "/connect/server_cpu_micros_each", "/connect/server_rss_each"];
-            for (values, path) in values.iter_mut().zip(paths) {
-                values.push(number(&report, path));
-            }
+            let mut report = |load: &[&str]| -> Result<Value> {
+                let server = Running::start(*kind, Protocol::Mqtt, rig, extra)?;
+                let report = rig.generate(&server, kind.label(), round, &strings(load), reports)?;
+                server.stop()?;
+                Ok(report)
+            };
+            let [connecting, subscribed] = [report(&loads[0])?, report(&loads[1])?];
+            rate.push(number(&connecting, "/connect/per_second"));
+            cpu.push(number(&connecting, "/connect/server_cpu_micros_each"));
+            rss.push(number(&subscribed, "/connect/server_rss_each"));
         }
     }
     let [(_, theirs), (_, ours)] = &shown;
     let what = format!("{connections} idle MQTT connections");
-    table.note(format!("{what}, mosquitto: RSS B each"), Spread::of(&theirs[2]), 0);
+    let with = "with a subscription of its own, RSS B each";
+    table.note(format!("{what}, mosquitto: {with}"), Spread::of(&theirs[2]), 0);
     table.note(format!("{what}, mosquitto: connect + CONNACK, server CPU µs each"), Spread::of(&theirs[1]), 1);
     table.note(format!("{what}, mosquitto: connections/s"), Spread::of(&theirs[0]), 0);
     table.note(format!("{what}, Tidegate: connections/s"), Spread::of(&ours[0]), 0);
-    table.at_most(format!("{what}: RSS B each"), Spread::of(&ours[2]), 1_200.0);
+    table.at_most(format!("{what}: {with}"), Spread::of(&ours[2]), 1_200.0);
     table.at_most("connect + CONNACK: server CPU µs each", Spread::of(&ours[1]), 35.0);
     table.at_least("… connections for the same server CPU: Tidegate ÷ mosquitto", ratios(&theirs[1], &ours[1]), 1.5);
     table.at_least("… connections/s: Tidegate ÷ mosquitto", ratios(&ours[0], &theirs[0]), 1.5);
