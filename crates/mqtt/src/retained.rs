@@ -290,14 +290,16 @@ impl Retained {
             if level == "#" && node != ROOT && !found(node) {
                 return None;
             }
-            let room = LISTED + 1 - todo.len().min(LISTED);
-            let before = todo.len();
             // Wildcards at the first level do not match topics that begin with `$` ([MQTT-4.7.2-1]).
-            let shown = |child: &u32| node != ROOT || !self.tree.level(*child).starts_with('$');
-            todo.extend(self.tree.children(node).filter(shown).take(room).map(|c| (c, next)));
-            if todo.len() > LISTED {
-                *budget = budget.saturating_sub((todo.len() - before) as u32);
-                return None;
+            let shown = |child: u32| node != ROOT || !self.tree.level(child).starts_with('$');
+            for (looked_at, child) in self.tree.children(node).enumerate() {
+                *budget = budget.checked_sub(1)?;
+                if looked_at >= LISTED || todo.len() >= LISTED {
+                    return None;
+                }
+                if shown(child) {
+                    todo.push((child, next));
+                }
             }
         }
         Some(listed)

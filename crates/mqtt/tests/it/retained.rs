@@ -220,6 +220,7 @@ fn what_replays_look_at_is_taken_off_a_budget_and_an_exact_filter_needs_none() {
     let mut store = Retained::new(20_000, 1 << 30);
     for n in 0..5_000 {
         store.set(&retain(&format!("n/{n}"), b"1"));
+        store.set(&retain(&format!("$x{n}"), b"1"));
     }
     let mut budget = 10_000;
     let mut looked_at = |filter: &str| {
@@ -231,6 +232,8 @@ fn what_replays_look_at_is_taken_off_a_budget_and_an_exact_filter_needs_none() {
     assert_eq!(looked_at("n/17/#"), (3, 1));
     let (many, found) = looked_at("n/+");
     assert!((1_000..1_100).contains(&many) && found == 5_000, "{many} places, {found} messages");
+    let (hidden, found) = looked_at("+/x");
+    assert!((1_000..1_100).contains(&hidden) && found == 0, "{hidden} places, {found} messages");
     for _ in 0..20 {
         assert_eq!(looked_at("n/#").1, 5_000);
     }

@@ -1,6 +1,6 @@
 //! Retained messages on their way to new subscriptions, at the pace at which their clients take them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use tidegate_mqtt::{Delivered, Delivery, Found, QoS, Replay};
 
@@ -39,7 +39,7 @@ struct Owed {
 
 /// Replays of a worker's clients, also of those that are away.
 pub(super) struct Replays {
-    owed: HashMap<SessionId, Vec<Owed>>,
+    owed: HashMap<SessionId, VecDeque<Owed>>,
     /// Clients that could be sent more.
     ready: Vec<SessionId>,
     /// Who had the last turn: the next is the one behind.
@@ -64,7 +64,7 @@ impl Replays {
         let owed = self.owed.entry(id).or_default();
         // The filter was subscribed to anew: what was left is part of what is to be sent now.
         owed.retain(|other| other.replay.filter() != replay.filter());
-        owed.push(Owed { replay, qos, id: subscription });
+        owed.push_back(Owed { replay, qos, id: subscription });
         self.ready.push(id);
     }
 
@@ -133,10 +133,10 @@ impl Reactor {
 
     /// Sends what is owed until the client is full, or others must have their turn, which is when `places` have been looked at; returns how
     /// many were not, and whether the client could be sent more.
-    fn replay_to(&mut self, slot: Slot, owed: &mut Vec<Owed>, mut places: u32, now: Now) -> (u32, bool) {
+    fn replay_to(&mut self, slot: Slot, owed: &mut VecDeque<Owed>, mut places: u32, now: Now) -> (u32, bool) {
         let millis = now.steady_millis();
         for _ in 0..MESSAGES {
-            let Some(next) = owed.first_mut() else { return (places, false) };
+            let Some(next) = owed.front_mut() else { return (places, false) };
             let client = self.clients.get(slot).filter(|client| client.socket.is_some());
             let Some(client) = client else { return (places, false) };
             let room = next.qos == QoS::AtMostOnce || client.connection.has_room(&self.limits);
@@ -148,7 +148,8 @@ impl Reactor {
                 Found::Message(message) => message,
                 Found::Nothing => return (places, true),
                 Found::End => {
-                    owed.remove(0);
+                    places = places.saturating_sub(MESSAGE);
+                    owed.pop_front();
                     continue;
                 }
             };
