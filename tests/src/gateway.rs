@@ -196,6 +196,16 @@ impl Gateway {
         self.wait()
     }
 
+    /// Holds it up, so that what is sent meanwhile is there at once when it goes on.
+    pub fn hold_up(&self) {
+        kill(self.pid(), Signal::SIGSTOP).expect("the gateway runs");
+    }
+
+    /// Lets it go on.
+    pub fn go_on(&self) {
+        kill(self.pid(), Signal::SIGCONT).expect("the gateway runs");
+    }
+
     /// Kills it without a word, as a power cut would.
     pub fn kill(&mut self) {
         // It may have ended by itself; then there is nothing to kill, and the status is the same for `wait`.

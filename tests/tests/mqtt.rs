@@ -313,6 +313,30 @@ fn a_client_that_disconnects_gets_its_answers_first() {
 }
 
 #[test]
+fn what_a_device_said_last_is_read_before_its_next_connection_takes_over() {
+    let gateway = Setup::new().set("workers=1").start();
+    let mut watcher = Client::connect(gateway.mqtt, Version::V5, "watcher");
+    assert_eq!(watcher.subscribe("wills/#", 1), 1);
+    let connect = Connect::clean("d").will("wills/d", b"gone", 1, false, 0);
+    for n in 0..10 {
+        let (mut first, _) = Client::with(gateway.mqtt, Version::V5, &connect);
+        gateway.hold_up();
+        first.publish("last", format!("{n}").as_bytes(), 0);
+        first.send(&[0xE0, 0]);
+        drop(first);
+        let mut second = Client::open(gateway.mqtt, Version::V5);
+        second.send(&connect.bytes(Version::V5));
+        gateway.go_on();
+        assert!(matches!(second.receive(), Packet::Connack { code: 0, .. }));
+        second.disconnect();
+    }
+    watcher.deliver("wills/none", b"", 1);
+    assert_eq!(watcher.take().topic, "wills/none", "it went each time as it should");
+    let last = || (gateway.payloads().iter().filter(|payload| payload.len() == 1).count() == 10).then_some(());
+    until("all is stored", last);
+}
+
+#[test]
 fn more_than_one_read_takes_is_read_to_the_end_whether_the_client_stays_or_goes() {
     const COUNT: usize = 3_000;
     let gateway = Gateway::start();

@@ -8,8 +8,9 @@ use tidegate_mqtt::{Event, frame_len};
 
 use super::Now;
 use super::access::Verdict;
+use super::buffers::SMALL_BYTES;
 use super::clients::Slot;
-use super::reactor::{Reactor, SPARE_BYTES};
+use super::reactor::Reactor;
 
 /// Bytes that a worker keeps of connections whose CONNECT is not complete: tens of thousands of ordinary ones at a time. A peer that is not
 /// known yet and goes on sending when there are as many is cut off.
@@ -20,7 +21,7 @@ impl Reactor {
         let Some(client) = self.clients.get_mut(slot) else { return };
         let read = client.read(&mut self.buffer);
         if matches!(read, Ok(Some(read)) if read == self.buffer.len()) {
-            self.unread.push(client.id);
+            self.unread.push_back(client.id);
         }
         match read {
             Ok(Some(0)) => self.close(epoll, slot, "peer", now),
@@ -127,7 +128,7 @@ impl Reactor {
             if self.must_wait(slot, rest) {
                 break;
             }
-            if out.len() >= SPARE_BYTES {
+            if out.len() >= SMALL_BYTES {
                 self.give(slot, &mut out);
             }
             let Some(client) = self.clients.get_mut(slot) else { break };

@@ -33,6 +33,7 @@ use super::{Now, Shared};
 
 mod access;
 mod behind;
+mod buffers;
 mod clients;
 mod commit;
 mod connect;
@@ -99,6 +100,7 @@ pub(super) async fn serve(listeners: Vec<Listener>, index: usize, shared: Arc<Sh
     loop {
         reactor.wait_for_commits(&wake);
         let pause = reactor.pause();
+        let retry = reactor.retry_at();
         tokio::select! {
             guard = poller.readable(), if reactor.reads() && pause.is_none() => {
                 let mut guard = guard?;
@@ -123,7 +125,7 @@ pub(super) async fn serve(listeners: Vec<Listener>, index: usize, shared: Arc<Sh
             }
             _ = tick.tick() => reactor.tick(&poller.get_ref().0, Now::read()),
             () = tokio::time::sleep(behind::LOOK), if reactor.behind.is_waiting() => {}
-            () = tokio::time::sleep(PAUSED_TICK), if reactor.is_held_up() => {
+            () = sleep_until(retry), if retry.is_some() => {
                 reactor.retry(&poller.get_ref().0, Now::read());
             }
         }

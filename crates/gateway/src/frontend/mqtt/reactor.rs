@@ -16,6 +16,7 @@ use tidegate_writer::{Batch, Refused};
 use tracing::warn;
 
 use super::behind::Behind;
+use super::buffers::Buffers;
 use super::clients::{Clients, Slot};
 use super::commit::Commits;
 use super::farewell::Farewells;
@@ -26,7 +27,7 @@ use super::replay::Replays;
 use super::review::Review;
 use super::sys::Sys;
 use super::wills::Waiting;
-use super::{ENDS, GONE, Now};
+use super::{ENDS, GONE, Now, PAUSED_TICK};
 use crate::acl::View;
 use crate::frontend::acks::AckQueue;
 use crate::frontend::limiter::Limiter;
@@ -42,14 +43,6 @@ const READ_BYTES: usize = 64 * 1024;
 
 /// Bytes of records after which a pass appends what it has and goes on.
 const APPEND_BYTES: usize = 512 * 1024;
-
-/// Output buffers kept for reuse, and the largest that is kept: an idle connection owns none.
-const SPARE_BUFFERS: usize = 1024;
-pub(super) const SPARE_BYTES: usize = 4096;
-
-/// Larger ones that are kept, for those who subscribe to much, and the largest of them: what a commit of ten thousand readings is to one.
-const LARGE_BUFFERS: usize = 2;
-const LARGE_BYTES: usize = 2 << 20;
 
 /// An account whose password was right, and its generation when that was found.
 pub(super) type Proven = (Box<Account>, u64);
@@ -93,7 +86,7 @@ pub(super) struct Reactor {
     /// Clients with something to send.
     dirty: Vec<Slot>,
     /// Clients that were not read dry, of which epoll tells no more.
-    pub(super) unread: Vec<SessionId>,
+    pub(super) unread: VecDeque<SessionId>,
     /// Clients whose peers have gone, in the order in which epoll told.
     gone: VecDeque<SessionId>,
     /// Clients that are not read until the log takes readings again, and those that may be read on.
@@ -115,11 +108,11 @@ pub(super) struct Reactor {
     /// Bytes that wait to be sent, of all clients, and how many may before slow clients lose messages.
     pub(super) unsent_bytes: usize,
     pub(super) most_unsent: usize,
-    spare: Vec<Vec<u8>>,
-    large: Vec<Vec<u8>>,
+    buffers: Buffers,
     envelopes: Vec<Envelope>,
     /// The log did not take the batch: it is kept, and nothing is read, until it does.
     held: bool,
+    retry_at: Option<Instant>,
     /// Rules about who may publish and subscribe.
     pub(super) rules: View,
     /// How far subscriptions have been held against them.
@@ -177,7 +170,7 @@ impl Reactor {
             wheel: Wheel::new(now.steady_millis() / 1000),
             due: Vec::new(),
             dirty: Vec::new(),
-            unread: Vec::new(),
+            unread: VecDeque::new(),
             gone: VecDeque::new(),
             paused: Vec::new(),
             resumable: Vec::new(),
@@ -190,10 +183,10 @@ impl Reactor {
             most_queued: shared.config.mqtt.max_queued_total_bytes / shared.workers,
             unsent_bytes: 0,
             most_unsent: shared.config.mqtt.max_outgoing_total_bytes / shared.workers,
-            spare: Vec::new(),
-            large: Vec::new(),
+            buffers: Buffers::default(),
             envelopes: Vec::new(),
             held: false,
+            retry_at: None,
             rules: View::new(shared.access.rules.clone()),
             review: Review::new(),
             limiter: Limiter::new(shared.config.limits.unauthenticated_per_second, now.instant),
@@ -223,7 +216,7 @@ impl Reactor {
     }
 
     /// Whether something waits for the log to take readings again.
-    pub(super) fn is_held_up(&self) -> bool {
+    fn is_held_up(&self) -> bool {
         self.held || !self.paused.is_empty() || !self.waiting_wills.is_empty() || self.commits.is_refused()
     }
 
@@ -261,10 +254,10 @@ impl Reactor {
             ready => ready?,
         };
         let now = Now::read();
-        self.read_on(epoll, now);
+        // Those that have waited are older than any that epoll tells of now.
+        let mut ends = ENDS - self.read_gone(epoll, now);
         for event in &events[..ready] {
-            if let Some(listener) = self.listeners.index(event.data()) {
-                self.accept(epoll, listener, now);
+            if self.listeners.index(event.data()).is_some() {
                 continue;
             }
             if event.data() == HANDSHAKES {
@@ -278,7 +271,13 @@ impl Reactor {
                 self.mark_dirty(slot);
             }
             if flags.intersects(GONE) {
-                self.gone.extend(id);
+                match ends.checked_sub(1) {
+                    Some(left) => {
+                        ends = left;
+                        self.read_to_end(epoll, slot, now);
+                    }
+                    None => self.gone.extend(id),
+                }
             } else if flags.intersects(EpollFlags::EPOLLIN) {
                 self.read(epoll, slot, now);
             }
@@ -286,18 +285,29 @@ impl Reactor {
                 self.append(epoll, now);
             }
         }
-        self.read_gone(epoll, now);
+        // Last: a device that has said goodbye may be there again by now, and what it said before comes first.
+        for event in &events[..ready] {
+            if let Some(listener) = self.listeners.index(event.data()) {
+                self.accept(epoll, listener, now);
+            }
+        }
+        self.read_on(epoll, events.len() - ready, now);
         self.append(epoll, now);
         self.pause.set(ready < events.len());
         Ok(ready)
     }
 
-    /// Reads on where a read did not take all.
-    fn read_on(&mut self, epoll: &Epoll, now: Now) {
-        for id in std::mem::take(&mut self.unread) {
-            // Of one that is deaf, epoll tells when it is not any more.
+    /// Reads on where a read did not take all: of as many as the pass has `room` for, and of a few in any case.
+    fn read_on(&mut self, epoll: &Epoll, room: usize, now: Now) {
+        for _ in 0..room.max(ENDS).min(self.unread.len()) {
+            if !self.reads() {
+                return;
+            }
+            let Some(id) = self.unread.pop_front() else { return };
+            // Of one that is deaf, or shakes hands, epoll tells by itself.
             if let Some((slot, client)) = self.clients.by_id(id)
                 && !client.flags.deaf
+                && !client.flags.shaking_hands
             {
                 self.read(epoll, slot, now);
             }
@@ -307,16 +317,25 @@ impl Reactor {
         }
     }
 
-    /// Reads some of those whose peers have gone: what they sent before comes first.
-    fn read_gone(&mut self, epoll: &Epoll, now: Now) {
-        for _ in 0..ENDS.min(self.gone.len()) {
-            let Some(id) = self.gone.pop_front() else { return };
-            let Some((slot, _)) = self.clients.by_id(id) else { continue };
-            let before = self.read_bytes;
-            self.read(epoll, slot, now);
-            if self.read_bytes > before && self.clients.by_id(id).is_some_and(|(_, client)| !client.flags.deaf) {
-                self.gone.push_back(id);
+    /// Reads some of those who have waited for it since their peers went; returns how many.
+    fn read_gone(&mut self, epoll: &Epoll, now: Now) -> usize {
+        let count = ENDS.min(self.gone.len());
+        for _ in 0..count {
+            let gone = self.gone.pop_front();
+            if let Some((slot, _)) = gone.and_then(|id| self.clients.by_id(id)) {
+                self.read_to_end(epoll, slot, now);
             }
+        }
+        count
+    }
+
+    /// Reads a client whose peer has gone: what it sent before comes first, now and in the passes to come.
+    fn read_to_end(&mut self, epoll: &Epoll, slot: Slot, now: Now) {
+        let Some(id) = self.clients.get(slot).map(|client| client.id) else { return };
+        let before = self.read_bytes;
+        self.read(epoll, slot, now);
+        if self.read_bytes > before && self.clients.by_id(id).is_some_and(|(_, client)| !client.flags.deaf) {
+            self.gone.push_back(id);
         }
     }
 
@@ -346,18 +365,7 @@ impl Reactor {
             && client.socket.is_some()
             && !out.is_empty()
         {
-            if client.out.capacity() == 0
-                && let Some(spare) = self.spare.pop()
-            {
-                client.out = spare;
-            }
-            if client.out.len() + out.len() > client.out.capacity()
-                && let Some(mut large) = self.large.pop_if(|large| large.capacity() > client.out.capacity())
-            {
-                large.extend_from_slice(&client.out);
-                client.out = large;
-            }
-            client.out.extend_from_slice(out);
+            self.buffers.append(&mut client.out, out);
             client.accounted += out.len();
             self.unsent_bytes += out.len();
             self.mark_dirty(slot);
@@ -396,8 +404,16 @@ impl Reactor {
         }
     }
 
+    /// When to try again what the log did not take, if there is anything, however much else goes on.
+    pub(super) fn retry_at(&mut self) -> Option<Instant> {
+        self.retry_at =
+            if self.is_held_up() { self.retry_at.or_else(|| Some(Instant::now() + PAUSED_TICK)) } else { None };
+        self.retry_at
+    }
+
     /// Tries again what the log did not take, and reads on from those that were paused for it.
     pub(super) fn retry(&mut self, epoll: &Epoll, now: Now) {
+        self.retry_at = None;
         if self.held {
             self.append(epoll, now);
         }
@@ -505,13 +521,7 @@ impl Reactor {
             Ok(true) => {
                 let buffer = std::mem::take(&mut client.out);
                 let (id, was_deaf) = (client.id, client.flags.deaf);
-                if buffer.capacity() <= SPARE_BYTES {
-                    if self.spare.len() < SPARE_BUFFERS {
-                        self.spare.push(buffer);
-                    }
-                } else if buffer.capacity() <= LARGE_BYTES && self.large.len() < LARGE_BUFFERS {
-                    self.large.push(buffer);
-                }
+                self.buffers.keep(buffer);
                 self.replays.wake(id);
                 if std::mem::take(&mut client.flags.congested) {
                     // It has caught up: what was queued for it follows.
@@ -526,7 +536,15 @@ impl Reactor {
                     self.listen(epoll, slot);
                 }
             }
-            Ok(false) => self.listen(epoll, slot),
+            Ok(false) => {
+                let was_deaf = client.flags.deaf;
+                self.buffers.reclaim(&mut client.out, &mut client.sent);
+                self.listen(epoll, slot);
+                if was_deaf && self.clients.get(slot).is_some_and(|client| !client.flags.deaf) {
+                    // It was not heard because too much was unsent.
+                    self.resume(epoll, slot, now);
+                }
+            }
             Err(_) => self.close(epoll, slot, "reset", now),
         }
     }
