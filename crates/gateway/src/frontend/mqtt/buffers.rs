@@ -36,9 +36,8 @@ impl Buffers {
     pub(super) fn keep(&mut self, mut buffer: Vec<u8>) {
         buffer.clear();
         let (kept, most) = match buffer.capacity() {
-            0 => return,
-            ..=SMALL_BYTES => (&mut self.small, SMALL_BUFFERS),
-            ..=LARGE_BYTES => (&mut self.large, LARGE_BUFFERS),
+            1..=SMALL_BYTES => (&mut self.small, SMALL_BUFFERS),
+            capacity if capacity > SMALL_BYTES && capacity <= LARGE_BYTES => (&mut self.large, LARGE_BUFFERS),
             _ => return,
         };
         if kept.len() < most {
