@@ -187,6 +187,16 @@ fn what_was_sent_is_forgotten_and_the_rest_kept_when_blocked() {
 }
 
 #[test]
+fn a_port_that_the_system_chooses_is_nobody_elses() {
+    let options = Options { reuse_port: true, ..Options::default() };
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    // Of 28,000 ports, as many sockets that shared would have some in common.
+    let sockets: Vec<_> = (0..500).map(|_| UdpSocket::bind(any, &options).unwrap()).collect();
+    let ports: std::collections::HashSet<_> = sockets.iter().map(|socket| socket.local_addr().port()).collect();
+    assert_eq!(ports.len(), sockets.len());
+}
+
+#[test]
 fn sockets_share_a_port_only_if_asked() {
     let options = Options { reuse_port: true, ..Options::default() };
     let first = UdpSocket::bind(addr("127.0.0.1:0"), &options).unwrap();

@@ -44,7 +44,9 @@ impl UdpSocket {
     pub fn bind(addr: SocketAddr, options: &Options) -> io::Result<UdpSocket> {
         let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
         socket.set_nonblocking(true)?;
-        if options.reuse_port {
+        // A port that the system chooses must be nobody else's: asked by a socket that shares, it may give one that another process of
+        // the same user shares already. Those that join are let in as well if it is said afterwards.
+        if options.reuse_port && addr.port() != 0 {
             socket.set_reuse_port(true)?;
         }
         if addr.is_ipv6() {
@@ -71,6 +73,9 @@ impl UdpSocket {
             _ => {}
         }
         socket.bind(&addr.into())?;
+        if options.reuse_port && addr.port() == 0 {
+            socket.set_reuse_port(true)?;
+        }
         let local = socket.local_addr()?.as_socket().expect("bound to an IP address");
         Ok(UdpSocket { socket, local, whole: options.whole && addr.is_ipv4() })
     }
