@@ -259,7 +259,8 @@ fn one_confirmable_notification_is_under_way_to_an_endpoint_and_the_last_state_f
     }
     // NSTART = 1 (RFC 7252 §4.7, RFC 7641 §4.5.1): nothing but the first until it is acknowledged.
     let first = observer.receive();
-    assert_eq!((first.kind, first.text()), (Kind::Con, "a0".into()));
+    // On a busy machine its state may be a later one already.
+    assert_eq!((first.kind, first.token.as_slice()), (Kind::Con, &b"a"[..]));
     observer.expect_silence();
     observer.acknowledge(&first);
     let (second, third) = (observer.notified(), observer.notified());
