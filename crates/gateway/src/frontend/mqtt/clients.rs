@@ -2,11 +2,11 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use nix::sys::socket::{MsgFlags, recv, send};
 use slab::Slab;
 use socket2::Socket;
 use tidegate_mqtt::{Connection, Session, Will};
@@ -23,7 +23,7 @@ use crate::frontend::router::{Arrival, SessionId, Subscriber};
 /// Sealed at once: what a socket takes in one call, so that little is kept of what it does not take.
 const SEALED_BYTES: usize = 64 * 1024;
 
-const SEND: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+const SEND: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
 
 /// Where a client is in the worker's slab.
 pub(super) type Slot = usize;
@@ -200,10 +200,10 @@ impl Client {
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let Some(socket) = &self.socket else { return Ok(None) };
         loop {
-            match recv(socket, &mut *buffer, RecvFlags::DONTWAIT) {
-                Ok((read, _)) => return Ok(Some(read)),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Ok(None),
+            match recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(read) => return Ok(Some(read)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -212,8 +212,8 @@ impl Client {
     /// Whether something can be read from it.
     pub(super) fn has_input(&self) -> bool {
         let mut byte = [0];
-        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
-        self.socket.as_ref().is_some_and(|socket| recv(socket, &mut byte, flags).is_ok_and(|(read, _)| read > 0))
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+        self.socket.as_ref().is_some_and(|socket| recv(socket.as_raw_fd(), &mut byte, flags).is_ok_and(|read| read > 0))
     }
 
     /// The name in its certificate, which was verified, if it came with one.
@@ -246,9 +246,9 @@ impl Client {
             if self.sent == self.out.len() {
                 break;
             }
-            match send(socket, &self.out[self.sent..], SEND) {
+            match send(socket.as_raw_fd(), &self.out[self.sent..], SEND) {
                 Ok(sent) => self.sent += sent,
-                Err(Errno::AGAIN) => {
+                Err(Errno::EAGAIN) => {
                     // What is sent is let go once it is the better part: each byte is moved at most once.
                     if self.sent * 2 >= self.out.len() {
                         self.out.drain(..self.sent);
@@ -256,7 +256,7 @@ impl Client {
                     }
                     return Ok(false);
                 }
-                Err(Errno::INTR) => {}
+                Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -284,10 +284,10 @@ impl Client {
 /// Sends what the transport has sealed: true once all of it is sent.
 fn write_sealed(socket: &Socket, transport: &mut Transport) -> io::Result<bool> {
     while !transport.unsent().is_empty() {
-        match send(socket, transport.unsent(), SEND) {
+        match send(socket.as_raw_fd(), transport.unsent(), SEND) {
             Ok(sent) => transport.mark_sent(sent),
-            Err(Errno::AGAIN) => return Ok(false),
-            Err(Errno::INTR) => {}
+            Err(Errno::EAGAIN) => return Ok(false),
+            Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
