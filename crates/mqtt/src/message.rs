@@ -11,13 +11,13 @@
 //! A PUBLISH differs per subscriber only in front of and between those three: flags, packet identifier, remaining expiry,
 //! subscription identifiers, alias. So one form serves both versions, and a fan-out copies bytes but encodes nothing.
 
-use smallvec::SmallVec;
 use triomphe::ThinArc;
 
 use crate::encode;
 use crate::packet::{Publish, QoS, Version, WillRef};
 use crate::property::{Allowed, Properties, Property, id};
 use crate::topic;
+use crate::wire::put_binary;
 
 /// Milliseconds in a second.
 const SECOND: u64 = 1000;
@@ -26,9 +26,6 @@ const SECOND: u64 = 1000;
 const WRITTEN_HEAD: usize = 17;
 const RETAIN: u8 = 1 << 2;
 const EXPIRES: u8 = 1 << 3;
-
-/// Bytes of a message that are built without an allocation of their own: more than those of ordinary readings.
-const SCRATCH: usize = 512;
 
 /// A message as it was published. The queues of its subscribers and the retained store share it: a clone is one more reference.
 #[derive(Clone, PartialEq, Eq)]
@@ -100,15 +97,12 @@ impl Message {
         retain: bool,
         expires: Option<u64>,
     ) -> Message {
-        debug_assert!(topic.len() <= usize::from(u16::MAX));
-        let mut bytes: SmallVec<[u8; SCRATCH]> = SmallVec::new();
-        bytes.extend_from_slice(&(topic.len() as u16).to_be_bytes());
-        bytes.extend_from_slice(topic.as_bytes());
+        let mut bytes = Vec::with_capacity(2 + topic.len() + content_type.len() + 3 + payload.len());
+        put_binary(&mut bytes, topic.as_bytes());
         let properties_at = bytes.len() as u32;
         if !content_type.is_empty() {
             bytes.push(id::CONTENT_TYPE);
-            bytes.extend_from_slice(&(content_type.len() as u16).to_be_bytes());
-            bytes.extend_from_slice(content_type.as_bytes());
+            put_binary(&mut bytes, content_type.as_bytes());
         }
         for (property, span) in properties.spans() {
             if !matches!(property, Property::TopicAlias(_) | Property::MessageExpiry(_) | Property::WillDelay(_)) {
