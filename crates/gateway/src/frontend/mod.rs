@@ -128,7 +128,7 @@ impl Shared {
         let capacity = u16::try_from(config.coap.dedup_entries).unwrap_or(u16::MAX);
         let dedup = Policy::new(&config.coap.timing(), capacity);
         let router = Router::new(workers, config.limits.subscriptions, config.limits.subscription_bytes);
-        let common = coap::Common::new(&config, &dedup, (0..workers).map(|worker| router.coap_wake(worker)));
+        let common = coap::Common::new(&config, &dedup, (0..workers).map(|worker| router.inboxes.coap_wake(worker)));
         Arc::new(Shared {
             metrics,
             workers,
@@ -160,7 +160,7 @@ impl Shared {
         let shared = Arc::downgrade(self);
         let moved = move || {
             if let Some(shared) = shared.upgrade() {
-                shared.router.durable_moved();
+                shared.router.inboxes.durable_moved();
             }
         };
         self.state.durable.on_move(moved.clone());
@@ -259,7 +259,7 @@ impl Shared {
         self.access.revoked();
         let logins: Arc<[DeviceId]> = revoked.iter().filter(|r| r.login).map(|r| r.device.clone()).collect();
         if !logins.is_empty() {
-            self.router.revoke(&logins);
+            self.router.inboxes.revoke(&logins);
         }
         if let Some(associations) = &self.associations {
             let devices = revoked.iter().filter(|r| !r.identities.is_empty()).map(|r| r.device.as_str());
@@ -270,13 +270,13 @@ impl Shared {
     /// Tells the workers to take nothing more in, answer what they have taken in, and end.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        self.router.wake_all();
+        self.router.inboxes.wake_all();
     }
 
     /// A front end has sent its last answer.
     fn front_drained(&self) {
         self.drained.fetch_add(1, Ordering::SeqCst);
-        self.router.wake_all();
+        self.router.inboxes.wake_all();
     }
 
     /// Whether every front end has.
@@ -287,7 +287,7 @@ impl Shared {
     /// An MQTT front end has ended its connections and published what came of it.
     fn mqtt_ended(&self) {
         self.mqtt_ended.fetch_add(1, Ordering::SeqCst);
-        self.router.wake_all();
+        self.router.inboxes.wake_all();
     }
 
     /// Whether every MQTT front end has.

@@ -10,208 +10,32 @@
 //! and its subscribers taken under one lock, a subscription that begins meanwhile gets it from one of the two and not from both. The
 //! lock of the store is always taken before that of the trie. Of two messages for a topic the one received last stays, whichever is kept
 //! first ([`turns`]).
-//!
-//! # Congestion
-//!
-//! A worker that is slower than others fill its inbox makes them wait ([`Router::is_congested`]): they read nothing more and let no
-//! acknowledgement go, and with it no message, until it has caught up. A subscriber that is behind has acknowledgements wait as well
-//! ([`Router::is_held`]), but sockets are read on, its own among them. A worker never waits itself to empty its inbox, so that two workers
-//! never wait for each other.
 
-use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use smallvec::SmallVec;
-use socket2::Socket;
 use tidegate_mqtt::topic::Filter;
 use tidegate_mqtt::trie::{Inserted, Matches, Trie, filter_bytes};
-use tidegate_mqtt::{Found, Message, QoS, Replay, Retained, Retention, SubscribeOptions};
-use tidegate_record::DeviceId;
-use tidegate_state::registry::Account;
-use tidegate_transport::Transport;
+use tidegate_mqtt::{Found, Message, Replay, Retained, Retention, SubscribeOptions};
 
-use super::access::Principal;
-use super::mqtt::Kind;
-use super::topics::{TopicRef, Topics, Value};
+use super::topics::{Topics, Value};
 use super::wake::Wake;
-use turns::{Turn, Turns};
 
+mod inboxes;
+mod names;
+mod published;
 mod turns;
+
+pub(crate) use inboxes::{Arrival, Envelope, Inboxes};
+pub(crate) use names::{SessionId, Subscriber};
+use published::Rare;
+pub(crate) use published::{Left, Note, Origin, Published, Receipt, Served, Target, Targets};
+use turns::Turns;
 
 /// Most retained messages and the bytes they may take: one for each device of a full gateway, of the size of a reading.
 const MAX_RETAINED: usize = 2_000_000;
 const MAX_RETAINED_BYTES: usize = 512 << 20;
-
-/// Deliveries in a worker's inbox beyond which the others wait for it: some milliseconds of its work.
-const INBOX_DELIVERIES: usize = 65_536;
-
-/// Names an MQTT session: its worker (8 bits), a generation (24 bits) and its slot there (32 bits; the last number is left out, so
-/// that the top bit stays free). Never zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct SessionId(NonZeroU64);
-
-impl SessionId {
-    /// Names no session: no gateway has so many workers.
-    pub(crate) const NOBODY: SessionId = SessionId(NonZeroU64::MAX);
-
-    pub(crate) fn new(worker: usize, generation: u32, slot: usize) -> SessionId {
-        // The top bit keeps it from being zero, and from being the listener's name in epoll.
-        let generation = u64::from(generation & 0x7F_FFFF);
-        let bits = (worker as u64 & 0xFF) << 55 | generation << 32 | slot as u64 & 0xFFFF_FFFF;
-        SessionId(NonZeroU64::MIN.saturating_add(bits))
-    }
-
-    pub(crate) fn from_bits(bits: u64) -> Option<SessionId> {
-        NonZeroU64::new(bits).map(SessionId)
-    }
-
-    /// Its name in the trie, which tells whether the session outlives a restart.
-    pub(crate) fn subscriber(self, kept: bool) -> Subscriber {
-        Subscriber(self.0.get() | u64::from(kept) << 63)
-    }
-
-    pub(crate) fn bits(self) -> u64 {
-        self.0.get()
-    }
-
-    pub(crate) fn worker(self) -> usize {
-        ((self.0.get() - 1) >> 55) as usize
-    }
-
-    pub(crate) fn slot(self) -> usize {
-        ((self.0.get() - 1) & 0xFFFF_FFFF) as usize
-    }
-}
-
-/// A session in the subscription trie: its [`SessionId`], and in the top bit, which that leaves free, whether it is kept over a restart.
-/// That does not change while the session lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Subscriber(u64);
-
-impl Subscriber {
-    fn from_bits(bits: u64) -> (Option<SessionId>, bool) {
-        (SessionId::from_bits(bits & !(1 << 63)), bits >> 63 == 1)
-    }
-}
-
-/// The subscribers of a message: of most, there is one.
-pub(crate) type Targets = SmallVec<[Target; 1]>;
-
-/// A message and who is to get it. One of these waits with each acknowledgement, so what few of them have is elsewhere.
-pub(crate) struct Published {
-    message: Message,
-    /// Empty if they are looked for when it is durable.
-    targets: Targets,
-    rare: Option<Box<Rare>>,
-}
-
-/// What few messages have.
-#[derive(Default)]
-struct Rare {
-    /// Subscribers are looked for when it is durable: it is retained, or for a shared subscription, whose members may go meanwhile.
-    is_open: bool,
-    /// Its place among the messages that are to be retained for its topic, if it is.
-    turn: Option<Turn>,
-    from: Option<Subscriber>,
-    /// The topic, if CoAP endpoints observe it.
-    observed: Option<TopicRef>,
-    /// The Content-Format that its CoAP publisher gave it.
-    content_format: Option<u16>,
-    /// It is a QoS 2 publish of a kept session.
-    origin: Option<Origin>,
-    /// Who was served with it by an earlier run, and is not to get it again.
-    served: Vec<Served>,
-}
-
-impl Published {
-    pub(crate) fn message(&self) -> &Message {
-        &self.message
-    }
-
-    /// Whether it is to be retained, and that to outlive a restart.
-    pub(crate) fn is_retained(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.turn.is_some()) && !self.message.topic().starts_with("$SYS/")
-    }
-
-    /// The publish that it is, if that is one of QoS 2 of a kept session.
-    pub(crate) fn origin(&self) -> Option<Origin> {
-        self.rare.as_ref()?.origin
-    }
-
-    /// It is this publish of a kept session, which an earlier run may have `served` to some.
-    pub(crate) fn set_origin(&mut self, origin: Origin, served: Vec<Served>) {
-        let rare = self.rare.get_or_insert_default();
-        (rare.origin, rare.served) = (Some(origin), served);
-    }
-
-    /// Its CoAP publisher gave it a Content-Format.
-    pub(crate) fn set_content_format(&mut self, content_format: u16) {
-        self.rare.get_or_insert_default().content_format = Some(content_format);
-    }
-}
-
-/// Names a QoS 2 publish of a session that is kept over a restart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Origin {
-    /// The session's.
-    pub(crate) incarnation: u64,
-    /// Its place among the session's QoS 2 publishes.
-    pub(crate) serial: u64,
-    pub(crate) packet_id: u16,
-}
-
-/// Who has a message that may be routed once more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Served {
-    pub(crate) to: SessionId,
-    /// See [`Target::group`].
-    pub(crate) group: u64,
-}
-
-/// What the rows of a message's subscribers are to tell besides the message, in one commit with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Note {
-    /// They have this publish.
-    Served(Origin),
-    /// Another session has left it to them.
-    Left(Left),
-}
-
-/// Names a message in a session that is over, and is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Left {
-    /// The session's.
-    pub(crate) incarnation: u64,
-    /// Its place in the session.
-    pub(crate) order: u64,
-}
-
-/// Tells a front end that a message of its has reached the queues of kept sessions on other workers, and the database.
-#[derive(Debug)]
-pub(crate) struct Receipt {
-    /// Workers that have not given it yet.
-    left: AtomicU32,
-    wake: Arc<Wake>,
-}
-
-impl Receipt {
-    /// To be given by `left` workers, one of them as often as it has parts; wakes `wake` then.
-    pub(crate) fn new(left: usize, wake: &Arc<Wake>) -> Arc<Receipt> {
-        Arc::new(Receipt { left: AtomicU32::new(left as u32), wake: wake.clone() })
-    }
-
-    pub(crate) fn is_given(&self) -> bool {
-        self.left.load(Ordering::Acquire) == 0
-    }
-
-    /// One worker has its part in the database.
-    pub(crate) fn give(&self) {
-        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.wake.now();
-        }
-    }
-}
 
 /// Where a message went.
 pub(crate) struct Routed {
@@ -234,72 +58,6 @@ pub(crate) enum NotSubscribed {
     NoRoom,
 }
 
-/// One subscriber of a message.
-#[derive(Debug, Clone)]
-pub(crate) struct Target {
-    pub(crate) to: SessionId,
-    /// The shared subscription ([`Picked::group`](tidegate_mqtt::trie::Picked::group)) that it was
-    /// picked from; zero if it gets the message for itself.
-    pub(crate) group: u64,
-    /// Its session is kept over a restart.
-    pub(crate) kept: bool,
-    /// Highest QoS of its subscriptions that matched.
-    pub(crate) qos: QoS,
-    /// The retain flag that it gets.
-    pub(crate) retain: bool,
-    /// Identifiers of its subscriptions that matched.
-    pub(crate) ids: Box<[u32]>,
-}
-
-impl Target {
-    /// Whether the database is to have `message` for it.
-    pub(crate) fn is_stored(&self, message: &Message) -> bool {
-        self.kept && self.qos.min(message.qos()) != QoS::AtMostOnce
-    }
-
-    /// Whether it is to get `message` once, be it across a restart.
-    pub(crate) fn is_once(&self, message: &Message) -> bool {
-        self.kept && self.qos.min(message.qos()) == QoS::ExactlyOnce
-    }
-
-    /// Whether it, or another member of the shared subscription, was served.
-    fn is_served(&self, served: &[Served]) -> bool {
-        served.iter().any(|served| served.group == self.group && (self.group != 0 || served.to == self.to))
-    }
-}
-
-/// What a worker gets from others.
-pub(crate) enum Envelope {
-    /// A message for some of its clients.
-    Message { message: Message, targets: Targets, note: Option<Note>, receipt: Option<Arc<Receipt>> },
-    /// Connections that were let in as one of these devices must end.
-    Revoked(Arc<[DeviceId]>),
-    /// A login whose password was verified: who it is, if it is right.
-    Login { to: SessionId, account: Option<Box<Account>>, revision: u64 },
-    /// A connection whose session is here, with the MQTT bytes that were read from it.
-    Connection { arrival: Arrival, bytes: Vec<u8> },
-}
-
-/// A connection that comes to a worker.
-pub(crate) struct Arrival {
-    pub(crate) socket: Socket,
-    /// What is between the socket and MQTT; `None` if nothing is.
-    pub(crate) transport: Option<Box<Transport>>,
-    pub(crate) kind: Kind,
-    /// More connect than are admitted: it is to be told so.
-    pub(crate) turned_away: bool,
-    /// Who it is, if another worker has found out.
-    pub(crate) principal: Option<Box<Principal>>,
-}
-
-struct Inbox {
-    envelopes: Mutex<Vec<Envelope>>,
-    /// Deliveries in `envelopes`.
-    load: AtomicUsize,
-    mqtt: Arc<Wake>,
-    coap: Arc<Wake>,
-}
-
 /// See the [module documentation](self).
 pub(crate) struct Router {
     trie: RwLock<Trie<u64>>,
@@ -313,11 +71,8 @@ pub(crate) struct Router {
     max_subscriptions: usize,
     /// Bytes of their filters.
     max_filter_bytes: usize,
-    inboxes: Box<[Inbox]>,
-    /// Inboxes that hold more than [`INBOX_DELIVERIES`].
-    congested: AtomicUsize,
-    /// Subscribers that are waited for.
-    waits: AtomicUsize,
+    /// Where the workers' shares go.
+    pub(crate) inboxes: Inboxes,
     /// What CoAP endpoints observe.
     pub(crate) topics: Topics,
 }
@@ -330,12 +85,6 @@ fn unpoisoned<G>(result: Result<G, PoisonError<G>>) -> G {
 impl Router {
     /// For `workers` workers and at most `max_subscriptions` subscriptions, whose filters take at most `max_filter_bytes`.
     pub(crate) fn new(workers: usize, max_subscriptions: usize, max_filter_bytes: usize) -> Router {
-        let inbox = || Inbox {
-            envelopes: Mutex::default(),
-            load: AtomicUsize::new(0),
-            mqtt: Arc::default(),
-            coap: Arc::default(),
-        };
         Router {
             trie: RwLock::new(Trie::new()),
             retained: RwLock::new(Retained::new(MAX_RETAINED, MAX_RETAINED_BYTES)),
@@ -344,46 +93,14 @@ impl Router {
             subscriptions: AtomicUsize::new(0),
             max_subscriptions,
             max_filter_bytes,
-            inboxes: (0..workers).map(|_| inbox()).collect(),
-            congested: AtomicUsize::new(0),
-            waits: AtomicUsize::new(0),
+            inboxes: Inboxes::new(workers),
             topics: Topics::new(workers),
-        }
-    }
-
-    pub(crate) fn coap_wake(&self, worker: usize) -> Arc<Wake> {
-        self.inboxes[worker].coap.clone()
-    }
-
-    /// Wakes the CoAP task of a worker.
-    pub(crate) fn wake_coap(&self, worker: usize) {
-        if let Some(inbox) = self.inboxes.get(worker) {
-            inbox.coap.now();
         }
     }
 
     /// The message that is retained for `topic`.
     pub(crate) fn retained_for(&self, topic: &str, now: u64) -> Option<Message> {
         unpoisoned(self.retained.read()).get(topic, now).cloned()
-    }
-
-    pub(crate) fn mqtt_wake(&self, worker: usize) -> Arc<Wake> {
-        self.inboxes[worker].mqtt.clone()
-    }
-
-    /// Wakes the tasks that wait for commits.
-    pub(crate) fn durable_moved(&self) {
-        for inbox in &self.inboxes {
-            inbox.coap.durable_moved();
-            inbox.mqtt.durable_moved();
-        }
-    }
-
-    pub(crate) fn wake_all(&self) {
-        for inbox in &self.inboxes {
-            inbox.coap.now();
-            inbox.mqtt.now();
-        }
     }
 
     /// Subscriptions held.
@@ -409,16 +126,16 @@ impl Router {
         let refusal = match room {
             None => Some(NotSubscribed::TooMany),
             Some(_) if trie.len() >= self.max_subscriptions => Some(NotSubscribed::TooMany),
-            Some(room) if trie.filter_bytes_of(subscriber.0) + bytes > room => Some(NotSubscribed::NoRoom),
+            Some(room) if trie.filter_bytes_of(subscriber.bits()) + bytes > room => Some(NotSubscribed::NoRoom),
             Some(_) if trie.filter_bytes() + bytes > self.max_filter_bytes => Some(NotSubscribed::NoRoom),
             Some(_) => None,
         };
         if let Some(refusal) = refusal
-            && !trie.contains(subscriber.0, filter)
+            && !trie.contains(subscriber.bits(), filter)
         {
             return Err(refusal);
         }
-        let inserted = trie.insert(subscriber.0, filter, options, id).map_err(|_| NotSubscribed::TooDeep)?;
+        let inserted = trie.insert(subscriber.bits(), filter, options, id).map_err(|_| NotSubscribed::TooDeep)?;
         self.subscriptions.store(trie.len(), Ordering::Relaxed);
         drop(trie);
         let replay = inserted.sends_retained(filter, options).then(|| retained.replay(filter, budget)).flatten();
@@ -428,25 +145,25 @@ impl Router {
     /// Unsubscribes; false if there was no such subscription.
     pub(crate) fn unsubscribe(&self, filter: &Filter<'_>, subscriber: Subscriber) -> bool {
         let mut trie = unpoisoned(self.trie.write());
-        let there = trie.remove(subscriber.0, filter);
+        let there = trie.remove(subscriber.bits(), filter);
         self.subscriptions.store(trie.len(), Ordering::Relaxed);
         there
     }
 
     /// The filters that `subscriber` has subscribed to.
     pub(crate) fn subscriptions_of(&self, subscriber: Subscriber) -> Vec<String> {
-        unpoisoned(self.trie.read()).of(subscriber.0).map(|(filter, _, _)| filter).collect()
+        unpoisoned(self.trie.read()).of(subscriber.bits()).map(|(filter, _, _)| filter).collect()
     }
 
     pub(crate) fn unsubscribe_all(&self, subscriber: Subscriber) {
         let mut trie = unpoisoned(self.trie.write());
-        trie.remove_all(subscriber.0);
+        trie.remove_all(subscriber.bits());
         self.subscriptions.store(trie.len(), Ordering::Relaxed);
     }
 
     /// Whether the client of a session with shared subscriptions is there: one that is away is passed over.
     pub(crate) fn set_present(&self, subscriber: Subscriber, present: bool) {
-        unpoisoned(self.trie.write()).set_present(subscriber.0, present);
+        unpoisoned(self.trie.write()).set_present(subscriber.bits(), present);
     }
 
     /// The next retained message of `replay`, looking at `budget` places at most.
@@ -497,12 +214,12 @@ impl Router {
                 return None;
             }
             let trie = unpoisoned(self.trie.read());
-            trie.matches(topic, from.map(|from| from.0), matches);
+            trie.matches(topic, from.map(|from| from.bits()), matches);
             if matches.is_empty() && observed.is_none() {
                 return None;
             }
             if !matches.has_groups() {
-                known = Some(targets(&trie, matches, false));
+                known = Some(targets_of(&trie, matches, false));
             }
         }
         let message = message();
@@ -522,26 +239,23 @@ impl Router {
             rare.map(|rare| *rare).unwrap_or_default();
         let mut routed = Routed { own: None, receipt: None, unretained: false };
         let mut outdated = false;
-        let mut targets = match is_open {
-            false => known,
-            true => {
-                let mut retained = turn.as_ref().map(|turn| (unpoisoned(self.retained.write()), turn));
-                if let Some((retained, turn)) = &mut retained {
-                    outdated = !turn.comes();
-                    if !outdated {
-                        routed.unretained = retained.set(&message) == Retention::Refused;
-                    }
+        let mut targets = known;
+        if is_open {
+            let mut retained = turn.as_ref().map(|turn| (unpoisoned(self.retained.write()), turn));
+            if let Some((retained, turn)) = &mut retained {
+                outdated = !turn.comes();
+                if !outdated {
+                    routed.unretained = retained.set(&message) == Retention::Refused;
                 }
-                let trie = unpoisoned(self.trie.read());
-                let mut matches = Matches::new();
-                trie.matches(message.topic(), from.map(|from| from.0), &mut matches);
-                targets(&trie, &matches, turn.is_some())
             }
-        };
-        let find = || if self.topics.len() > 0 { self.topics.find(message.topic()) } else { None };
-        if !outdated && let Some(topic) = observed.or_else(find) {
+            let trie = unpoisoned(self.trie.read());
+            let mut matches = Matches::new();
+            trie.matches(message.topic(), from.map(|from| from.bits()), &mut matches);
+            targets = targets_of(&trie, &matches, turn.is_some());
+        }
+        if !outdated && let Some(topic) = observed.or_else(|| self.topics.find(message.topic())) {
             let value = Value { message: message.clone(), content_format };
-            self.topics.changed(&topic, value, |worker| self.wake_coap(worker));
+            self.topics.changed(&topic, value, |worker| self.inboxes.wake_coap(worker));
         }
         if !served.is_empty() {
             targets.retain(|target| !target.is_served(&served));
@@ -572,7 +286,7 @@ impl Router {
             } else {
                 let receipt = routed.receipt.clone().filter(|_| needs_receipt(worker, &targets));
                 let note = origin.map(Note::Served);
-                self.send(worker, Envelope::Message { message: message.clone(), targets, note, receipt });
+                self.inboxes.send(worker, Envelope::Message { message: message.clone(), targets, note, receipt });
             }
         }
         routed
@@ -583,70 +297,7 @@ impl Router {
         let mut matches = Matches::new();
         let trie = unpoisoned(self.trie.read());
         trie.matches(message.topic(), None, &mut matches);
-        targets(&trie, &matches, message.retain()).into_iter().find(|target| target.group == group)
-    }
-
-    /// Tells every worker that connections of these devices must end.
-    pub(crate) fn revoke(&self, devices: &Arc<[DeviceId]>) {
-        for worker in 0..self.inboxes.len() {
-            self.send(worker, Envelope::Revoked(devices.clone()));
-        }
-    }
-
-    /// Puts an envelope in a worker's inbox.
-    pub(crate) fn send(&self, worker: usize, envelope: Envelope) {
-        let Some(inbox) = self.inboxes.get(worker) else { return };
-        let deliveries = match &envelope {
-            Envelope::Message { targets, .. } => targets.len(),
-            Envelope::Revoked(_) | Envelope::Login { .. } | Envelope::Connection { .. } => 0,
-        };
-        let mut envelopes = unpoisoned(inbox.envelopes.lock());
-        let first = envelopes.is_empty();
-        envelopes.push(envelope);
-        // With the lock held, so that an inbox counts as congested once.
-        let before = inbox.load.fetch_add(deliveries, Ordering::Relaxed);
-        if before <= INBOX_DELIVERIES && before + deliveries > INBOX_DELIVERIES {
-            self.congested.fetch_add(1, Ordering::Relaxed);
-        }
-        drop(envelopes);
-        if first {
-            inbox.mqtt.now();
-        }
-    }
-
-    /// Moves what is in a worker's inbox into `envelopes`, which is empty.
-    pub(crate) fn take(&self, worker: usize, envelopes: &mut Vec<Envelope>) {
-        let inbox = &self.inboxes[worker];
-        let mut waiting = unpoisoned(inbox.envelopes.lock());
-        std::mem::swap(&mut *waiting, envelopes);
-        let load = inbox.load.swap(0, Ordering::Relaxed);
-        drop(waiting);
-        if load > INBOX_DELIVERIES && self.congested.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.wake_all();
-        }
-    }
-
-    /// Whether some worker's inbox is so full that nothing more is to be routed for now. Workers are woken when that is over.
-    pub(crate) fn is_congested(&self) -> bool {
-        self.congested.load(Ordering::Relaxed) > 0
-    }
-
-    /// Whether no acknowledgement is to leave for now, and with it no message: of congestion, or because a subscriber is waited for. Workers
-    /// are woken when that is over.
-    pub(crate) fn is_held(&self) -> bool {
-        self.is_congested() || self.waits.load(Ordering::Relaxed) > 0
-    }
-
-    /// A subscriber is behind: nothing more is to be given to anybody before it has caught up.
-    pub(crate) fn begin_wait(&self) {
-        self.waits.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// One that was waited for has caught up, or is not waited for any longer.
-    pub(crate) fn end_wait(&self) {
-        if self.waits.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.wake_all();
-        }
+        targets_of(&trie, &matches, message.retain()).into_iter().find(|target| target.group == group)
     }
 
     /// Removes retained messages that have expired by `now`, of `budget` topics at each call, and adds their topics to `gone`.
@@ -656,7 +307,7 @@ impl Router {
 }
 
 /// Everybody who is to get what matched.
-fn targets(trie: &Trie<u64>, matches: &Matches<u64>, retain: bool) -> Targets {
+fn targets_of(trie: &Trie<u64>, matches: &Matches<u64>, retain: bool) -> Targets {
     let mut targets = Targets::with_capacity(matches.found().len());
     let mut target = |group, subscriber: u64, qos, as_published: bool, ids: &[u32]| {
         if let (Some(to), kept) = Subscriber::from_bits(subscriber) {
@@ -677,18 +328,9 @@ fn targets(trie: &Trie<u64>, matches: &Matches<u64>, retain: bool) -> Targets {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tidegate_mqtt::QoS;
 
-    #[test]
-    fn a_session_id_keeps_its_parts_and_is_never_zero_nor_the_listener() {
-        for (worker, generation, slot) in [(0, 0, 0), (255, u32::MAX, u32::MAX as usize), (3, 77, 123_456)] {
-            let id = SessionId::new(worker, generation, slot);
-            assert_eq!((id.worker(), id.slot()), (worker, slot));
-            assert_eq!(SessionId::from_bits(id.bits()), Some(id));
-            assert_ne!(id.bits(), u64::MAX);
-        }
-        assert_ne!(SessionId::new(0, 1, 0), SessionId::new(0, 2, 0));
-    }
+    use super::*;
 
     fn router(workers: usize) -> Router {
         Router::new(workers, 1000, 1 << 20)
@@ -703,14 +345,6 @@ mod tests {
     fn subscribe(router: &Router, filter: &str, to: SessionId) -> Result<(Inserted, Option<Replay>), NotSubscribed> {
         let filter = Filter::parse(filter).unwrap();
         router.subscribe(&filter, to.subscriber(false), SubscribeOptions::default(), 0, Some(1 << 20), &mut 1000)
-    }
-
-    #[test]
-    fn a_subscriber_is_its_session_and_whether_it_is_kept() {
-        for kept in [false, true] {
-            let id = SessionId::new(255, u32::MAX, u32::MAX as usize - 1);
-            assert_eq!(Subscriber::from_bits(id.subscriber(kept).0), (Some(id), kept));
-        }
     }
 
     #[test]
@@ -735,7 +369,7 @@ mod tests {
         assert_eq!(own.len(), 2);
         let count = |worker: usize| {
             let mut envelopes = Vec::new();
-            router.take(worker, &mut envelopes);
+            router.inboxes.take(worker, &mut envelopes);
             envelopes.len()
         };
         assert_eq!([count(0), count(1), count(2)], [1, 0, 1]);
@@ -840,42 +474,5 @@ mod tests {
         let filter = Filter::parse("a").unwrap();
         let refused = router.subscribe(&filter, id.subscriber(false), SubscribeOptions::default(), 0, None, &mut 1000);
         assert_eq!(refused.unwrap_err(), NotSubscribed::TooMany);
-    }
-
-    #[test]
-    fn acknowledgements_are_held_while_any_subscriber_is_waited_for() {
-        let router = router(2);
-        router.begin_wait();
-        router.begin_wait();
-        router.end_wait();
-        assert!(router.is_held() && !router.is_congested(), "sockets are read on");
-        router.end_wait();
-        assert!(!router.is_held());
-    }
-
-    #[test]
-    fn a_full_inbox_is_congestion_until_it_is_emptied() {
-        let router = router(2);
-        let target = Target {
-            to: SessionId::new(1, 1, 0),
-            group: 0,
-            kept: false,
-            qos: QoS::AtMostOnce,
-            retain: false,
-            ids: [].into(),
-        };
-        let message = Message::new("t", b"x", QoS::AtMostOnce, false);
-        let send = |count| {
-            let targets = std::iter::repeat_n(target.clone(), count).collect();
-            router.send(1, Envelope::Message { message: message.clone(), targets, note: None, receipt: None });
-        };
-        send(INBOX_DELIVERIES);
-        assert!(!router.is_congested());
-        send(1);
-        assert!(router.is_congested());
-        send(INBOX_DELIVERIES);
-        let mut envelopes = Vec::new();
-        router.take(1, &mut envelopes);
-        assert_eq!((envelopes.len(), router.is_congested()), (3, false));
     }
 }

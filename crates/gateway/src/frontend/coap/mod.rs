@@ -38,7 +38,7 @@ pub(super) async fn serve(
     index: usize,
     shared: Arc<Shared>,
 ) -> io::Result<()> {
-    let wake = shared.router.coap_wake(index);
+    let wake = shared.router.inboxes.coap_wake(index);
     let receiver = |socket: &Option<UdpSocket>, bytes| socket.as_ref().map(|s| Receiver::new(s, BATCH, bytes));
     let mut receivers = Receivers { plain: receiver(&plain, DATAGRAM), secure: receiver(&secure, secure::DATAGRAM) };
     let watched = |socket: Option<UdpSocket>| {

@@ -171,7 +171,7 @@ impl Server {
             counts: Default::default(),
             acks: AckQueue::new(),
             staged: VecDeque::new(),
-            wake: shared.router.coap_wake(index),
+            wake: shared.router.inboxes.coap_wake(index),
             pause: Pause::default(),
             out: Outgoing::new(shared.associations.clone()),
             limiter,
@@ -582,7 +582,7 @@ impl Server {
         let waiting = !self.acks.is_empty();
         wake.set_waiting(waiting || storing);
         let is_stored = |secure: &Secure| secure.desk.is_due(self.shared.state.durable.get());
-        if waiting && !self.shared.router.is_held() && self.acks.due(self.shared.durable.get())
+        if waiting && !self.shared.router.inboxes.is_held() && self.acks.due(self.shared.durable.get())
             || storing && self.out.secure.as_ref().is_some_and(is_stored)
         {
             wake.now();

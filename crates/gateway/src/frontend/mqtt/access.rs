@@ -146,7 +146,7 @@ impl Reactor {
         }
         let (to, worker, shared) = (client.id, self.index, self.shared.clone());
         let submitted = self.shared.access.verifier.submit(slow, move |account| {
-            shared.router.send(worker, Envelope::Login { to, account, revision });
+            shared.router.inboxes.send(worker, Envelope::Login { to, account, revision });
         });
         submitted.map_err(|_| Stranger::Busy)?;
         client.connection = Connection::new(now.steady_millis());

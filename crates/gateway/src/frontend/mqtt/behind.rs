@@ -159,7 +159,7 @@ impl Reactor {
         }
         client.flags.awaited = true;
         self.behind.awaited.push(Awaited { id: client.id, since: now.instant, taken: 0 });
-        self.shared.router.begin_wait();
+        self.shared.router.inboxes.begin_wait();
     }
 
     /// A client that is waited for has taken bytes.
@@ -199,7 +199,7 @@ impl Reactor {
                 _ => "gone",
             };
             self.shared.metrics.mqtt_waits.with_label_values(&[outcome]).inc();
-            self.shared.router.end_wait();
+            self.shared.router.inboxes.end_wait();
             false
         });
         self.behind.awaited = awaited;

@@ -267,7 +267,7 @@ impl Reactor {
                 principal: client.principal,
                 turned_away: client.flags.turned_away,
             };
-            self.shared.router.send(worker, Envelope::Connection { arrival, bytes: input.to_vec() });
+            self.shared.router.inboxes.send(worker, Envelope::Connection { arrival, bytes: input.to_vec() });
         }
     }
 

@@ -167,7 +167,10 @@ impl Reactor {
                 continue;
             }
             let receipt = receipt.clone().filter(|_| target.is_stored(&message) && note.is_some());
-            self.shared.router.send(worker, Envelope::Message { message, targets: smallvec![target], note, receipt });
+            self.shared
+                .router
+                .inboxes
+                .send(worker, Envelope::Message { message, targets: smallvec![target], note, receipt });
         }
         receipt
     }

@@ -93,7 +93,7 @@ pub(super) async fn serve(listeners: Vec<Listener>, index: usize, shared: Arc<Sh
     let poller = Poller(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
     let mut reactor = Reactor::new(&poller.0, listeners, index, shared.clone())?;
     let poller = watch(poller, Interest::READABLE)?;
-    let wake = shared.router.mqtt_wake(index);
+    let wake = shared.router.inboxes.mqtt_wake(index);
     let mut events = vec![EpollEvent::empty(); EVENTS];
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

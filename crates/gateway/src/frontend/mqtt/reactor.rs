@@ -157,7 +157,7 @@ impl Reactor {
             sys: Sys::default(),
             read_bytes: 0,
             sent_bytes: 0,
-            wake: shared.router.mqtt_wake(index),
+            wake: shared.router.inboxes.mqtt_wake(index),
             pause: Pause::default(),
             matches: Matches::new(),
             out: Vec::new(),
@@ -212,7 +212,10 @@ impl Reactor {
 
     /// Whether sockets are to be read at all.
     pub(super) fn reads(&self) -> bool {
-        !self.held && self.stopping == Stopping::No && !self.commits.is_refused() && !self.shared.router.is_congested()
+        !self.held
+            && self.stopping == Stopping::No
+            && !self.commits.is_refused()
+            && !self.shared.router.inboxes.is_congested()
     }
 
     /// Whether something waits for the log to take readings again.
@@ -231,7 +234,7 @@ impl Reactor {
         let answers = !self.acks.is_empty();
         let commits = self.commits.is_waiting();
         wake.set_waiting(answers || commits);
-        if answers && !self.shared.router.is_held() && self.acks.due(self.shared.durable.get())
+        if answers && !self.shared.router.inboxes.is_held() && self.acks.due(self.shared.durable.get())
             || commits && self.commits.is_due(self.shared.state.durable.get())
         {
             wake.now();
@@ -432,7 +435,7 @@ impl Reactor {
 
     /// Sends every acknowledgement that is due.
     pub(super) fn release(&mut self, epoll: &Epoll, now: Now) {
-        if self.acks.is_empty() || self.shared.router.is_held() || self.shared.has_failed() {
+        if self.acks.is_empty() || self.shared.router.inboxes.is_held() || self.shared.has_failed() {
             return;
         }
         let durable = self.shared.durable.get();
@@ -440,7 +443,7 @@ impl Reactor {
             return;
         }
         // What is released may fill a subscriber's queue so far that the rest is to wait for it.
-        while !self.shared.router.is_held()
+        while !self.shared.router.inboxes.is_held()
             && let Some((ack, received)) = self.acks.release_one(durable)
         {
             self.acknowledge(ack, received, now);
@@ -463,7 +466,7 @@ impl Reactor {
     /// Takes what other workers sent.
     pub(super) fn inbox(&mut self, epoll: &Epoll, now: Now) {
         let mut envelopes = std::mem::take(&mut self.envelopes);
-        self.shared.router.take(self.index, &mut envelopes);
+        self.shared.router.inboxes.take(self.index, &mut envelopes);
         for envelope in envelopes.drain(..) {
             match envelope {
                 Envelope::Message { message, targets, note, receipt } => {

@@ -133,7 +133,7 @@ impl Server {
             secure.stored(self.shared.state.durable.get());
         }
         let waits = self.acks.is_empty() && self.staged.is_empty();
-        if waits || self.shared.router.is_held() {
+        if waits || self.shared.router.inboxes.is_held() {
             return;
         }
         let now = Now::read();
