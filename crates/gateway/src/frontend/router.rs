@@ -214,7 +214,7 @@ impl Router {
                 return None;
             }
             let trie = unpoisoned(self.trie.read());
-            trie.matches(topic, from.map(|from| from.bits()), matches);
+            trie.matches(topic, from.map(Subscriber::bits), matches);
             if matches.is_empty() && observed.is_none() {
                 return None;
             }
@@ -250,7 +250,7 @@ impl Router {
             }
             let trie = unpoisoned(self.trie.read());
             let mut matches = Matches::new();
-            trie.matches(message.topic(), from.map(|from| from.bits()), &mut matches);
+            trie.matches(message.topic(), from.map(Subscriber::bits), &mut matches);
             targets = targets_of(&trie, &matches, turn.is_some());
         }
         if !outdated && let Some(topic) = observed.or_else(|| self.topics.find(message.topic())) {

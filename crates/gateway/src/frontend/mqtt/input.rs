@@ -6,17 +6,18 @@
 use nix::sys::epoll::Epoll;
 use tidegate_mqtt::{Event, frame_len};
 
-use super::Now;
 use super::access::Verdict;
 use super::buffers::SMALL_BYTES;
 use super::clients::Slot;
-use super::reactor::Reactor;
+use super::reactor::{APPEND_BYTES, Reactor};
+use super::{ENDS, Now};
 
 /// Bytes that a worker keeps of connections whose CONNECT is not complete: tens of thousands of ordinary ones at a time. A peer that is not
 /// known yet and goes on sending when there are as many is cut off.
 const MAX_UNCONNECTED: usize = 16 << 20;
 
 impl Reactor {
+    /// Reads a client once, and remembers if that did not take all.
     pub(super) fn read(&mut self, epoll: &Epoll, slot: Slot, now: Now) {
         let Some(client) = self.clients.get_mut(slot) else { return };
         let read = client.read(&mut self.buffer);
@@ -37,6 +38,48 @@ impl Reactor {
             }
             Ok(None) => {}
             Err(_) => self.close(epoll, slot, "reset", now),
+        }
+    }
+
+    /// Reads on where a read did not take all: of as many as the pass has `room` for, and of a few in any case.
+    pub(super) fn read_on(&mut self, epoll: &Epoll, room: usize, now: Now) {
+        for _ in 0..room.max(ENDS).min(self.unread.len()) {
+            if !self.reads() {
+                return;
+            }
+            let Some(id) = self.unread.pop_front() else { return };
+            // Of one that is deaf, or shakes hands, epoll tells by itself.
+            if let Some((slot, client)) = self.clients.by_id(id)
+                && !client.flags.deaf
+                && !client.flags.shaking_hands
+            {
+                self.read(epoll, slot, now);
+            }
+            if self.batch.bytes() >= APPEND_BYTES {
+                self.append(epoll, now);
+            }
+        }
+    }
+
+    /// Reads some of those who have waited for it since their peers went; returns how many.
+    pub(super) fn read_gone(&mut self, epoll: &Epoll, now: Now) -> usize {
+        let count = ENDS.min(self.gone.len());
+        for _ in 0..count {
+            let gone = self.gone.pop_front();
+            if let Some((slot, _)) = gone.and_then(|id| self.clients.by_id(id)) {
+                self.read_to_end(epoll, slot, now);
+            }
+        }
+        count
+    }
+
+    /// Reads a client whose peer has gone: what it sent before comes first, now and in the passes to come.
+    pub(super) fn read_to_end(&mut self, epoll: &Epoll, slot: Slot, now: Now) {
+        let Some(id) = self.clients.get(slot).map(|client| client.id) else { return };
+        let before = self.read_bytes;
+        self.read(epoll, slot, now);
+        if self.read_bytes > before && self.clients.by_id(id).is_some_and(|(_, client)| !client.flags.deaf) {
+            self.gone.push_back(id);
         }
     }
 

@@ -42,7 +42,7 @@ use crate::frontend::{Shared, limits};
 const READ_BYTES: usize = 64 * 1024;
 
 /// Bytes of records after which a pass appends what it has and goes on.
-const APPEND_BYTES: usize = 512 * 1024;
+pub(super) const APPEND_BYTES: usize = 512 * 1024;
 
 /// An account whose password was right, and its generation when that was found.
 pub(super) type Proven = (Box<Account>, u64);
@@ -88,7 +88,7 @@ pub(super) struct Reactor {
     /// Clients that were not read dry, of which epoll tells no more.
     pub(super) unread: VecDeque<SessionId>,
     /// Clients whose peers have gone, in the order in which epoll told.
-    gone: VecDeque<SessionId>,
+    pub(super) gone: VecDeque<SessionId>,
     /// Clients that are not read until the log takes readings again, and those that may be read on.
     pub(super) paused: Vec<SessionId>,
     pub(super) resumable: Vec<SessionId>,
@@ -298,48 +298,6 @@ impl Reactor {
         self.append(epoll, now);
         self.pause.set(ready < events.len());
         Ok(ready)
-    }
-
-    /// Reads on where a read did not take all: of as many as the pass has `room` for, and of a few in any case.
-    fn read_on(&mut self, epoll: &Epoll, room: usize, now: Now) {
-        for _ in 0..room.max(ENDS).min(self.unread.len()) {
-            if !self.reads() {
-                return;
-            }
-            let Some(id) = self.unread.pop_front() else { return };
-            // Of one that is deaf, or shakes hands, epoll tells by itself.
-            if let Some((slot, client)) = self.clients.by_id(id)
-                && !client.flags.deaf
-                && !client.flags.shaking_hands
-            {
-                self.read(epoll, slot, now);
-            }
-            if self.batch.bytes() >= APPEND_BYTES {
-                self.append(epoll, now);
-            }
-        }
-    }
-
-    /// Reads some of those who have waited for it since their peers went; returns how many.
-    fn read_gone(&mut self, epoll: &Epoll, now: Now) -> usize {
-        let count = ENDS.min(self.gone.len());
-        for _ in 0..count {
-            let gone = self.gone.pop_front();
-            if let Some((slot, _)) = gone.and_then(|id| self.clients.by_id(id)) {
-                self.read_to_end(epoll, slot, now);
-            }
-        }
-        count
-    }
-
-    /// Reads a client whose peer has gone: what it sent before comes first, now and in the passes to come.
-    fn read_to_end(&mut self, epoll: &Epoll, slot: Slot, now: Now) {
-        let Some(id) = self.clients.get(slot).map(|client| client.id) else { return };
-        let before = self.read_bytes;
-        self.read(epoll, slot, now);
-        if self.read_bytes > before && self.clients.by_id(id).is_some_and(|(_, client)| !client.flags.deaf) {
-            self.gone.push_back(id);
-        }
     }
 
     /// Puts `out` into the client's own buffer and empties it.
