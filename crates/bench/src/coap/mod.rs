@@ -18,6 +18,7 @@
 
 pub mod echo;
 pub mod echo_secure;
+mod exchange;
 mod fleet;
 mod observe;
 mod paths;
