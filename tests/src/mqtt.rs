@@ -1,5 +1,6 @@
 //! MQTT 3.1.1 and 5.0, byte by byte, for what the gateway must do on a wire that a library would not let us speak.
 
+use nix::sys::socket::{setsockopt, sockopt};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -244,6 +245,11 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(DEADLINE))?;
         Ok(Client { stream, version, buffer: Vec::new(), aside: VecDeque::new(), pid: 0 })
+    }
+
+    /// Has the kernel keep few bytes for it, so that what it does not read stays with the gateway.
+    pub fn keep_few_bytes(&self) {
+        setsockopt(&self.stream, sockopt::RcvBuf, &(64 << 10)).expect("it is open");
     }
 
     /// A clean session under a client id, without keep-alive.

@@ -100,6 +100,56 @@ fn the_kernel_watches_over_clients_without_a_keep_alive_and_over_no_others() {
     }
 }
 
+/// Whether the gateway's epoll instances ask for what this client sends (`proc(5)`, `/proc/PID/fdinfo`).
+fn is_heard(gateway: &Gateway, client: &Client) -> bool {
+    let ends = [gateway.mqtt.port(), client.port()].map(|port| format!(":{port:04X}"));
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("there is a table");
+    let mut rows = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let row = rows.find(|row| row[1].ends_with(&ends[0]) && row[2].ends_with(&ends[1])).expect("it is connected");
+    let socket = format!("socket:[{}]", row[9]);
+    let of_process = |folder: &str| std::fs::read_dir(format!("/proc/{}/{folder}", gateway.pid())).expect("it runs");
+    let is_socket = |fd: &std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == &*socket);
+    let fd = of_process("fd").flatten().find(is_socket).expect("its socket is open").file_name();
+    let fd = fd.to_str().expect("a number").to_owned();
+    let infos = of_process("fdinfo").flatten().filter_map(|info| std::fs::read_to_string(info.path()).ok());
+    let lines: Vec<String> = infos.flat_map(|info| info.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+    let asked = lines.iter().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let mut asked = asked.filter(|row| row.len() > 3 && row[0] == "tfd:" && row[1] == fd).map(|row| row[3].to_owned());
+    let events = u32::from_str_radix(&asked.next().expect("it is watched"), 16).expect("a mask");
+    events & 1 != 0
+}
+
+#[test]
+fn a_client_that_was_not_heard_while_it_read_nothing_is_answered_to_the_end_when_it_reads() {
+    // So many that one read takes a burst, and the bound is reached within one, not at its end, in most rounds.
+    const EACH: usize = 7;
+    // More than the kernel frees of its buffer before it tells: the last of it leaves later than the rest.
+    let gateway = Setup::new().set("workers=1").set("mqtt.max_outgoing_bytes=6 MiB").start();
+    let mut client = Client::connect(gateway.mqtt, Version::V4, "c");
+    client.keep_few_bytes();
+    assert_eq!(client.subscribe("own", 0), 0);
+    let burst = [mqtt::publish(Version::V4, "own", &[b'z'; 8_000], 0, 0).repeat(EACH), vec![0xC0, 0]].concat();
+    let (mut bursts, mut publishes, mut answers) = (0, 0, 0);
+    for _ in 0..3 {
+        while is_heard(&gateway, &client) {
+            client.send(&burst);
+            bursts += 1;
+            let taken = || gateway.metrics().get("tidegate_ingested_records_total", &["protocol=\"mqtt\""]);
+            until("it is read, or not heard", || {
+                (taken() == (EACH * bursts) as f64 || !is_heard(&gateway, &client)).then_some(())
+            });
+        }
+        while (publishes, answers) != (EACH * bursts, bursts) {
+            match client.receive() {
+                Packet::Publish { .. } => publishes += 1,
+                Packet::Pingresp => answers += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        until("it is heard again", || is_heard(&gateway, &client).then_some(()));
+    }
+}
+
 #[test]
 fn one_client_identifier_in_a_loop_takes_over_from_itself() {
     const TIMES: usize = 300;
