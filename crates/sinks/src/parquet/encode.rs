@@ -15,10 +15,17 @@ use tidegate_record::Protocol;
 
 use super::hold::{Group, Held, Hold, Row};
 use super::name::FileName;
-use super::schema::{self, Column, ROW_GROUP_ROWS, Shape};
+use super::schema::{self, Column, ROW_GROUP_ROWS, Shape, ZSTD_LEVEL};
 
 /// Values handed to a column at once: 32 bytes each, so that they stay in the first-level cache.
 const WRITE_BATCH: usize = 1024;
+
+/// A sample of the payloads: so many pieces, spread evenly, of so many bytes each.
+const SAMPLE_PIECES: usize = 4;
+const SAMPLE_PIECE: usize = 16 << 10;
+
+/// Payloads of which a sample is tried before all are compressed are at least so many times as long as it.
+const SAMPLE_OF: usize = 16;
 
 /// Keys of the metadata that a file carries.
 pub(super) mod key {
@@ -164,6 +171,7 @@ impl Columns {
             protocols: self.protocols,
             topics: self.topic.runs,
             scopes: self.scopes,
+            payloads_shrink: self.payload.shrink(),
         }
     }
 
@@ -238,6 +246,24 @@ impl Texts {
     /// Makes the lent bytes one's own again, without a copy if the writer is done with all values.
     fn reclaim(&mut self) {
         self.bytes = Vec::from(std::mem::take(&mut self.lent));
+    }
+
+    /// Whether compression takes a tenth or more off them, by a sample. What devices have encrypted it cannot make smaller, and would take
+    /// half of the time of a file to find that out.
+    fn shrink(&self) -> bool {
+        if self.bytes.len() < SAMPLE_OF * SAMPLE_PIECES * SAMPLE_PIECE {
+            return true;
+        }
+        let mut sample = Vec::new();
+        for (piece, spans) in (1..).zip(self.spans.chunks(self.spans.len().div_ceil(SAMPLE_PIECES))) {
+            let mut spans = spans.iter();
+            while sample.len() < piece * SAMPLE_PIECE
+                && let Some(&(start, end)) = spans.next()
+            {
+                sample.extend_from_slice(&self.bytes[start as usize..end as usize]);
+            }
+        }
+        zstd::bulk::compress(&sample, ZSTD_LEVEL).map_or(true, |less| less.len() <= sample.len() - sample.len() / 10)
     }
 
     fn clear(&mut self) {

@@ -36,7 +36,8 @@
 //! | `key_scope`, `key_number` | INT64, UINT_64, optional | both or neither |
 //! | `payload` | BYTE_ARRAY | |
 //!
-//! Rows are sorted by (`device`, `ts`, `seq`), which the metadata says, in row groups of [`ROW_GROUP_ROWS`]; zstd level 1;
+//! Rows are sorted by (`device`, `ts`, `seq`), which the metadata says, in row groups of [`ROW_GROUP_ROWS`]; zstd level 1, of payloads
+//! where it takes off a tenth or more;
 //! statistics of those three, for the row group and each page. The metadata has `tidegate.node`, `.epoch`,
 //! `.first`, `.last`, `.count` and `.version`.
 //!

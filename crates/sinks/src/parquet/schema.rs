@@ -14,7 +14,7 @@ use ::parquet::schema::types::{ColumnPath, TypePtr};
 pub const ROW_GROUP_ROWS: usize = 128 * 1024;
 
 /// zstd's fastest ordinary level: the second costs half as much time again for a few percent.
-const ZSTD_LEVEL: i32 = 1;
+pub(super) const ZSTD_LEVEL: i32 = 1;
 
 /// A dictionary pays where a value comes back this often in sorted order; below it, prefixes shared with the neighbour are shorter.
 const DICTIONARY_MIN_REPEATS: usize = 4;
@@ -108,7 +108,7 @@ pub(super) fn schema() -> Result<TypePtr, ParquetError> {
     parse_message_type(SCHEMA).map(Arc::new)
 }
 
-/// How many runs of equal neighbours the columns have, over the sorted rows of a file's first row group.
+/// What the sorted rows of a file's first row group are like: how many runs of equal neighbours the columns have, among others.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Shape {
     pub(super) rows: usize,
@@ -117,6 +117,8 @@ pub(super) struct Shape {
     pub(super) protocols: usize,
     pub(super) topics: usize,
     pub(super) scopes: usize,
+    /// Whether compression makes payloads smaller by more than it costs.
+    pub(super) payloads_shrink: bool,
 }
 
 /// The encodings for a file of this shape.
@@ -154,6 +156,9 @@ pub(super) fn properties(shape: Shape, metadata: Vec<KeyValue>) -> Result<Writer
         builder = builder
             .set_column_dictionary_enabled(column.path(), dictionary_pays(runs))
             .set_column_encoding(column.path(), Encoding::DELTA_BYTE_ARRAY);
+    }
+    if !shape.payloads_shrink {
+        builder = builder.set_column_compression(Column::Payload.path(), Compression::UNCOMPRESSED);
     }
     // Of one value over and over, compression leaves nothing: that is cheaper than to look it up for every row.
     for (column, runs) in

@@ -484,6 +484,49 @@ fn several_row_groups_sorted_with_statistics_and_metadata() {
     assert_eq!(read(&listed[0], &Filter::default()).unwrap().len() as u64, rows);
 }
 
+/// How the payloads of the one file of `payload`s below `dir` are compressed; it was read back.
+fn codec_of(dir: &Path, payload: impl Fn(u64) -> Vec<u8>) -> ::parquet::basic::Compression {
+    let mut sink = sink(dir);
+    let readings: Vec<_> = (0..8_192)
+        .map(|n| Reading { payload: payload(n), ..Reading::new(&format!("meter-{}", n % 100), EIGHT + n) })
+        .collect();
+    take_all(&mut sink, 1, &readings);
+    sink.deliver().unwrap();
+    let listed = files(dir, &Filter::default()).unwrap();
+    let file = fs::File::open(&listed[0].path).unwrap();
+    let metadata = ::parquet::file::metadata::ParquetMetaDataReader::new().parse_and_finish(&file).unwrap();
+    assert_eq!(scan_all(dir, Filter::default()), numbered(&readings, 1));
+    let columns = metadata.row_group(0).columns();
+    assert!(columns[..12].iter().all(|column| column.compression() == columns[0].compression()));
+    assert_ne!(columns[0].compression(), ::parquet::basic::Compression::UNCOMPRESSED);
+    columns[12].compression()
+}
+
+#[test]
+fn payloads_are_compressed_where_that_makes_them_smaller() {
+    use ::parquet::basic::Compression::UNCOMPRESSED;
+    // SplitMix64: nothing compresses it.
+    let noise = |n: u64, len: u64| -> Vec<u8> {
+        let word = |at: u64| {
+            let z = (n << 32 | at).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB).to_le_bytes()
+        };
+        (0..len / 8).flat_map(word).collect()
+    };
+    let dir = TempDir::new().unwrap();
+    let codec = |name: &str, payload: &dyn Fn(u64) -> Vec<u8>| codec_of(&dir.path().join(name), payload);
+    assert_eq!(codec("noise", &|n| noise(n, 256)), UNCOMPRESSED);
+    assert_ne!(codec("text", &|n| format!("{{\"n\":{n},\"t\":21.5}}").repeat(12).into_bytes()), UNCOMPRESSED);
+    // A quarter of each is zeros.
+    assert_ne!(codec("mixed", &|n| [noise(n, 192), vec![0; 64]].concat()), UNCOMPRESSED);
+    // Every other device's is text: a sample that is all noise would be a poor one.
+    let either = |n: u64| if n % 100 < 50 { noise(n, 256) } else { vec![b'7'; 256] };
+    assert_ne!(codec("either", &either), UNCOMPRESSED);
+    // Too few to be worth a sample.
+    assert_ne!(codec("small", &|n| noise(n, 64)), UNCOMPRESSED);
+}
+
 #[test]
 fn row_groups_without_the_device_are_not_read() {
     let dir = TempDir::new().unwrap();
