@@ -13,7 +13,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::session::MASTER_SECRET_LEN;
 
-type Aes128Ccm8 = ccm::Ccm<aes::Aes128, U8, U12>;
+type Aes128Ccm8 = ccm::Ccm<aes::Aes128Enc, U8, U12>;
 type HmacSha256 = Hmac<Sha256>;
 
 /// Length of the tag of AES-128-CCM-8 (RFC 6655 §3).
