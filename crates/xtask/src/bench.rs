@@ -371,6 +371,12 @@ fn mqtt(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<Value>) -> 
     Ok(())
 }
 
+/// Connections under way at a time: fewer than any listen queue holds.
+const STEADY: &str = "64";
+
+/// The same when many devices come back at once: more than the listen queue of a server that asks for a hundred.
+const STORM: &str = "512";
+
 fn idle(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<Value>) -> Result<()> {
     let (_, files) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
         .context("cannot read the limit of open files")?;
@@ -380,10 +386,12 @@ fn idle(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<Value>) -> 
     let load = ["mqtt", "--idle", "-n", &connections, "--threads", &threads, "-d", "2"];
     // As fast as it can, like its peer.
     let unlimited = ["--set", "mqtt.connect_rate=0"];
-    let loads = [load.to_vec(), [&load[..], &["--subscribe-own", "cmd/{device}/#"]].concat()];
-    let mut shown = [(Kind::Mosquitto, [vec![], vec![], vec![]]), (Kind::Tidegate, [vec![], vec![], vec![]])];
+    let more = |options: &[&'static str]| [load.to_vec(), options.to_vec()].concat();
+    let [steady, storming] = [STEADY, STORM].map(|connecting| more(&["--connecting", connecting]));
+    let loads = [steady, storming, more(&["--subscribe-own", "cmd/{device}/#"])];
+    let mut shown = [(Kind::Mosquitto, <[Vec<f64>; 4]>::default()), (Kind::Tidegate, Default::default())];
     for round in 0..args.rounds {
-        for (kind, [rate, cpu, rss]) in &mut shown {
+        for (kind, [rate, cpu, storm, rss]) in &mut shown {
             let extra: &[&str] = if *kind == Kind::Tidegate { &unlimited } else { &[] };
             let mut report = |load: &[&str]| -> Result<Value> {
                 let server = Running::start(*kind, Protocol::Mqtt, rig, extra)?;
@@ -391,23 +399,27 @@ fn idle(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<Value>) -> 
                 server.stop()?;
                 Ok(report)
             };
-            let [connecting, subscribed] = [report(&loads[0])?, report(&loads[1])?];
+            let [connecting, storming, subscribed] = [report(&loads[0])?, report(&loads[1])?, report(&loads[2])?];
             rate.push(number(&connecting, "/connect/per_second"));
             cpu.push(number(&connecting, "/connect/server_cpu_micros_each"));
+            storm.push(number(&storming, "/connect/per_second"));
             rss.push(number(&subscribed, "/connect/server_rss_each"));
         }
     }
-    let [(_, theirs), (_, ours)] = &shown;
+    let [(_, [their_rate, their_cpu, their_storm, their_rss]), (_, [rate, cpu, storm, rss])] = &shown;
     let what = format!("{connections} idle MQTT connections");
     let with = "with a subscription of its own, RSS B each";
-    table.note(format!("{what}, mosquitto: {with}"), Spread::of(&theirs[2]), 0);
-    table.note(format!("{what}, mosquitto: connect + CONNACK, server CPU µs each"), Spread::of(&theirs[1]), 1);
-    table.note(format!("{what}, mosquitto: connections/s"), Spread::of(&theirs[0]), 0);
-    table.note(format!("{what}, Tidegate: connections/s"), Spread::of(&ours[0]), 0);
-    table.at_most(format!("{what}: {with}"), Spread::of(&ours[2]), 1_200.0);
-    table.at_most("connect + CONNACK: server CPU µs each", Spread::of(&ours[1]), 35.0);
-    table.at_least("… connections for the same server CPU: Tidegate ÷ mosquitto", ratios(&theirs[1], &ours[1]), 1.5);
-    table.at_least("… connections/s: Tidegate ÷ mosquitto", ratios(&ours[0], &theirs[0]), 1.5);
+    table.note(format!("{what}, mosquitto: {with}"), Spread::of(their_rss), 0);
+    table.note(format!("{what}, mosquitto: connect + CONNACK, server CPU µs each"), Spread::of(their_cpu), 1);
+    for (kind, rate, storm) in [("mosquitto", their_rate, their_storm), ("Tidegate", rate, storm)] {
+        table.note(format!("{what}, {kind}: connections/s, {STEADY} at a time"), Spread::of(rate), 0);
+        table.note(format!("{what}, {kind}: connections/s, {STORM} at a time"), Spread::of(storm), 0);
+    }
+    table.at_most(format!("{what}: {with}"), Spread::of(rss), 1_200.0);
+    table.at_most("connect + CONNACK: server CPU µs each", Spread::of(cpu), 35.0);
+    table.at_least("… connections for the same server CPU: Tidegate ÷ mosquitto", ratios(their_cpu, cpu), 1.5);
+    table.at_least(format!("… connections/s, {STEADY} at a time: Tidegate ÷ mosquitto"), ratios(rate, their_rate), 1.5);
+    table.at_least(format!("… {STORM} at a time: Tidegate ÷ mosquitto"), ratios(storm, their_storm), 1.5);
     Ok(())
 }
 
