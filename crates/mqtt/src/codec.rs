@@ -20,7 +20,8 @@ const REFUSAL: u32 = 5;
 #[derive(Clone, Copy)]
 pub(crate) struct Terms<'a> {
     pub(crate) session_present: bool,
-    pub(crate) session_expiry: u32,
+    /// Granted in place of what the client asked for.
+    pub(crate) session_expiry: Option<u32>,
     /// Imposed in place of the client's.
     pub(crate) keep_alive: Option<u16>,
     pub(crate) assigned_client_id: Option<&'a str>,
@@ -55,7 +56,7 @@ pub(crate) fn accept(version: Version, limits: &Limits, terms: &Terms<'_>, out: 
         return true;
     }
     let properties = ConnAckProperties {
-        session_expiry_interval: Some(terms.session_expiry),
+        session_expiry_interval: terms.session_expiry,
         receive_max: (limits.receive_maximum < u16::MAX).then_some(limits.receive_maximum),
         max_qos: None,
         retain_available: (!limits.retain_available).then_some(0),

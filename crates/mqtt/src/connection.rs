@@ -22,6 +22,7 @@ use crate::limits::Limits;
 use crate::message::Will;
 use crate::packet::{self, Connect, Publish, QoS, Subscribe, TopicName, Unsubscribe, Version};
 use crate::reason::Reason;
+use crate::retained;
 use crate::session::{Change, Inbound, Session};
 use crate::violation::Violation;
 use crate::wire;
@@ -109,6 +110,10 @@ pub struct Connection {
     response_info: bool,
     /// The CONNECT asked for a new session.
     clean_start: bool,
+    /// It asked for one that outlives the connection, which its DISCONNECT may then change (5.0 §3.14.2.2.2).
+    asked_to_outlive: bool,
+    /// It asked for longer than is granted.
+    expiry_capped: bool,
     /// The session keeps a journal.
     journal: bool,
     /// The driver has not sent what there is: messages that may wait do.
@@ -165,6 +170,8 @@ impl Connection {
             problem_info: true,
             response_info: false,
             clean_start: false,
+            asked_to_outlive: false,
+            expiry_capped: false,
             journal: false,
             congested: false,
         }
@@ -258,6 +265,8 @@ impl Connection {
         self.version = connect.version;
         self.keep_alive = connect.keep_alive;
         self.session_expiry = connect.session_expiry.min(limits.session_expiry_max);
+        self.asked_to_outlive = connect.session_expiry != 0;
+        self.expiry_capped = self.session_expiry != connect.session_expiry;
         self.receive_maximum = connect.receive_maximum;
         self.maximum_packet = connect.maximum_packet;
         self.alias_maximum = connect.topic_alias_maximum.min(limits.topic_aliases_out);
@@ -381,6 +390,11 @@ impl Connection {
         } else if publish.topic.is_empty() {
             return Err(Violation::NoTopic);
         }
+        // The acknowledgement of 5.0 says that it is not retained; no other tells.
+        let untold = self.version == Version::V4 || publish.qos == QoS::AtMostOnce;
+        if publish.retain && untold && !publish.payload.is_empty() && !retained::has_place(&publish.topic) {
+            return Err(Violation::RetainedLevels);
+        }
         if publish.qos == QoS::AtMostOnce {
             return Ok(Step::Event(Event::Publish(publish)));
         }
@@ -457,7 +471,7 @@ impl Connection {
     fn disconnected(&mut self, limits: &Limits, body: &[u8]) -> Result<Reason, Violation> {
         let disconnect = packet::disconnect(body, self.version)?;
         if let Some(expiry) = disconnect.session_expiry {
-            if expiry != 0 && self.session_expiry == 0 {
+            if expiry != 0 && !self.asked_to_outlive {
                 return Err(Violation::SessionExpiry);
             }
             self.session_expiry = expiry.min(limits.session_expiry_max);
@@ -493,7 +507,7 @@ impl Connection {
         let imposed = limits.server_keep_alive;
         codec::Terms {
             session_present,
-            session_expiry: self.session_expiry,
+            session_expiry: self.expiry_capped.then_some(self.session_expiry),
             keep_alive: (self.version == Version::V5
                 && imposed != 0
                 && (self.keep_alive == 0 || self.keep_alive > imposed))

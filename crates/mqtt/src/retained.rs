@@ -101,6 +101,11 @@ pub struct Retained {
     stamp: u64,
 }
 
+/// Whether a message for `topic` can be kept, if there is room: it has at most [`MAX_LEVELS`] levels.
+pub(crate) fn has_place(topic: &str) -> bool {
+    topic.split('/').count() <= MAX_LEVELS
+}
+
 impl Retained {
     /// An empty store of at most `max_len` messages that take at most `max_bytes`.
     #[must_use]
@@ -152,7 +157,7 @@ impl Retained {
     pub fn has_room(&self, topic: &str, size: usize) -> bool {
         let fits = |len: usize, bytes: usize| len < self.max_len && bytes + size <= self.max_bytes;
         let replaces = || self.get(topic, 0).is_some_and(|old| fits(self.len - 1, self.bytes - old.size()));
-        topic.split('/').count() <= MAX_LEVELS && (fits(self.len, self.bytes) || replaces())
+        has_place(topic) && (fits(self.len, self.bytes) || replaces())
     }
 
     /// Removes what is kept for `topic`; false if there was nothing.

@@ -67,6 +67,7 @@ violations! {
     Unreleased: QuotaExceeded, "unreleased", "too many QoS 2 publishes that are not released";
     EarlyRelease: ProtocolError, "early_release", "a PUBREL before the PUBREC was sent";
     Retain: RetainNotSupported, "retain", "a retained message, which this server does not serve";
+    RetainedLevels: QuotaExceeded, "retained_levels", "a message to be retained under more topic levels than can be, whose acknowledgement could not tell";
     TopicFilter: TopicFilterInvalid, "topic_filter", "a topic filter whose wildcards or share name are misplaced";
     NoFilters: ProtocolError, "no_filters", "a SUBSCRIBE or UNSUBSCRIBE without a topic filter";
     AnswerTooLarge: PacketTooLarge, "answer_too_large", "more topic filters than the answer that the peer takes has room for";

@@ -297,7 +297,9 @@ fn a_session_outlives_its_connection_as_long_as_was_agreed() {
     assert_eq!(granted, 1000);
     assert!(connack.contains("SessionExpiry(1000)"), "a shorter expiry is told: {connack}");
     let endless = Limits { session_expiry_max: u32::MAX, ..Limits::default() };
-    assert_eq!(expiry(Version::V5, false, Some(u32::MAX), endless).0, u32::MAX);
+    let (granted, connack) = expiry(Version::V5, false, Some(u32::MAX), endless);
+    assert_eq!(granted, u32::MAX);
+    assert!(!connack.contains("SessionExpiry"), "what was asked for is not repeated (§3.2.2.3.2): {connack}");
 }
 
 #[test]
@@ -568,6 +570,12 @@ fn disconnect_may_shorten_a_session_but_not_revive_it() {
     peer.sent();
     assert_eq!(peer.feed(&set_to_10), Err(Violation::SessionExpiry));
     assert_eq!(peer.packets(), [Sent::Disconnect(0x82)]);
+    // It asked for 100 and was granted none: what it asks for now is in order, and not granted either (§3.14.2.2.2).
+    let limits = Limits { session_expiry_max: 0, ..Limits::default() };
+    let connect = connect_raw(5, 0, 0, &[0x11, 0, 0, 0, 100], &field("d"));
+    let mut peer = Peer::open_as(limits, &connect, None);
+    peer.feed(&set_to_10).unwrap();
+    assert_eq!(peer.conn.end().session_expiry, 0);
 }
 
 #[test]

@@ -362,6 +362,33 @@ fn a_retained_message_ends_the_connection_where_nothing_is_retained() {
 }
 
 #[test]
+fn a_message_that_cannot_be_retained_ends_the_connection_if_nothing_else_tells() {
+    let deepest = vec!["d"; 128].join("/");
+    let deeper = format!("{deepest}/d");
+    let retained = |version, topic: &str, qos| {
+        let mut bytes = publish(version, topic, qos, 1);
+        bytes[0] |= 1;
+        bytes
+    };
+    for version in BOTH {
+        for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
+            let mut peer = Peer::open(version);
+            peer.sent();
+            peer.feed(&retained(version, &deepest, qos)).unwrap();
+            peer.feed(&publish(version, &deeper, qos, 2)).unwrap();
+            let told = version == Version::V5 && qos != QoS::AtMostOnce;
+            let fed = peer.feed(&retained(version, &deeper, qos));
+            if told {
+                fed.unwrap();
+            } else {
+                assert_eq!(fed, Err(Violation::RetainedLevels), "{version:?} {qos:?}");
+                assert_eq!(peer.packets(), v5_disconnect(version, 0x97));
+            }
+        }
+    }
+}
+
+#[test]
 fn a_packet_in_pieces_is_a_packet() {
     for version in BOTH {
         let stream = [
