@@ -574,6 +574,50 @@ fn a_will_is_published_after_a_crash_unless_its_client_comes_back_in_time() {
 }
 
 #[test]
+fn a_will_that_is_due_when_the_gateway_is_killed_reaches_a_session_that_was_away() {
+    let shim = Shim::new();
+    let mut gateway = Setup::new().shim(&shim).start();
+    let (mut sleeper, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
+    assert_eq!(sleeper.subscribe("wills/#", 1), 1);
+    sleeper.disconnect();
+    for how in ["breaks off", "says so", "is taken over", "starts clean"] {
+        let connect = Connect::kept("dying").will(&format!("wills/{how}"), b"gone", 1, false, 0);
+        let (mut dying, _) = Client::with(gateway.mqtt, Version::V5, &connect);
+        // What is answered after the CONNECT is stored after it.
+        assert_eq!(dying.subscribe("x", 1), 1);
+        shim.hold();
+        let commits = gateway.metrics().get("tidegate_state_commits_total", &[]);
+        match how {
+            "breaks off" => drop(dying),
+            // DISCONNECT with will message (§3.14.2.1).
+            "says so" => dying.send(&[0xe0, 1, 4]),
+            "is taken over" => drop(Client::with(gateway.mqtt, Version::V5, &Connect::kept("dying"))),
+            _ => drop(Client::with(gateway.mqtt, Version::V5, &Connect::kept("dying").clean_start())),
+        }
+        shim.until_held();
+        until("the database has that the client is gone", || {
+            let metrics = gateway.metrics();
+            let stored = metrics.get("tidegate_state_pending_bytes", &[]) == 0.0;
+            (stored && metrics.get("tidegate_state_commits_total", &[]) > commits).then_some(())
+        });
+        gateway.kill();
+        shim.release();
+        gateway.restart();
+        let (mut sleeper, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
+        assert!(resumed);
+        let message = sleeper.take();
+        assert_eq!((message.topic, &*message.payload), (format!("wills/{how}"), "gone"));
+        sleeper.disconnect();
+        // It is nobody's any more.
+        assert!(gateway.terminate().success());
+        gateway.restart();
+        let (mut sleeper, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
+        assert_eq!(until_pong(&mut sleeper), [], "{how}");
+        sleeper.disconnect();
+    }
+}
+
+#[test]
 fn a_session_expires_while_the_gateway_is_down_and_its_rows_go_with_it() {
     let mut gateway = Gateway::start();
     for (id, expiry) in [("short", 1), ("long", 3600)] {

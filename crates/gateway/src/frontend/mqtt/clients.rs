@@ -158,6 +158,11 @@ impl Client {
         Author { name: self.device.clone(), owner, principal: self.principal.clone() }
     }
 
+    /// The incarnation of its session, if that is kept.
+    pub(super) fn incarnation(&self) -> Option<u64> {
+        self.kept.as_ref().map(|kept| kept.incarnation)
+    }
+
     /// The device that its readings are from, and whose that is.
     pub(super) fn origin(&self) -> (&str, &str) {
         match (&self.principal, &self.device) {

@@ -209,12 +209,12 @@ impl Reactor {
             // It is back before its will was due ([MQTT-3.1.3-9]).
             return Some(Resumed(parked.session));
         }
-        let author = client.author();
+        let (author, kept) = (client.author(), client.incarnation());
         self.drop_subscriptions(id);
         self.leave(slot, parked.session, now);
         // The session ends here, and the will is due with it.
         if let Some((will, _)) = parked.will {
-            self.publish_will(author, from, *will, now);
+            self.publish_will(author, from, *will, kept, now);
         }
         None
     }
@@ -327,7 +327,7 @@ impl Reactor {
         let Some(client) = self.clients.get(slot) else { return };
         let from = client.subscriber();
         if let Some(due) = will.take_if(|will| will.delay == 0 || expiry == 0) {
-            self.publish_will(client.author(), from, *due, now);
+            self.publish_will(client.author(), from, *due, client.incarnation(), now);
         }
         if expiry == 0 {
             return self.end_session(slot, session, now);
@@ -365,7 +365,7 @@ impl Reactor {
     pub(super) fn away(&mut self, slot: Slot, now: Now) {
         let millis = now.steady_millis();
         let Some(client) = self.clients.get_mut(slot) else { return };
-        let (author, from) = (client.author(), client.subscriber());
+        let (author, from, kept) = (client.author(), client.subscriber(), client.incarnation());
         let Some(parked) = &mut client.parked else { return };
         let over = parked.expires.is_some_and(|at| at <= millis);
         let left = parked.session.take_if(|_| over);
@@ -374,7 +374,7 @@ impl Reactor {
             if let Some(device) = &author.name {
                 kept::put_will(&mut self.commits.rows, device, None);
             }
-            self.publish_will(author, from, *will, now);
+            self.publish_will(author, from, *will, kept, now);
         }
         if over {
             return self.end_session(slot, left, now);

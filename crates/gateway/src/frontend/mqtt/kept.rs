@@ -14,6 +14,7 @@
 //! |---|---|---|
 //! | `Sessions` | client identifier | incarnation (8), session expiry in seconds (4), end of the last connection in ms since 1970 (8), 0 while it lasts; then the device that it belongs to, nothing if that was not asked for |
 //! | `Wills` | client identifier | when it is due in ms since 1970 (8), 0 while the connection lasts; then [`Will::write`] |
+//! | `Wills` | byte 255, incarnation (8), when it became due in µs since 1970 (8) | lengths of the publisher's name and of its tenant (2 each), both, then [`Message::write`] |
 //! | `Subscriptions` | incarnation, topic filter | subscription identifier (4), options as in SUBSCRIBE (1; MQTT 5.0 §3.8.3.1) |
 //! | `Queues` | incarnation, place (8) | [`Session::write`] |
 //! | `Inflight` | incarnation, `F`, place (8) | packet identifier (2), 1 if the client has received it (1) |
@@ -22,6 +23,12 @@
 //! | `Inflight` | incarnation, `M` | number of the last QoS 2 publish that the rows here tell of (8) |
 //! | `Inflight` | incarnation, `U`, number (8) | packet identifier (2): the QoS 2 publish is in the log, and its client was not answered |
 //! | `Inflight` | incarnation, `U`, number (8), incarnation (8) and shared subscription (8; 0 for none) of a subscriber | packet identifier (2): that subscriber has it |
+//!
+//! # Wills
+//!
+//! A will that is due is published once, and nobody sends it again. So it keeps a row of its own, from the commit that says that its client has
+//! none any more until the log has it and so has every queue that it is for. What a start finds of these rows is published then, and may have been
+//! before.
 //!
 //! # What a session leaves
 //!
@@ -44,9 +51,9 @@
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 
-use tidegate_mqtt::{Change, QoS, Session, SubscribeOptions, Will};
+use tidegate_mqtt::{Change, Message, QoS, Session, SubscribeOptions, Will};
 use tidegate_record::{DeviceId, MessageKey};
-use tidegate_state::{Changes, Table};
+use tidegate_state::{Changes, ReadError, Reader, Table};
 
 use crate::frontend::router::{Left, Origin, Served};
 
@@ -243,6 +250,53 @@ pub(super) fn read_will(value: &[u8]) -> Option<(Will, Option<u64>)> {
     let (due, form) = value.split_first_chunk()?;
     let due = u64::from_be_bytes(*due);
     Some((Will::read(form)?, (due != 0).then_some(due)))
+}
+
+/// Where a will that is due is kept. No client's name begins as this does, for it is UTF-8.
+pub(super) type DueKey = [u8; 17];
+
+const DUE: u8 = 255;
+
+/// The key of a will that became due at `micros` with the session `incarnation`, which has at most one in a microsecond.
+pub(super) fn due_key(incarnation: u64, micros: u64) -> DueKey {
+    let mut key = [DUE; size_of::<DueKey>()];
+    key[1..9].copy_from_slice(&incarnation.to_be_bytes());
+    key[9..].copy_from_slice(&micros.to_be_bytes());
+    key
+}
+
+/// Notes a will that is due, of `device` and its `tenant`.
+pub(super) fn put_due(changes: &mut Changes, key: &DueKey, device: &str, tenant: &str, message: &Message) {
+    let mut value = Vec::new();
+    for name in [device, tenant] {
+        value.extend_from_slice(&(name.len() as u16).to_be_bytes());
+    }
+    value.extend_from_slice(device.as_bytes());
+    value.extend_from_slice(tenant.as_bytes());
+    message.write(&mut value);
+    changes.put(Table::Wills, key, &value);
+}
+
+/// It is where it is for.
+pub(super) fn remove_due(changes: &mut Changes, key: &DueKey) {
+    changes.remove(Table::Wills, key);
+}
+
+/// Calls `each` with the wills that are due: key, publisher, tenant and message, or `None` for a row that cannot be read.
+pub(super) fn scan_due(
+    reader: &Reader,
+    mut each: impl FnMut(Option<(DueKey, &str, &str, Message)>) -> bool,
+) -> Result<(), ReadError> {
+    reader.scan(Table::Wills, &[DUE], |key, value| {
+        each((|| {
+            let (lengths, rest) = value.split_first_chunk::<4>()?;
+            let [device, tenant] = [[lengths[0], lengths[1]], [lengths[2], lengths[3]]].map(u16::from_be_bytes);
+            let (device, rest) = rest.split_at_checked(device.into())?;
+            let (tenant, form) = rest.split_at_checked(tenant.into())?;
+            let [device, tenant] = [device, tenant].map(std::str::from_utf8);
+            Some((key.try_into().ok()?, device.ok()?, tenant.ok()?, Message::read(form)?))
+        })())
+    })
 }
 
 pub(super) fn put_subscription(

@@ -9,7 +9,7 @@ use tidegate_writer::{Pressure, Refused};
 
 use super::Now;
 use super::clients::Slot;
-use super::kept;
+use super::kept::{self, DueKey};
 use super::reactor::Reactor;
 use super::wills::Due;
 use crate::frontend::router::{Origin, Published, SessionId};
@@ -25,7 +25,7 @@ pub(super) struct Ack {
     published: Option<Published>,
     /// Of a QoS 2 publish of a kept session; see [`super::kept`].
     numbered: Option<Box<Numbered>>,
-    /// It is a will's, which is to be kept if the log does not take it.
+    /// It is a will's, which is to be kept if the log does not take it, and has a row until it is published.
     will: Option<Box<Due>>,
 }
 
@@ -38,7 +38,7 @@ struct Numbered {
 
 impl Ack {
     /// Of a will, which nobody waits for.
-    pub(super) fn of_will(published: Option<Published>, will: Option<Box<Due>>) -> Ack {
+    pub(super) fn of_will(published: Option<Published>, will: Box<Due>) -> Ack {
         Ack {
             client: SessionId::NOBODY,
             connection_number: 0,
@@ -47,8 +47,13 @@ impl Ack {
             reason: Reason::Success,
             published,
             numbered: None,
-            will,
+            will: Some(will),
         }
+    }
+
+    /// The row of a will that is to go when nothing holds this back any more.
+    fn row(&self) -> Option<&DueKey> {
+        self.will.as_ref()?.row()
     }
 }
 
@@ -195,7 +200,7 @@ impl Reactor {
     /// sessions are kept.
     pub(super) fn acknowledge(&mut self, mut ack: Ack, received: Instant, now: Now) {
         let wait = ack.published.take().map(|published| self.route(published, now)).unwrap_or_default();
-        if ack.qos == QoS::AtMostOnce {
+        if ack.qos == QoS::AtMostOnce && ack.row().is_none() {
             return;
         }
         if let Some(numbered) = &mut ack.numbered {
@@ -210,6 +215,9 @@ impl Reactor {
 
     /// Sends an acknowledgement that nothing holds back any more.
     pub(super) fn answer(&mut self, ack: Ack, received: Instant, now: Now) {
+        if let Some(row) = ack.row() {
+            return kept::remove_due(&mut self.commits.rows, row);
+        }
         if !ack.reason.is_failure() {
             self.latencies.observe((now.instant - received).as_secs_f64());
             self.answered += 1;

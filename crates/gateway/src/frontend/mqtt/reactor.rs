@@ -144,11 +144,13 @@ impl Reactor {
         let limits = limits(&shared.config);
         let mqtt = &shared.config.mqtt;
         let behind = Behind::new(mqtt.min_subscriber_rate, mqtt.max_outgoing_bytes, &limits);
+        let (clients, waiting_wills) =
+            shared.restored(index).unwrap_or_else(|| (Clients::new(index), Waiting::default()));
         let mut reactor = Reactor {
             index,
             limits,
             behind,
-            clients: shared.restored_clients(index).unwrap_or_else(|| Clients::new(index)),
+            clients,
             batch: Batch::new(),
             acks: AckQueue::new(),
             commits: Commits::new(shared.state.writer.clone()),
@@ -176,7 +178,7 @@ impl Reactor {
             resumable: Vec::new(),
             farewells: Farewells::default(),
             replays: Replays::default(),
-            waiting_wills: Waiting::default(),
+            waiting_wills,
             stuck: Vec::new(),
             unconnected_bytes: 0,
             queued_bytes: 0,

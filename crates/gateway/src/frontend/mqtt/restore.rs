@@ -13,6 +13,7 @@ use super::Now;
 use super::clients::{Clients, Parked, Slot};
 use super::kept::{self, Flow, Kept, Row};
 use super::review;
+use super::wills::{Due, Waiting};
 use crate::acl::View;
 use crate::frontend::router::{Left, Origin, Served, SessionId};
 use crate::frontend::{Shared, limits};
@@ -49,6 +50,8 @@ pub(crate) struct Restored {
     pub(super) clients: Vec<Clients>,
     /// Where each incarnation's session is.
     sessions: HashMap<u64, (usize, Slot)>,
+    /// Wills that were due, the first worker's.
+    wills: Waiting,
     /// What the start itself changes.
     rows: Changes,
 }
@@ -67,6 +70,7 @@ pub(crate) fn restore(shared: &Shared, reader: &Reader, now: Now) -> Result<(Res
     let mut restored = Restored {
         clients: (0..shared.workers).map(Clients::new).collect(),
         sessions: HashMap::new(),
+        wills: Waiting::default(),
         rows: Changes::new(),
     };
     let mut counts = Counts::default();
@@ -76,6 +80,7 @@ pub(crate) fn restore(shared: &Shared, reader: &Reader, now: Now) -> Result<(Res
     let left = restored.queues(reader, &mut counts)?;
     restored.pass_on(shared, left, now);
     restored.retained(shared, reader, now, &mut counts)?;
+    restored.wills(reader)?;
     Ok((restored, counts))
 }
 
@@ -340,6 +345,19 @@ impl Restored {
         done
     }
 
+    /// Reads the wills that were due.
+    fn wills(&mut self, reader: &Reader) -> Result<(), RestoreError> {
+        let mut failed = false;
+        kept::scan_due(reader, |row| {
+            match row {
+                Some((key, device, tenant, message)) => self.wills.push(Due::restored(key, device, tenant, message)),
+                None => failed = true,
+            }
+            !failed
+        })?;
+        if failed { Err(broken(Table::Wills)) } else { Ok(()) }
+    }
+
     fn id(&self, incarnation: u64) -> Option<SessionId> {
         let (worker, slot) = *self.sessions.get(&incarnation)?;
         self.clients[worker].get(slot).map(|client| client.id)
@@ -392,8 +410,10 @@ impl Restored {
         Ok(())
     }
 
-    /// The clients of worker `index`.
-    pub(in crate::frontend) fn take(&mut self, index: usize) -> Option<Clients> {
-        self.clients.get_mut(index).map(|clients| std::mem::replace(clients, Clients::new(index)))
+    /// The clients and wills of worker `index`.
+    pub(in crate::frontend) fn take(&mut self, index: usize) -> Option<(Clients, Waiting)> {
+        let clients = std::mem::replace(self.clients.get_mut(index)?, Clients::new(index));
+        let wills = if index == 0 { std::mem::take(&mut self.wills) } else { Waiting::default() };
+        Some((clients, wills))
     }
 }

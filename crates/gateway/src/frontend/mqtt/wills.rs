@@ -1,7 +1,8 @@
 //! Wills: published on behalf of clients that can no longer do it (MQTT 5.0 §3.1.2.5, §3.1.3.2.2).
 //!
 //! A will is recorded and routed as if its client had published it, but nobody is there to be told that it was not stored and to send it
-//! again. So one of QoS 1 or 2 that the log does not take waits here until it does.
+//! again. So one of QoS 1 or 2 that the log does not take waits here until it does; and if its session is kept, a row of the database has it until it
+//! is where it is for ([`super::kept`]).
 //!
 //! A gateway that stops publishes the wills of all connections that it ends, as of any that it closes (3.1.1 §3.1.2.5 lets a server defer them
 //! to its next start, which only a session that is kept over a restart allows).
@@ -14,6 +15,7 @@ use tidegate_writer::Pressure;
 
 use super::Now;
 use super::access::Author;
+use super::kept::{self, DueKey};
 use super::publish::Ack;
 use super::reactor::Reactor;
 use super::sys;
@@ -30,11 +32,25 @@ pub(super) struct Due {
     tenant: Box<str>,
     from: Option<Subscriber>,
     message: Message,
+    /// The row that has it until it is published.
+    row: Option<DueKey>,
+}
+
+impl Due {
+    /// One that an earlier run has left in `row`.
+    pub(super) fn restored(row: DueKey, device: &str, tenant: &str, message: Message) -> Due {
+        Due { device: DeviceId::new(device).ok(), tenant: tenant.into(), from: None, message, row: Some(row) }
+    }
+
+    /// The row that is to go when it is published.
+    pub(super) fn row(&self) -> Option<&DueKey> {
+        self.row.as_ref()
+    }
 }
 
 /// Those of a worker that wait for the log.
 #[derive(Default)]
-pub(super) struct Waiting {
+pub(in crate::frontend) struct Waiting {
     wills: VecDeque<Due>,
     /// Sum of their messages' sizes.
     bytes: usize,
@@ -49,16 +65,15 @@ impl Waiting {
         self.wills.len()
     }
 
-    fn push(&mut self, due: Due) -> usize {
+    pub(super) fn push(&mut self, due: Due) {
         self.bytes += due.message.size();
         self.wills.push_back(due);
-        let mut dropped = 0;
-        while self.wills.len() > MAX_WAITING || self.bytes > MAX_WAITING_BYTES {
-            let Some(oldest) = self.pop() else { break };
-            drop(oldest);
-            dropped += 1;
-        }
-        dropped
+    }
+
+    /// The oldest, if there are too many.
+    fn pop_excess(&mut self) -> Option<Due> {
+        let is_full = self.wills.len() > MAX_WAITING || self.bytes > MAX_WAITING_BYTES;
+        if is_full { self.pop() } else { None }
     }
 
     fn pop(&mut self) -> Option<Due> {
@@ -69,8 +84,8 @@ impl Waiting {
 }
 
 impl Reactor {
-    /// Publishes a will, or keeps it until the log takes it.
-    pub(super) fn publish_will(&mut self, author: Author, from: Subscriber, will: Will, now: Now) {
+    /// Publishes a will, or keeps it until the log takes it. It is of the session `kept`, if that is kept.
+    pub(super) fn publish_will(&mut self, author: Author, from: Subscriber, will: Will, kept: Option<u64>, now: Now) {
         self.shared.metrics.mqtt_wills.with_label_values(&["due"]).inc();
         if will.topic().starts_with(sys::PREFIX) {
             return self.shared.metrics.mqtt.refused("sys_topic");
@@ -80,7 +95,12 @@ impl Reactor {
         let Some((device, tenant)) = self.judge_author(author, message.topic()) else {
             return self.shared.metrics.mqtt.refused("acl_publish");
         };
-        let due = Due { device, tenant, from: Some(from), message };
+        let row = kept.filter(|_| message.qos() > QoS::AtMostOnce).map(|kept| kept::due_key(kept, now.micros));
+        if let Some(row) = &row {
+            let device = device.as_ref().map_or("", DeviceId::as_str);
+            kept::put_due(&mut self.commits.rows, row, device, &tenant, &message);
+        }
+        let due = Due { device, tenant, from: Some(from), message, row };
         self.publish_due(due, now);
     }
 
@@ -101,8 +121,13 @@ impl Reactor {
             self.shared.metrics.mqtt.shed("will");
             return;
         }
-        let dropped = self.waiting_wills.push(due);
-        self.shared.metrics.mqtt_wills.with_label_values(&["dropped"]).inc_by(dropped as u64);
+        self.waiting_wills.push(due);
+        while let Some(dropped) = self.waiting_wills.pop_excess() {
+            if let Some(row) = dropped.row() {
+                kept::remove_due(&mut self.commits.rows, row);
+            }
+            self.shared.metrics.mqtt_wills.with_label_values(&["dropped"]).inc();
+        }
     }
 
     fn publish_due(&mut self, due: Due, now: Now) {
@@ -141,7 +166,9 @@ impl Reactor {
             }
         } else if recorded || published.is_some() {
             // Nobody is acknowledged; it only waits in line.
-            self.acks.push(Ack::of_will(published, recorded.then(|| Box::new(due))));
+            self.acks.push(Ack::of_will(published, Box::new(due)));
+        } else if let Some(row) = due.row() {
+            kept::remove_due(&mut self.commits.rows, row);
         }
     }
 }
