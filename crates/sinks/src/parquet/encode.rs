@@ -20,12 +20,16 @@ use super::schema::{self, Column, ROW_GROUP_ROWS, Shape, ZSTD_LEVEL};
 /// Values handed to a column at once: 32 bytes each, so that they stay in the first-level cache.
 const WRITE_BATCH: usize = 1024;
 
-/// A sample of the payloads: so many pieces, spread evenly, of so many bytes each.
-const SAMPLE_PIECES: usize = 4;
-const SAMPLE_PIECE: usize = 16 << 10;
+/// A sample of the payloads: so many pieces of so many bytes, spread evenly. Together they are a data page, so it costs a compression of one; each
+/// holds a dozen small payloads, so that what they have in common is seen.
+const SAMPLE_PIECES: usize = 16;
+const SAMPLE_PIECE: usize = 4 << 10;
 
-/// Payloads of which a sample is tried before all are compressed are at least so many times as long as it.
+/// Fewer bytes than so many samples are compressed without trying one: there is little to be saved.
 const SAMPLE_OF: usize = 16;
+
+/// What compression has to take off, as a part of what it works on: a tenth. Its time buys less than that on the disk.
+const LEAST_SAVING: usize = 10;
 
 /// Keys of the metadata that a file carries.
 pub(super) mod key {
@@ -248,22 +252,19 @@ impl Texts {
         self.bytes = Vec::from(std::mem::take(&mut self.lent));
     }
 
-    /// Whether compression takes a tenth or more off them, by a sample. What devices have encrypted it cannot make smaller, and would take
-    /// half of the time of a file to find that out.
+    /// Whether compression takes a [`LEAST_SAVING`]th or more off them, by a sample. It cannot make smaller what devices have encrypted, and would
+    /// take a third of the sink's time to find that out.
     fn shrink(&self) -> bool {
-        if self.bytes.len() < SAMPLE_OF * SAMPLE_PIECES * SAMPLE_PIECE {
+        let len = self.bytes.len();
+        let worth_it = |before: usize, after: usize| after <= before - before / LEAST_SAVING;
+        // Neighbours that are equal share their bytes here, and will not in the file.
+        let whole: usize = self.spans.iter().map(|(start, end)| (end - start) as usize).sum();
+        if len < SAMPLE_OF * SAMPLE_PIECES * SAMPLE_PIECE || worth_it(whole, len) {
             return true;
         }
-        let mut sample = Vec::new();
-        for (piece, spans) in (1..).zip(self.spans.chunks(self.spans.len().div_ceil(SAMPLE_PIECES))) {
-            let mut spans = spans.iter();
-            while sample.len() < piece * SAMPLE_PIECE
-                && let Some(&(start, end)) = spans.next()
-            {
-                sample.extend_from_slice(&self.bytes[start as usize..end as usize]);
-            }
-        }
-        zstd::bulk::compress(&sample, ZSTD_LEVEL).map_or(true, |less| less.len() <= sample.len() - sample.len() / 10)
+        let piece = |n: usize| &self.bytes[n * len / SAMPLE_PIECES..][..SAMPLE_PIECE];
+        let sample: Vec<u8> = (0..SAMPLE_PIECES).flat_map(piece).copied().collect();
+        zstd::bulk::compress(&sample, ZSTD_LEVEL).map_or(true, |less| worth_it(sample.len(), less.len()))
     }
 
     fn clear(&mut self) {

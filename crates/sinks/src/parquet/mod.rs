@@ -36,10 +36,9 @@
 //! | `key_scope`, `key_number` | INT64, UINT_64, optional | both or neither |
 //! | `payload` | BYTE_ARRAY | |
 //!
-//! Rows are sorted by (`device`, `ts`, `seq`), which the metadata says, in row groups of [`ROW_GROUP_ROWS`]; zstd level 1, of payloads
-//! where it takes off a tenth or more;
-//! statistics of those three, for the row group and each page. The metadata has `tidegate.node`, `.epoch`,
-//! `.first`, `.last`, `.count` and `.version`.
+//! Rows are sorted by (`device`, `ts`, `seq`), which the metadata says, in row groups of [`ROW_GROUP_ROWS`]; statistics of
+//! those three, for the row group and each page. All is compressed with zstd level 1, payloads only where a sample of the first row group says that it
+//! takes off a tenth or more. The metadata has `tidegate.node`, `.epoch`, `.first`, `.last`, `.count` and `.version`.
 //!
 //! # Operation
 //!

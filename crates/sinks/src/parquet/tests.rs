@@ -484,10 +484,10 @@ fn several_row_groups_sorted_with_statistics_and_metadata() {
     assert_eq!(read(&listed[0], &Filter::default()).unwrap().len() as u64, rows);
 }
 
-/// How the payloads of the one file of `payload`s below `dir` are compressed; it was read back.
-fn codec_of(dir: &Path, payload: impl Fn(u64) -> Vec<u8>) -> ::parquet::basic::Compression {
+/// How the payloads of a file of `count` below `dir`, made by `payload`, are compressed; it was read back.
+fn codec_of(dir: &Path, count: u64, payload: impl Fn(u64) -> Vec<u8>) -> ::parquet::basic::Compression {
     let mut sink = sink(dir);
-    let readings: Vec<_> = (0..8_192)
+    let readings: Vec<_> = (0..count)
         .map(|n| Reading { payload: payload(n), ..Reading::new(&format!("meter-{}", n % 100), EIGHT + n) })
         .collect();
     take_all(&mut sink, 1, &readings);
@@ -496,10 +496,14 @@ fn codec_of(dir: &Path, payload: impl Fn(u64) -> Vec<u8>) -> ::parquet::basic::C
     let file = fs::File::open(&listed[0].path).unwrap();
     let metadata = ::parquet::file::metadata::ParquetMetaDataReader::new().parse_and_finish(&file).unwrap();
     assert_eq!(scan_all(dir, Filter::default()), numbered(&readings, 1));
+    let of_one = Filter { device: Some("meter-42".into()), ..Filter::default() };
+    let expected = numbered(&readings, 1).into_iter().filter(|(_, reading)| reading.device == "meter-42");
+    assert_eq!(scan_all(dir, of_one), expected.collect::<Vec<_>>());
     let columns = metadata.row_group(0).columns();
-    assert!(columns[..12].iter().all(|column| column.compression() == columns[0].compression()));
+    let payload = schema::Column::Payload as usize;
+    assert!(columns[..payload].iter().all(|column| column.compression() == columns[0].compression()));
     assert_ne!(columns[0].compression(), ::parquet::basic::Compression::UNCOMPRESSED);
-    columns[12].compression()
+    columns[payload].compression()
 }
 
 #[test]
@@ -515,14 +519,20 @@ fn payloads_are_compressed_where_that_makes_them_smaller() {
         (0..len / 8).flat_map(word).collect()
     };
     let dir = TempDir::new().unwrap();
-    let codec = |name: &str, payload: &dyn Fn(u64) -> Vec<u8>| codec_of(&dir.path().join(name), payload);
+    let codec = |name: &str, payload: &dyn Fn(u64) -> Vec<u8>| codec_of(&dir.path().join(name), 8_192, payload);
     assert_eq!(codec("noise", &|n| noise(n, 256)), UNCOMPRESSED);
     assert_ne!(codec("text", &|n| format!("{{\"n\":{n},\"t\":21.5}}").repeat(12).into_bytes()), UNCOMPRESSED);
     // A quarter of each is zeros.
     assert_ne!(codec("mixed", &|n| [noise(n, 192), vec![0; 64]].concat()), UNCOMPRESSED);
-    // Every other device's is text: a sample that is all noise would be a poor one.
-    let either = |n: u64| if n % 100 < 50 { noise(n, 256) } else { vec![b'7'; 256] };
+    // Half of the devices send text: one place may be all noise, many are not.
+    let either = |n: u64| if n % 2 < 1 { noise(n, 320) } else { format!("{n:0>320}").into_bytes() };
     assert_ne!(codec("either", &either), UNCOMPRESSED);
+    // One large payload of noise says nothing of the others.
+    let large = |n: u64| if n == 0 { noise(n, 300_000) } else { format!("{n:0>300}").into_bytes() };
+    assert_ne!(codec("large", &large), UNCOMPRESSED);
+    // Neighbours that are equal: nothing else compresses these.
+    let equal = codec_of(&dir.path().join("equal"), 1_000, |n| noise(n % 100, 10_800));
+    assert_ne!(equal, UNCOMPRESSED);
     // Too few to be worth a sample.
     assert_ne!(codec("small", &|n| noise(n, 64)), UNCOMPRESSED);
 }
