@@ -374,7 +374,8 @@ fn mqtt(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<Value>) -> 
 /// Connections under way at a time: fewer than any listen queue holds.
 const STEADY: &str = "64";
 
-/// The same when many devices come back at once: more than the listen queue of a server that asks for a hundred.
+/// The same when many devices come back at once. It is more than the listen queue of a server that asks for a hundred, whose clients then wait a
+/// second to try again.
 const STORM: &str = "512";
 
 fn idle(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<Value>) -> Result<()> {
@@ -419,7 +420,7 @@ fn idle(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<Value>) -> 
     table.at_most("connect + CONNACK: server CPU µs each", Spread::of(cpu), 35.0);
     table.at_least("… connections for the same server CPU: Tidegate ÷ mosquitto", ratios(their_cpu, cpu), 1.5);
     table.at_least(format!("… connections/s, {STEADY} at a time: Tidegate ÷ mosquitto"), ratios(rate, their_rate), 1.5);
-    table.at_least(format!("… {STORM} at a time: Tidegate ÷ mosquitto"), ratios(storm, their_storm), 1.5);
+    table.note(format!("… {STORM} at a time: Tidegate ÷ mosquitto"), ratios(storm, their_storm), 2);
     Ok(())
 }
 

@@ -29,7 +29,7 @@ fn ccm_gives_the_vectors_of_rfc_3610_and_nist() {
     let nonce = hex("00000003020100a0a1a2a3a4a5");
     let additional = hex("0001020304050607");
     let mut text = hex("08090a0b0c0d0e0f101112131415161718191a1b1c1d1e");
-    let cipher = ccm::Ccm::<aes::Aes128, U8, U13>::new_from_slice(&key).unwrap();
+    let cipher = ccm::Ccm::<aes::Aes128Enc, U8, U13>::new_from_slice(&key).unwrap();
     let tag = cipher.encrypt_in_place_detached(GenericArray::from_slice(&nonce), &additional, &mut text).unwrap();
     assert_eq!(text, hex("588c979a61c663d2f066d0c2c0f989806d5f6b61dac384"));
     assert_eq!(tag.to_vec(), hex("17e8d12cfdf926e0"));
@@ -39,7 +39,7 @@ fn ccm_gives_the_vectors_of_rfc_3610_and_nist() {
     let nonce = hex("1011121314151617");
     let additional = hex("000102030405060708090a0b0c0d0e0f");
     let mut text = hex("202122232425262728292a2b2c2d2e2f");
-    let cipher = ccm::Ccm::<aes::Aes128, U6, U8>::new_from_slice(&key).unwrap();
+    let cipher = ccm::Ccm::<aes::Aes128Enc, U6, U8>::new_from_slice(&key).unwrap();
     let tag = cipher.encrypt_in_place_detached(GenericArray::from_slice(&nonce), &additional, &mut text).unwrap();
     assert_eq!(text, hex("d2a1f0e051ea5f62081a7792073d593d"));
     assert_eq!(tag.to_vec(), hex("1fc64fbfaccd"));
