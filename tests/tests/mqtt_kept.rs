@@ -1,6 +1,6 @@
 //! What of MQTT survives `kill -9`: subscriptions, queues, flows both ways, retained messages, wills, the time that is left of a session.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -544,6 +544,50 @@ fn of_the_retained_messages_of_a_topic_the_last_stays_whatever_their_qos() {
             }
             assert_eq!(until_pong(&mut subscriber), [], "{filter}");
         }
+    }
+}
+
+#[test]
+fn retained_messages_that_a_session_is_owed_come_after_a_restart() {
+    for killed in [true, false] {
+        let mut gateway = Gateway::start();
+        let mut operator = publisher(&gateway);
+        let topics: BTreeSet<String> = (0..10).map(|n| format!("r/{n}")).collect();
+        for topic in &topics {
+            operator.retain(topic, b"kept", 1);
+        }
+        drop(operator);
+        // It takes one at a time, and leaves with the first unacknowledged.
+        let connect = Connect::kept("owed").receive_maximum(1);
+        let (mut owed, _) = Client::with(gateway.mqtt, Version::V5, &connect);
+        assert_eq!(owed.subscribe("r/+", 1), 1);
+        let Packet::Publish { topic, .. } = owed.receive() else { panic!("not a PUBLISH") };
+        assert!(topics.contains(&topic));
+        if killed {
+            crash(&mut gateway);
+        } else {
+            drop(owed);
+            assert!(gateway.terminate().success());
+            gateway.restart();
+        }
+        let (mut owed, resumed) = Client::with(gateway.mqtt, Version::V5, &connect);
+        assert!(resumed);
+        // The one that was not acknowledged, and then all from the first on.
+        let again = owed.take();
+        assert_eq!((again.topic, again.dup), (topic, true));
+        let come: BTreeSet<String> = topics.iter().map(|_| owed.take().topic).collect();
+        assert_eq!(come, topics);
+        // The worker looks what is left after it has answered: once it answers a second time it has seen that this was the last.
+        for _ in 0..2 {
+            assert_eq!(until_pong(&mut owed), []);
+        }
+        owed.disconnect();
+        // A stop in good order stores its last acknowledgement as well.
+        assert!(gateway.terminate().success());
+        gateway.restart();
+        let (mut owed, resumed) = Client::with(gateway.mqtt, Version::V5, &connect);
+        assert!(resumed);
+        assert_eq!(until_pong(&mut owed), []);
     }
 }
 

@@ -167,8 +167,8 @@ impl Shared {
         self.durable.on_move(moved);
     }
 
-    /// The MQTT sessions and wills of an earlier run that are worker `index`'s.
-    fn restored(&self, index: usize) -> Option<(mqtt::Clients, mqtt::Waiting)> {
+    /// What worker `index` has of the MQTT sessions of an earlier run.
+    fn restored(&self, index: usize) -> Option<mqtt::Share> {
         self.restored.lock().unwrap_or_else(PoisonError::into_inner).as_mut()?.take(index)
     }
 

@@ -166,6 +166,12 @@ impl Router {
         unpoisoned(self.trie.write()).set_present(subscriber.bits(), present);
     }
 
+    /// The retained messages for a subscription, if there is such a one, from the first on.
+    pub(crate) fn replay(&self, filter: &Filter<'_>, subscriber: Subscriber) -> Option<Replay> {
+        let is_there = unpoisoned(self.trie.read()).contains(subscriber.bits(), filter);
+        is_there.then(|| unpoisoned(self.retained.read()).replay(filter, &mut 0)).flatten()
+    }
+
     /// The next retained message of `replay`, looking at `budget` places at most.
     pub(crate) fn next_retained(&self, replay: &mut Replay, now: u64, budget: &mut u32) -> Found {
         unpoisoned(self.retained.read()).next(replay, now, budget)

@@ -10,7 +10,7 @@ use super::Now;
 use super::access::may;
 use super::clients::Slot;
 use super::commit::Wait;
-use super::kept;
+use super::kept::{self, Subscription};
 use super::reactor::Reactor;
 use crate::frontend::router::{Envelope, Left, NotSubscribed, Note, Published, Receipt, Target};
 
@@ -202,15 +202,17 @@ impl Reactor {
                 Ok((inserted, replay)) => {
                     client.subscriptions += u32::from(inserted == Inserted::New);
                     client.flags.shares |= filter.group().is_some();
+                    let owed = replay.is_some() && options.qos > QoS::AtMostOnce;
+                    let subscription = Subscription { options, id: subscribe.id, owed };
                     if let Some(kept) = &client.kept {
                         let rows = &mut self.commits.rows;
-                        kept::put_subscription(rows, kept.incarnation, filter.text(), options, subscribe.id);
+                        kept::put_subscription(rows, kept.incarnation, filter.text(), subscription);
                         client.flags.changed = true;
                     }
                     reasons.push(Reason::granted(options.qos));
                     if let Some(replay) = replay {
                         // Sent behind the SUBACK, which most clients wait for before they take messages.
-                        self.replays.add(client.id, replay, options.qos, subscribe.id);
+                        self.replays.add(client.id, replay, subscription);
                     }
                 }
                 Err(why) => {

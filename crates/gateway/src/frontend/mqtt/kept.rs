@@ -15,7 +15,7 @@
 //! | `Sessions` | client identifier | incarnation (8), session expiry in seconds (4), end of the last connection in ms since 1970 (8), 0 while it lasts; then the device that it belongs to, nothing if that was not asked for |
 //! | `Wills` | client identifier | when it is due in ms since 1970 (8), 0 while the connection lasts; then [`Will::write`] |
 //! | `Wills` | byte 255, incarnation (8), when it became due in µs since 1970 (8) | lengths of the publisher's name and of its tenant (2 each), both, then [`Message::write`] |
-//! | `Subscriptions` | incarnation, topic filter | subscription identifier (4), options as in SUBSCRIBE (1; MQTT 5.0 §3.8.3.1) |
+//! | `Subscriptions` | incarnation, topic filter | subscription identifier (4), options as in SUBSCRIBE (1; MQTT 5.0 §3.8.3.1), bit 6 set while retained messages are still to be sent for it |
 //! | `Queues` | incarnation, place (8) | [`Session::write`] |
 //! | `Inflight` | incarnation, `F`, place (8) | packet identifier (2), 1 if the client has received it (1) |
 //! | `Inflight` | incarnation, `H`, packet identifier (2) | nothing: the QoS 2 publish is stored and not released |
@@ -299,18 +299,26 @@ pub(super) fn scan_due(
     })
 }
 
-pub(super) fn put_subscription(
-    changes: &mut Changes,
-    incarnation: u64,
-    filter: &str,
-    options: SubscribeOptions,
-    id: u32,
-) {
+/// What is kept of a subscription besides its filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Subscription {
+    pub(super) options: SubscribeOptions,
+    pub(super) id: u32,
+    /// Retained messages are still to be sent for it.
+    pub(super) owed: bool,
+}
+
+/// Bit of [`Subscription::owed`]; reserved in SUBSCRIBE.
+const OWED: u8 = 1 << 6;
+
+pub(super) fn put_subscription(changes: &mut Changes, incarnation: u64, filter: &str, subscription: Subscription) {
+    let Subscription { options, id, owed } = subscription;
     let [a, b, c, d] = id.to_be_bytes();
     let options = options.qos as u8
         | u8::from(options.no_local) << 2
         | u8::from(options.retain_as_published) << 3
-        | options.retain_handling << 4;
+        | options.retain_handling << 4
+        | if owed { OWED } else { 0 };
     changes.put(Table::Subscriptions, &subscription_key(incarnation, filter), &[a, b, c, d, options]);
 }
 
@@ -318,15 +326,16 @@ pub(super) fn remove_subscription(changes: &mut Changes, incarnation: u64, filte
     changes.remove(Table::Subscriptions, &subscription_key(incarnation, filter));
 }
 
-pub(super) fn read_subscription(value: &[u8]) -> Option<(SubscribeOptions, u32)> {
+pub(super) fn read_subscription(value: &[u8]) -> Option<Subscription> {
     let &[a, b, c, d, options] = value else { return None };
+    let owed = options & OWED != 0;
     let options = SubscribeOptions {
         qos: QoS::from_number(options & 0b11)?,
         no_local: options & 1 << 2 != 0,
         retain_as_published: options & 1 << 3 != 0,
         retain_handling: options >> 4 & 0b11,
     };
-    Some((options, u32::from_be_bytes([a, b, c, d])))
+    Some(Subscription { options, id: u32::from_be_bytes([a, b, c, d]), owed })
 }
 
 fn subscription_key(incarnation: u64, filter: &str) -> Vec<u8> {
@@ -508,7 +517,10 @@ mod tests {
         assert_eq!(Row::read(&[&[0; 20][..], b"\xff"].concat()), None);
         let options =
             SubscribeOptions { qos: QoS::ExactlyOnce, no_local: true, retain_as_published: true, retain_handling: 2 };
-        assert_eq!(read_subscription(&[0, 0, 1, 0, 0b10_1110]), Some((options, 256)));
+        for (owed, byte) in [(false, 0b0010_1110), (true, 0b0110_1110)] {
+            let subscription = Subscription { options, id: 256, owed };
+            assert_eq!(read_subscription(&[0, 0, 1, 0, byte]), Some(subscription));
+        }
         assert_eq!(read_subscription(&[0, 0, 1, 0, 3]), None);
     }
 

@@ -53,12 +53,10 @@ mod sys;
 mod transport;
 mod wills;
 
-pub(crate) use clients::Clients;
 pub(crate) use expiry::ExpiredRetained;
 pub(crate) use listeners::{Kind, Listener, deferral};
 use reactor::Reactor;
-pub(crate) use restore::{Restored, restore};
-pub(super) use wills::Waiting;
+pub(crate) use restore::{Restored, Share, restore};
 
 /// Ready connections taken in one pass: their records make one append, and other tasks of the thread wait no longer than that
 /// takes (a few milliseconds at most).

@@ -24,6 +24,7 @@ use super::handshakes::{HANDSHAKES, Handshakes};
 use super::listeners::{Listener, Listeners};
 use super::publish::Ack;
 use super::replay::Replays;
+use super::restore::Share;
 use super::review::Review;
 use super::sys::Sys;
 use super::wills::Waiting;
@@ -144,8 +145,7 @@ impl Reactor {
         let limits = limits(&shared.config);
         let mqtt = &shared.config.mqtt;
         let behind = Behind::new(mqtt.min_subscriber_rate, mqtt.max_outgoing_bytes, &limits);
-        let (clients, waiting_wills) =
-            shared.restored(index).unwrap_or_else(|| (Clients::new(index), Waiting::default()));
+        let Share { clients, wills, replays } = shared.restored(index).unwrap_or_else(|| Share::none(index));
         let mut reactor = Reactor {
             index,
             limits,
@@ -177,8 +177,8 @@ impl Reactor {
             paused: Vec::new(),
             resumable: Vec::new(),
             farewells: Farewells::default(),
-            replays: Replays::default(),
-            waiting_wills,
+            replays,
+            waiting_wills: wills,
             stuck: Vec::new(),
             unconnected_bytes: 0,
             queued_bytes: 0,

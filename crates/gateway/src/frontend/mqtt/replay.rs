@@ -1,4 +1,7 @@
 //! Retained messages on their way to new subscriptions, at the pace at which their clients take them.
+//!
+//! A session that is kept over a restart is owed them after it as well: the row of its subscription says so until the last is on its way. How far it
+//! was is not written down, so the next start begins again with the first.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -6,6 +9,7 @@ use tidegate_mqtt::{Delivered, Delivery, Found, QoS, Replay};
 
 use super::Now;
 use super::clients::Slot;
+use super::kept::{self, Subscription};
 use super::reactor::Reactor;
 use crate::frontend::router::SessionId;
 
@@ -33,8 +37,7 @@ const LISTABLE: u32 = 65_536;
 /// What one subscription is still to be sent.
 struct Owed {
     replay: Replay,
-    qos: QoS,
-    id: u32,
+    subscription: Subscription,
 }
 
 /// Replays of a worker's clients, also of those that are away.
@@ -60,11 +63,11 @@ impl Replays {
         self.owed.is_empty() || self.owed.get(&id).is_none_or(|owed| owed.len() < LISTING)
     }
 
-    pub(super) fn add(&mut self, id: SessionId, replay: Replay, qos: QoS, subscription: u32) {
+    pub(super) fn add(&mut self, id: SessionId, replay: Replay, subscription: Subscription) {
         let owed = self.owed.entry(id).or_default();
         // The filter was subscribed to anew: what was left is part of what is to be sent now.
         owed.retain(|other| other.replay.filter() != replay.filter());
-        owed.push_back(Owed { replay, qos, id: subscription });
+        owed.push_back(Owed { replay, subscription });
         self.ready.push(id);
     }
 
@@ -139,7 +142,8 @@ impl Reactor {
             let Some(next) = owed.front_mut() else { return (places, false) };
             let client = self.clients.get(slot).filter(|client| client.socket.is_some());
             let Some(client) = client else { return (places, false) };
-            let room = next.qos == QoS::AtMostOnce || client.connection.has_room(&self.limits);
+            let Subscription { options, id, owed: noted } = next.subscription;
+            let room = options.qos == QoS::AtMostOnce || client.connection.has_room(&self.limits);
             if client.unsent() >= UNSENT || !room {
                 // It is woken when it has read or acknowledged.
                 return (places, false);
@@ -149,13 +153,18 @@ impl Reactor {
                 Found::Nothing => return (places, true),
                 Found::End => {
                     places = places.saturating_sub(MESSAGE);
+                    if let Some(kept) = client.kept.as_ref().filter(|_| noted) {
+                        let (rows, filter) = (&mut self.commits.rows, next.replay.filter());
+                        let subscription = Subscription { owed: false, ..next.subscription };
+                        kept::put_subscription(rows, kept.incarnation, filter, subscription);
+                    }
                     owed.pop_front();
                     continue;
                 }
             };
             places = places.saturating_sub(MESSAGE);
-            let ids = if next.id == 0 { &[][..] } else { std::slice::from_ref(&next.id) };
-            let delivery = Delivery { qos: next.qos, retain: true, ids, group: 0 };
+            let ids = if id == 0 { &[][..] } else { std::slice::from_ref(&id) };
+            let delivery = Delivery { qos: options.qos, retain: true, ids, group: 0 };
             let mut out = std::mem::take(&mut self.out);
             let Some(client) = self.clients.get_mut(slot) else { return (places, false) };
             match client.connection.deliver(&self.limits, &message, delivery, millis, &mut out) {

@@ -11,7 +11,8 @@ use tracing::warn;
 
 use super::Now;
 use super::clients::{Clients, Parked, Slot};
-use super::kept::{self, Flow, Kept, Row};
+use super::kept::{self, Flow, Kept, Row, Subscription};
+use super::replay::Replays;
 use super::review;
 use super::wills::{Due, Waiting};
 use crate::acl::View;
@@ -52,8 +53,26 @@ pub(crate) struct Restored {
     sessions: HashMap<u64, (usize, Slot)>,
     /// Wills that were due, the first worker's.
     wills: Waiting,
+    /// Retained messages that sessions are still to be sent, by worker.
+    replays: Vec<Replays>,
+    /// Subscriptions that they are for.
+    owed: Vec<(usize, Slot, Box<str>, Subscription)>,
     /// What the start itself changes.
     rows: Changes,
+}
+
+/// What is one worker's of it.
+pub(crate) struct Share {
+    pub(super) clients: Clients,
+    pub(super) wills: Waiting,
+    pub(super) replays: Replays,
+}
+
+impl Share {
+    /// Of worker `index`, which there was not in the earlier run.
+    pub(super) fn none(index: usize) -> Share {
+        Share { clients: Clients::new(index), wills: Waiting::default(), replays: Replays::default() }
+    }
 }
 
 /// How much was restored.
@@ -71,6 +90,8 @@ pub(crate) fn restore(shared: &Shared, reader: &Reader, now: Now) -> Result<(Res
         clients: (0..shared.workers).map(Clients::new).collect(),
         sessions: HashMap::new(),
         wills: Waiting::default(),
+        replays: (0..shared.workers).map(|_| Replays::default()).collect(),
+        owed: Vec::new(),
         rows: Changes::new(),
     };
     let mut counts = Counts::default();
@@ -80,6 +101,7 @@ pub(crate) fn restore(shared: &Shared, reader: &Reader, now: Now) -> Result<(Res
     let left = restored.queues(reader, &mut counts)?;
     restored.pass_on(shared, left, now);
     restored.retained(shared, reader, now, &mut counts)?;
+    restored.replays(shared);
     restored.wills(reader)?;
     Ok((restored, counts))
 }
@@ -147,7 +169,7 @@ impl Restored {
                 let filter = std::str::from_utf8(filter).ok()?;
                 Some((incarnation, Filter::parse(filter)?, kept::read_subscription(value)?))
             });
-            let Some((incarnation, filter, (options, id))) = parsed else {
+            let Some((incarnation, filter, subscription)) = parsed else {
                 failed = true;
                 return false;
             };
@@ -156,6 +178,10 @@ impl Restored {
                 return true;
             };
             let Some(client) = self.clients[worker].get_mut(slot) else { return true };
+            let Subscription { options, id, owed } = subscription;
+            if owed {
+                self.owed.push((worker, slot, filter.text().into(), subscription));
+            }
             if shared.router.subscribe(&filter, client.subscriber(), options, id, Some(usize::MAX), &mut 0).is_ok() {
                 client.subscriptions += 1;
                 client.flags.shares |= filter.group().is_some();
@@ -345,6 +371,18 @@ impl Restored {
         done
     }
 
+    /// Begins anew with the retained messages that sessions were not sent yet.
+    fn replays(&mut self, shared: &Shared) {
+        for (worker, slot, filter, subscription) in std::mem::take(&mut self.owed) {
+            let (Some(client), Some(filter)) = (self.clients[worker].get(slot), Filter::parse(&filter)) else {
+                continue;
+            };
+            if let Some(replay) = shared.router.replay(&filter, client.subscriber()) {
+                self.replays[worker].add(client.id, replay, subscription);
+            }
+        }
+    }
+
     /// Reads the wills that were due.
     fn wills(&mut self, reader: &Reader) -> Result<(), RestoreError> {
         let mut failed = false;
@@ -410,10 +448,10 @@ impl Restored {
         Ok(())
     }
 
-    /// The clients and wills of worker `index`.
-    pub(in crate::frontend) fn take(&mut self, index: usize) -> Option<(Clients, Waiting)> {
+    /// What is worker `index`'s.
+    pub(in crate::frontend) fn take(&mut self, index: usize) -> Option<Share> {
         let clients = std::mem::replace(self.clients.get_mut(index)?, Clients::new(index));
         let wills = if index == 0 { std::mem::take(&mut self.wills) } else { Waiting::default() };
-        Some((clients, wills))
+        Some(Share { clients, wills, replays: std::mem::take(&mut self.replays[index]) })
     }
 }

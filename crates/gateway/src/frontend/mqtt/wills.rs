@@ -50,7 +50,7 @@ impl Due {
 
 /// Those of a worker that wait for the log.
 #[derive(Default)]
-pub(in crate::frontend) struct Waiting {
+pub(super) struct Waiting {
     wills: VecDeque<Due>,
     /// Sum of their messages' sizes.
     bytes: usize,
