@@ -219,6 +219,12 @@ impl Gateway {
         self.try_restart().unwrap_or_else(|exited| panic!("the gateway did not start again: {exited:?}"));
     }
 
+    /// Kills it and starts it again.
+    pub fn crash(&mut self) {
+        self.kill();
+        self.restart();
+    }
+
     /// As [`restart`](Self::restart), for a start that may fail.
     pub fn try_restart(&mut self) -> Result<(), Exited> {
         assert!(!self.is_running(), "it must have ended before");

@@ -1,12 +1,14 @@
 //! MQTT 3.1.1 and 5.0, byte by byte, for what the gateway must do on a wire that a library would not let us speak.
 
-use nix::sys::socket::{setsockopt, sockopt};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 use crate::wait::DEADLINE;
+use crate::{Gateway, until};
 
 /// Protocol levels, as in CONNECT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -328,6 +330,18 @@ impl Client {
         Message { topic, payload: String::from_utf8_lossy(&payload).into_owned(), qos, dup, retain, pid }
     }
 
+    /// What it has been sent once it is answered a ping, with nothing acknowledged.
+    pub fn until_pong(&mut self) -> Vec<Packet> {
+        self.ping();
+        let mut packets = Vec::new();
+        loop {
+            match self.receive() {
+                Packet::Pingresp => return packets,
+                packet => packets.push(packet),
+            }
+        }
+    }
+
     /// Says that it leaves.
     pub fn disconnect(mut self) {
         self.send(&[0xE0, 0]);
@@ -472,6 +486,13 @@ impl Client {
     pub fn half_close(&mut self) {
         self.stream.shutdown(Shutdown::Write).expect("the connection is open");
     }
+}
+
+/// Waits until as many clients are connected.
+pub fn until_connected(gateway: &Gateway, count: f64) {
+    until("connections are as they should be", || {
+        (gateway.metrics().get("tidegate_mqtt_connections", &[]) == count).then_some(())
+    });
 }
 
 /// CONNECT of a clean session.

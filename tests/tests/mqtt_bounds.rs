@@ -1,12 +1,10 @@
 //! What a broker must bear: clients that do not read, come back all the time, send rubbish slowly or ask for too much. Each is counted,
 //! memory stays bounded, and another client notices nothing.
 
-use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tidegate_tests::mqtt::{self, Client, Connect, Packet, Version};
-use tidegate_tests::{Gateway, Random, Setup, SmallDisk, until};
+use tidegate_tests::{Gateway, Random, Setup, until};
 
 const BOTH: [Version; 2] = [Version::V4, Version::V5];
 
@@ -80,19 +78,20 @@ fn a_half_open_connection_is_closed_by_its_keep_alive_and_its_will_is_published(
     bystander.is_served();
 }
 
+/// The gateway's end of a connection in the kernel's table: sl, local address, remote address, state, queues, timer, retransmissions, uid,
+/// timeout, inode (proc_net_tcp.rst of Linux).
+fn connection(gateway: &Gateway, client: &Client) -> Vec<String> {
+    let ends = [gateway.mqtt.port(), client.port()].map(|port| format!(":{port:04X}"));
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("there is a table");
+    let mut rows = table.lines().map(|line| line.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>());
+    rows.find(|row| row[1].ends_with(&ends[0]) && row[2].ends_with(&ends[1])).expect("it is connected")
+}
+
 #[test]
 fn the_kernel_watches_over_clients_without_a_keep_alive_and_over_no_others() {
     let gateway = Gateway::start();
-    let watched = |client: &Client| {
-        let ends = format!(":{:04X}", gateway.mqtt.port());
-        let other = format!(":{:04X}", client.port());
-        let table = std::fs::read_to_string("/proc/net/tcp").expect("there is a table");
-        // sl, local address, remote address, state, queues, timer: 02 is that of keep-alive (proc_net_tcp.rst of Linux).
-        let row = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-        let mut timers =
-            row.filter(|row| row[1].ends_with(&ends) && row[2].ends_with(&other)).map(|row| row[5].to_owned());
-        timers.next().expect("the connection is there").starts_with("02:")
-    };
+    // The timer: 02 is that of keep-alive.
+    let watched = |client: &Client| connection(&gateway, client)[5].starts_with("02:");
     for version in BOTH {
         let (idle, _) = Client::with(gateway.mqtt, version, &Connect::clean("idle").keep_alive(0));
         let (pinging, _) = Client::with(gateway.mqtt, version, &Connect::clean("pinging").keep_alive(600));
@@ -102,11 +101,7 @@ fn the_kernel_watches_over_clients_without_a_keep_alive_and_over_no_others() {
 
 /// Whether the gateway's epoll instances ask for what this client sends (`proc(5)`, `/proc/PID/fdinfo`).
 fn is_heard(gateway: &Gateway, client: &Client) -> bool {
-    let ends = [gateway.mqtt.port(), client.port()].map(|port| format!(":{port:04X}"));
-    let table = std::fs::read_to_string("/proc/net/tcp").expect("there is a table");
-    let mut rows = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-    let row = rows.find(|row| row[1].ends_with(&ends[0]) && row[2].ends_with(&ends[1])).expect("it is connected");
-    let socket = format!("socket:[{}]", row[9]);
+    let socket = format!("socket:[{}]", connection(gateway, client)[9]);
     let of_process = |folder: &str| std::fs::read_dir(format!("/proc/{}/{folder}", gateway.pid())).expect("it runs");
     let is_socket = |fd: &std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == &*socket);
     let fd = of_process("fd").flatten().find(is_socket).expect("its socket is open").file_name();
@@ -542,64 +537,6 @@ fn queues_of_all_clients_that_are_away_are_bounded_together() {
 }
 
 #[test]
-fn every_retained_message_reaches_a_subscriber_of_everything_at_its_pace() {
-    const MESSAGES: usize = 3_000;
-
-    let gateway = Setup::new().set("mqtt.max_queued_messages=10").set("ingest.filters=recorded/#").start();
-    let mut source = Client::connect(gateway.mqtt, Version::V5, "source");
-    for n in 0..MESSAGES {
-        let mut bytes = mqtt::publish(Version::V5, &format!("r/{n}"), b"kept", 1, 1 + (n % 50) as u16);
-        bytes[0] |= 1;
-        source.send(&bytes);
-        if n % 50 == 49 {
-            for _ in 0..50 {
-                assert!(matches!(source.receive(), Packet::Puback { .. }));
-            }
-        }
-    }
-    for (filter, qos) in [("#", 1), ("r/+", 2), ("#", 0)] {
-        let connect = Connect::clean("reader").receive_maximum(7);
-        let (mut reader, _) = Client::with(gateway.mqtt, Version::V5, &connect);
-        assert_eq!(reader.subscribe(filter, qos), qos);
-        let mut topics = std::collections::BTreeSet::new();
-        for _ in 0..MESSAGES {
-            let message = reader.take();
-            assert!(message.retain && message.qos == qos.min(1));
-            assert!(topics.insert(message.topic), "twice");
-        }
-        // And what comes now comes live.
-        source.deliver("r/0", b"live", 1);
-        let message = reader.take();
-        assert!(!message.retain && message.payload == "live");
-        reader.disconnect();
-    }
-}
-
-#[test]
-fn a_message_that_cannot_be_retained_is_refused_or_at_least_counted() {
-    let gateway = Gateway::start();
-    let deep = vec!["t"; 130].join("/");
-    let mut bytes = mqtt::publish(Version::V5, &deep, b"x", 1, 1);
-    bytes[0] |= 1;
-    let mut client = Client::connect(gateway.mqtt, Version::V5, "c");
-    client.send(&bytes);
-    assert_eq!(client.receive(), Packet::Puback { pid: 1, code: 0x97 });
-    assert_eq!(gateway.metrics().get("tidegate_refused_total", &["reason=\"retained\""]), 1.0);
-    // To acknowledge it would say that it is kept ([MQTT-3.3.1-5] of 3.1.1).
-    let mut bytes = mqtt::publish(Version::V4, &deep, b"x", 1, 1);
-    bytes[0] |= 1;
-    let mut client = Client::connect(gateway.mqtt, Version::V4, "c");
-    client.send(&bytes);
-    assert_eq!(client.until_closed(), []);
-    assert_eq!(gateway.metrics().get("tidegate_malformed_total", &["reason=\"retained_levels\""]), 1.0);
-    assert_eq!(gateway.records().len(), 0);
-    // Of a will there is nobody to be told.
-    drop(Client::with(gateway.mqtt, Version::V4, &Connect::clean("c").will(&deep, b"x", 1, true, 0)));
-    until("it is counted", || (gateway.metrics().get("tidegate_mqtt_unretained_total", &[]) == 1.0).then_some(()));
-    assert_eq!(gateway.records().len(), 1);
-}
-
-#[test]
 fn a_shared_subscription_passes_over_members_that_are_away() {
     let gateway = Gateway::start();
     let (mut sleeper, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
@@ -679,67 +616,6 @@ fn a_qos_2_message_in_flight_to_a_member_goes_to_no_other_when_its_session_ends(
     until("its session is over", || (gateway.metrics().get("tidegate_mqtt_subscriptions", &[]) == 1.0).then_some(()));
     source.deliver("t", b"new", 2);
     assert_eq!(second.take().payload, "new");
-}
-
-#[test]
-fn a_will_that_the_log_does_not_take_is_published_when_it_does() {
-    let mut disk = SmallDisk::mount(96 << 20);
-    let setup = Setup::new().data_dir(&disk.path().join("data")).set("log.low_water_bytes=32 MiB");
-    let gateway = setup.set("workers=1").start();
-    let mut watcher = Client::connect(gateway.mqtt, Version::V5, "watcher");
-    assert_eq!(watcher.subscribe("wills/#", 2), 2);
-    let mut probe = Client::connect(gateway.mqtt, Version::V5, "probe");
-    let dying: Vec<Client> = (0..3u8)
-        .map(|qos| {
-            let connect = Connect::clean(&format!("d{qos}")).will(&format!("wills/{qos}"), b"gone", qos, false, 0);
-            Client::with(gateway.mqtt, Version::V4, &connect).0
-        })
-        .collect();
-    disk.fill_up_to(16 << 20);
-    until("the log refuses", || {
-        let pid = probe.publish("t", b"?", 1);
-        (probe.receive() == Packet::Puback { pid, code: 0x97 }).then_some(())
-    });
-    drop(dying);
-    until("they are gone", || (gateway.metrics().get("tidegate_mqtt_connections", &[]) == 2.0).then_some(()));
-    // However busy the worker is with others.
-    let over = AtomicBool::new(false);
-    let mut got = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                probe.ping();
-            }
-        });
-        disk.make_room();
-        let got = std::panic::catch_unwind(AssertUnwindSafe(|| [watcher.take().topic, watcher.take().topic]));
-        over.store(true, Ordering::Relaxed);
-        got.expect("wills come")
-    });
-    got.sort();
-    assert_eq!(got, ["wills/1", "wills/2"], "QoS 0 is shed");
-}
-
-#[test]
-fn wills_come_when_they_are_due_and_not_when_their_client_is_back() {
-    let gateway = Gateway::start();
-    let mut watcher = Client::connect(gateway.mqtt, Version::V5, "watcher");
-    assert_eq!(watcher.subscribe("wills/#", 1), 1);
-    let connect = |id: &str, delay| Connect::kept(id).will(&format!("wills/{id}"), b"gone", 1, false, delay);
-    for (id, delay) in [("delayed", 1), ("back", 1), ("ending", 3600)] {
-        drop(Client::with(gateway.mqtt, Version::V5, &connect(id, delay)));
-    }
-    let (back, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("back"));
-    // A will is due with the end of its session, if that comes first: here a clean start.
-    let (ending, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("ending").clean_start());
-    assert!(!resumed);
-    let mut got = [watcher.take().topic, watcher.take().topic];
-    got.sort();
-    assert_eq!(got, ["wills/delayed", "wills/ending"]);
-    // A session that expires before the delay is over brings the will as well.
-    let short = connect("short", 3600).expiry(1);
-    drop(Client::with(gateway.mqtt, Version::V5, &short));
-    assert_eq!(watcher.take().topic, "wills/short");
-    drop((back, ending));
 }
 
 #[test]

@@ -1,6 +1,6 @@
-//! What of MQTT survives `kill -9`: subscriptions, queues, flows both ways, retained messages, wills, the time that is left of a session.
+//! What of MQTT sessions survives `kill -9`: subscriptions, queues, flows both ways, the time that is left.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -11,22 +11,6 @@ use tidegate_tests::{Gateway, Random, Setup, Shim, until};
 
 const BOTH: [Version; 2] = [Version::V4, Version::V5];
 
-fn crash(gateway: &mut Gateway) {
-    gateway.kill();
-    gateway.restart();
-}
-
-fn publisher(gateway: &Gateway) -> Client {
-    Client::connect(gateway.mqtt, Version::V5, "publisher")
-}
-
-/// Waits until as many clients are connected.
-fn until_connected(gateway: &Gateway, count: f64) {
-    until("connections are as they should be", || {
-        (gateway.metrics().get("tidegate_mqtt_connections", &[]) == count).then_some(())
-    });
-}
-
 /// Whether a file of `dir` has `needle` in it.
 fn contains(dir: &Path, needle: &[u8]) -> bool {
     let files = std::fs::read_dir(dir).expect("the directory is there");
@@ -36,18 +20,6 @@ fn contains(dir: &Path, needle: &[u8]) -> bool {
 
 fn has(bytes: &[u8], needle: &[u8]) -> bool {
     bytes.windows(needle.len()).any(|window| window == needle)
-}
-
-/// What has been sent to a client once it is answered a ping, with nothing acknowledged.
-fn until_pong(client: &mut Client) -> Vec<Packet> {
-    client.ping();
-    let mut packets = Vec::new();
-    loop {
-        match client.receive() {
-            Packet::Pingresp => return packets,
-            packet => packets.push(packet),
-        }
-    }
 }
 
 #[test]
@@ -61,8 +33,8 @@ fn subscriptions_and_queued_messages_are_there_after_a_crash_in_order() {
         assert_eq!(sleeper.subscribe("gone", 1), 1);
         sleeper.unsubscribe("gone");
         // The acknowledgements say that all of that is stored: nothing else is waited for.
-        crash(&mut gateway);
-        let mut operator = publisher(&gateway);
+        gateway.crash();
+        let mut operator = Client::connect(gateway.mqtt, Version::V5, "publisher");
         for n in 0..5 {
             // `cmd/#` is not recorded: what is acknowledged is in the queue and nowhere else.
             operator.deliver("cmd/sleeper/do", format!("c{n}").as_bytes(), 1 + n % 2);
@@ -70,21 +42,21 @@ fn subscriptions_and_queued_messages_are_there_after_a_crash_in_order() {
         }
         operator.deliver("m/x", b"not kept", 0);
         operator.deliver("gone", b"unsubscribed", 1);
-        crash(&mut gateway);
+        gateway.crash();
         let (mut sleeper, resumed) = Client::with(gateway.mqtt, version, &Connect::kept("sleeper"));
         assert!(resumed, "{version:?}");
         let got: Vec<_> = (0..10).map(|_| sleeper.take()).map(|m| (m.payload, m.qos, m.dup)).collect();
         let expected: Vec<_> =
             (0..5).flat_map(|n| [(format!("c{n}"), 1 + n % 2, false), (format!("m{n}"), 1, false)]).collect();
         assert_eq!(got, expected);
-        assert_eq!(until_pong(&mut sleeper), []);
+        assert_eq!(sleeper.until_pong(), []);
         // What is acknowledged is gone for good, once that is stored, as the next answer that waits for the database tells.
         assert_eq!(sleeper.subscribe("m/+", 1), 1);
-        crash(&mut gateway);
+        gateway.crash();
         let (mut sleeper, resumed) = Client::with(gateway.mqtt, version, &Connect::kept("sleeper"));
         assert!(resumed);
-        assert_eq!(until_pong(&mut sleeper), []);
-        publisher(&gateway).deliver("m/x", b"and on", 1);
+        assert_eq!(sleeper.until_pong(), []);
+        Client::connect(gateway.mqtt, Version::V5, "publisher").deliver("m/x", b"and on", 1);
         assert_eq!(sleeper.take().payload, "and on");
     }
 }
@@ -97,7 +69,7 @@ fn a_reading_over_coap_reaches_a_session_that_was_away_over_a_crash() {
     sleeper.disconnect();
     let answer = Endpoint::new(gateway.coap).post("meters/1", "m1", b"21.5");
     assert_eq!(answer.code, 0x44);
-    crash(&mut gateway);
+    gateway.crash();
     let (mut sleeper, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
     assert!(resumed);
     assert_eq!(sleeper.take().payload, "21.5");
@@ -109,7 +81,7 @@ fn messages_in_flight_come_again_with_their_identifiers_and_dup() {
         let mut gateway = Gateway::start();
         let (mut subscriber, _) = Client::with(gateway.mqtt, version, &Connect::kept("s"));
         assert_eq!(subscriber.subscribe("t", 2), 2);
-        let mut source = publisher(&gateway);
+        let mut source = Client::connect(gateway.mqtt, Version::V5, "publisher");
         source.deliver("t", b"one", 1);
         source.deliver("t", b"two", 2);
         source.deliver("t", b"three", 2);
@@ -122,7 +94,7 @@ fn messages_in_flight_come_again_with_their_identifiers_and_dup() {
         // The second is received: only its release may come again.
         subscriber.send(&mqtt::acknowledge(0x50, pids[1]));
         assert_eq!(subscriber.receive(), Packet::Pubrel { pid: pids[1] });
-        crash(&mut gateway);
+        gateway.crash();
         let (mut subscriber, resumed) = Client::with(gateway.mqtt, version, &Connect::kept("s"));
         assert!(resumed);
         let again = |qos, pid, payload: &str| Packet::Publish {
@@ -142,9 +114,9 @@ fn messages_in_flight_come_again_with_their_identifiers_and_dup() {
         assert_eq!(subscriber.receive(), Packet::Pubrel { pid: pids[2] });
         subscriber.send(&mqtt::acknowledge(0x70, pids[2]));
         // A new message takes an identifier of its own.
-        publisher(&gateway).deliver("t", b"four", 2);
+        Client::connect(gateway.mqtt, Version::V5, "publisher").deliver("t", b"four", 2);
         assert_eq!(subscriber.take().payload, "four");
-        assert_eq!(until_pong(&mut subscriber), []);
+        assert_eq!(subscriber.until_pong(), []);
     }
 }
 
@@ -157,7 +129,7 @@ fn a_qos_2_publish_is_stored_once_whether_the_crash_comes_after_the_pubrec_or_af
         let (mut device, _) = Client::with(gateway.mqtt, version, &Connect::kept("device"));
         device.send(&mqtt::publish(version, "t", b"once", 2, 7));
         assert_eq!(device.receive(), Packet::Pubrec { pid: 7, code: 0 });
-        crash(&mut gateway);
+        gateway.crash();
         // The PUBREC was lost for all it knows: it sends the message again.
         let (mut device, resumed) = Client::with(gateway.mqtt, version, &Connect::kept("device"));
         assert!(resumed);
@@ -167,7 +139,7 @@ fn a_qos_2_publish_is_stored_once_whether_the_crash_comes_after_the_pubrec_or_af
         assert_eq!(device.receive(), Packet::Pubrec { pid: 7, code: 0 });
         device.send(&mqtt::acknowledge(0x62, 7));
         assert_eq!(device.receive(), Packet::Pubcomp { pid: 7 });
-        crash(&mut gateway);
+        gateway.crash();
         // The PUBCOMP was lost for all it knows: it releases again, and then the identifier names a new message.
         let (mut device, resumed) = Client::with(gateway.mqtt, version, &Connect::kept("device"));
         assert!(resumed);
@@ -179,7 +151,7 @@ fn a_qos_2_publish_is_stored_once_whether_the_crash_comes_after_the_pubrec_or_af
         let (mut watcher, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
         assert!(resumed);
         assert_eq!([watcher.take().payload, watcher.take().payload], ["once", "twice"]);
-        assert_eq!(until_pong(&mut watcher), []);
+        assert_eq!(watcher.until_pong(), []);
     }
 }
 
@@ -213,7 +185,7 @@ fn a_qos_2_publish_that_the_log_has_and_nobody_was_told_of_is_stored_and_deliver
         let (mut watcher, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
         assert!(resumed);
         assert_eq!(watcher.take().payload, "once");
-        assert_eq!(until_pong(&mut watcher), []);
+        assert_eq!(watcher.until_pong(), []);
     }
 }
 
@@ -265,7 +237,7 @@ fn a_qos_2_publish_that_a_crash_cut_short_keeps_its_properties_and_its_publisher
     assert!(resumed);
     device.send(&mqtt::packet(0x3C, &body));
     assert_eq!(device.receive(), Packet::Pubrec { pid: 9, code: 0 });
-    assert_eq!(until_pong(&mut device), [], "no local");
+    assert_eq!(device.until_pong(), [], "no local");
     let mut watcher = TcpStream::connect(gateway.mqtt).expect("the gateway listens");
     watcher.write_all(&Connect::kept("watcher").bytes(Version::V5)).expect("it is sent");
     let message = read_until(&mut watcher, b"once");
@@ -348,7 +320,7 @@ fn qos_2_publishes_come_once_however_often_the_gateway_is_killed() {
                 take_answer(&mut device, &mut waiting);
             }
             if life % 3 == 2 {
-                crash(&mut gateway);
+                gateway.crash();
                 device = Client::with(gateway.mqtt, Version::V5, &Connect::kept("device")).0;
             }
         }
@@ -388,8 +360,8 @@ fn what_a_session_leaves_to_others_comes_once_however_often_the_gateway_is_kille
             member.disconnect();
         }
         // By the order of their names they are on different workers after a start.
-        crash(&mut gateway);
-        let mut source = publisher(&gateway);
+        gateway.crash();
+        let mut source = Client::connect(gateway.mqtt, Version::V5, "publisher");
         let mut expected: Vec<String> = (0..MESSAGES).map(|n| format!("{life}-{n}")).collect();
         for text in &expected {
             source.deliver("t", text.as_bytes(), 2);
@@ -401,9 +373,9 @@ fn what_a_session_leaves_to_others_comes_once_however_often_the_gateway_is_kille
             bystander.ping();
             assert_eq!(bystander.receive(), Packet::Pingresp);
         }
-        crash(&mut gateway);
+        gateway.crash();
         if life % 4 == 3 {
-            crash(&mut gateway);
+            gateway.crash();
         }
         let mut got = Vec::new();
         for name in ["leaver", "heir"] {
@@ -464,204 +436,6 @@ fn take_answer(device: &mut Client, waiting: &mut BTreeMap<u16, (String, bool)>)
 }
 
 #[test]
-fn retained_messages_are_there_after_a_crash_as_they_last_were() {
-    let mut gateway = Gateway::start();
-    let mut source = publisher(&gateway);
-    source.retain("state/a", b"old", 1);
-    source.retain("state/a", b"new", 2);
-    source.retain("state/b", b"here", 1);
-    source.retain("state/b", b"", 1);
-    // Unrecorded: nothing but the database has it.
-    source.retain("cmd/a", b"standing order", 1);
-    crash(&mut gateway);
-    for version in BOTH {
-        let mut subscriber = Client::connect(gateway.mqtt, version, "s");
-        assert_eq!(subscriber.subscribe("#", 2), 2);
-        let mut got = [subscriber.take(), subscriber.take()].map(|m| (m.topic, m.payload, m.qos, m.retain));
-        got.sort();
-        let expected = [("cmd/a", "standing order", 1, true), ("state/a", "new", 2, true)];
-        assert_eq!(got, expected.map(|(topic, payload, qos, retain)| (topic.into(), payload.into(), qos, retain)));
-        assert_eq!(until_pong(&mut subscriber), []);
-    }
-}
-
-#[test]
-fn retained_messages_that_expire_are_not_restored() {
-    let mut gateway = Gateway::start();
-    let mut source = publisher(&gateway);
-    source.retain("t/kept", b"kept", 1);
-    for pid in 11..14 {
-        let mut bytes = mqtt::publish_expiring(&format!("t/{pid}"), b"short", pid, 1);
-        bytes[0] |= 1;
-        source.send(&bytes);
-        assert_eq!(source.receive(), Packet::Puback { pid, code: 0 });
-    }
-    std::thread::sleep(std::time::Duration::from_millis(1100));
-    crash(&mut gateway);
-    assert!(gateway.stderr().contains("retained=1 "), "{}", gateway.stderr());
-}
-
-#[test]
-fn of_the_retained_messages_of_a_topic_the_last_stays_whatever_their_qos() {
-    let mut gateway = Gateway::start();
-    for version in BOTH {
-        let retained = |topic: &str, payload: &[u8], qos: u8, pid: u16| {
-            let mut bytes = mqtt::publish(version, topic, payload, qos, pid);
-            bytes[0] |= 1;
-            bytes
-        };
-        // QoS 0 is not waited for, and overtakes what is still to be stored.
-        let mut source = Client::connect(gateway.mqtt, version, "source");
-        let mut burst = Vec::new();
-        for pid in 1..=20 {
-            let (qos, replaced, cleared) = (1 + (pid % 2) as u8, format!("replaced/{pid}"), format!("cleared/{pid}"));
-            burst.extend(retained(&replaced, b"old", qos, pid));
-            burst.extend(retained(&replaced, b"new", 0, 0));
-            burst.extend(retained(&cleared, b"old", qos, 100 + pid));
-            burst.extend(retained(&cleared, b"", 0, 0));
-        }
-        source.send(&burst);
-        for _ in 0..40 {
-            source.expect(|packet| matches!(packet, Packet::Puback { .. } | Packet::Pubrec { .. }));
-        }
-        for i in 0..10 {
-            let topic = format!("presence/{i}");
-            let connect = Connect::clean(&format!("device-{i}")).will(&topic, b"offline", 0, true, 0);
-            let (mut device, _) = Client::with(gateway.mqtt, version, &connect);
-            device.send(&retained(&topic, b"online", 1, 1));
-        }
-        until_connected(&gateway, 1.0);
-        source.retain("t", b"the log and the database have what came before", 1);
-        drop(source);
-        crash(&mut gateway);
-        let mut subscriber = Client::connect(gateway.mqtt, version, "subscriber");
-        for (filter, count, payload) in [("replaced/+", 20, "new"), ("cleared/+", 0, ""), ("presence/+", 10, "offline")]
-        {
-            assert_eq!(subscriber.subscribe(filter, 0), 0);
-            for _ in 0..count {
-                let message = subscriber.take();
-                assert_eq!((&*message.payload, message.retain), (payload, true), "{}", message.topic);
-            }
-            assert_eq!(until_pong(&mut subscriber), [], "{filter}");
-        }
-    }
-}
-
-#[test]
-fn retained_messages_that_a_session_is_owed_come_after_a_restart() {
-    for killed in [true, false] {
-        let mut gateway = Gateway::start();
-        let mut operator = publisher(&gateway);
-        let topics: BTreeSet<String> = (0..10).map(|n| format!("r/{n}")).collect();
-        for topic in &topics {
-            operator.retain(topic, b"kept", 1);
-        }
-        drop(operator);
-        // It takes one at a time, and leaves with the first unacknowledged.
-        let connect = Connect::kept("owed").receive_maximum(1);
-        let (mut owed, _) = Client::with(gateway.mqtt, Version::V5, &connect);
-        assert_eq!(owed.subscribe("r/+", 1), 1);
-        let Packet::Publish { topic, .. } = owed.receive() else { panic!("not a PUBLISH") };
-        assert!(topics.contains(&topic));
-        if killed {
-            crash(&mut gateway);
-        } else {
-            drop(owed);
-            assert!(gateway.terminate().success());
-            gateway.restart();
-        }
-        let (mut owed, resumed) = Client::with(gateway.mqtt, Version::V5, &connect);
-        assert!(resumed);
-        // The one that was not acknowledged, and then all from the first on.
-        let again = owed.take();
-        assert_eq!((again.topic, again.dup), (topic, true));
-        let come: BTreeSet<String> = topics.iter().map(|_| owed.take().topic).collect();
-        assert_eq!(come, topics);
-        // The worker looks what is left after it has answered: once it answers a second time it has seen that this was the last.
-        for _ in 0..2 {
-            assert_eq!(until_pong(&mut owed), []);
-        }
-        owed.disconnect();
-        // A stop in good order stores its last acknowledgement as well.
-        assert!(gateway.terminate().success());
-        gateway.restart();
-        let (mut owed, resumed) = Client::with(gateway.mqtt, Version::V5, &connect);
-        assert!(resumed);
-        assert_eq!(until_pong(&mut owed), []);
-    }
-}
-
-#[test]
-fn a_will_is_published_after_a_crash_unless_its_client_comes_back_in_time() {
-    let mut gateway = Gateway::start();
-    let connect = |id: &str, delay| Connect::kept(id).will(&format!("wills/{id}"), b"gone", 1, true, delay);
-    let clients = [("back", 3600), ("soon", 0), ("later", 3600)].map(|(id, delay)| {
-        let (mut client, _) = Client::with(gateway.mqtt, Version::V5, &connect(id, delay));
-        // What is answered after the CONNECT is stored after it.
-        assert_eq!(client.subscribe("x", 1), 1);
-        client
-    });
-    crash(&mut gateway);
-    drop(clients);
-    let mut watcher = Client::connect(gateway.mqtt, Version::V5, "watcher");
-    assert_eq!(watcher.subscribe("wills/#", 1), 1);
-    assert_eq!(watcher.take().topic, "wills/soon");
-    let (back, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("back"));
-    assert!(resumed);
-    // Its will was taken back with the new connection, which has none; the session of the third ends, and the will is due with it.
-    drop(back);
-    let (later, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("later").clean_start());
-    assert!(!resumed);
-    assert_eq!(watcher.take().topic, "wills/later");
-    drop(later);
-    assert_eq!(until_pong(&mut watcher), []);
-}
-
-#[test]
-fn a_will_that_is_due_when_the_gateway_is_killed_reaches_a_session_that_was_away() {
-    let shim = Shim::new();
-    let mut gateway = Setup::new().shim(&shim).start();
-    let (mut sleeper, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
-    assert_eq!(sleeper.subscribe("wills/#", 1), 1);
-    sleeper.disconnect();
-    for how in ["breaks off", "says so", "is taken over", "starts clean"] {
-        let connect = Connect::kept("dying").will(&format!("wills/{how}"), b"gone", 1, false, 0);
-        let (mut dying, _) = Client::with(gateway.mqtt, Version::V5, &connect);
-        // What is answered after the CONNECT is stored after it.
-        assert_eq!(dying.subscribe("x", 1), 1);
-        shim.hold();
-        let commits = gateway.metrics().get("tidegate_state_commits_total", &[]);
-        match how {
-            "breaks off" => drop(dying),
-            // DISCONNECT with will message (§3.14.2.1).
-            "says so" => dying.send(&[0xe0, 1, 4]),
-            "is taken over" => drop(Client::with(gateway.mqtt, Version::V5, &Connect::kept("dying"))),
-            _ => drop(Client::with(gateway.mqtt, Version::V5, &Connect::kept("dying").clean_start())),
-        }
-        shim.until_held();
-        until("the database has that the client is gone", || {
-            let metrics = gateway.metrics();
-            let stored = metrics.get("tidegate_state_pending_bytes", &[]) == 0.0;
-            (stored && metrics.get("tidegate_state_commits_total", &[]) > commits).then_some(())
-        });
-        gateway.kill();
-        shim.release();
-        gateway.restart();
-        let (mut sleeper, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
-        assert!(resumed);
-        let message = sleeper.take();
-        assert_eq!((message.topic, &*message.payload), (format!("wills/{how}"), "gone"));
-        sleeper.disconnect();
-        // It is nobody's any more.
-        assert!(gateway.terminate().success());
-        gateway.restart();
-        let (mut sleeper, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
-        assert_eq!(until_pong(&mut sleeper), [], "{how}");
-        sleeper.disconnect();
-    }
-}
-
-#[test]
 fn a_session_expires_while_the_gateway_is_down_and_its_rows_go_with_it() {
     let mut gateway = Gateway::start();
     for (id, expiry) in [("short", 1), ("long", 3600)] {
@@ -669,8 +443,8 @@ fn a_session_expires_while_the_gateway_is_down_and_its_rows_go_with_it() {
         assert_eq!(client.subscribe("t", 1), 1);
         client.disconnect();
     }
-    until_connected(&gateway, 0.0);
-    publisher(&gateway).deliver("t", b"queued", 1);
+    mqtt::until_connected(&gateway, 0.0);
+    Client::connect(gateway.mqtt, Version::V5, "publisher").deliver("t", b"queued", 1);
     gateway.kill();
     // The time that passes is part of what is tested: a second of session, gone while nobody counts.
     std::thread::sleep(std::time::Duration::from_millis(1_100));
@@ -692,7 +466,7 @@ fn a_clean_start_leaves_nothing_of_the_session_before_even_after_a_crash() {
         let (mut client, _) = Client::with(gateway.mqtt, version, &Connect::kept("c"));
         assert_eq!(client.subscribe("t", 1), 1);
         client.disconnect();
-        publisher(&gateway).deliver("t", b"queued", 1);
+        Client::connect(gateway.mqtt, Version::V5, "publisher").deliver("t", b"queued", 1);
         let (client, resumed) = Client::with(gateway.mqtt, version, &Connect::clean("c"));
         assert!(!resumed);
         client.disconnect();
@@ -701,11 +475,11 @@ fn a_clean_start_leaves_nothing_of_the_session_before_even_after_a_crash() {
         assert_eq!(other.subscribe("o", 1), 1);
         let (mut other, _) = Client::with(gateway.mqtt, version, &Connect::kept("third"));
         assert_eq!(other.subscribe("o", 1), 1);
-        crash(&mut gateway);
+        gateway.crash();
         let (mut client, resumed) = Client::with(gateway.mqtt, version, &Connect::kept("c"));
         assert!(!resumed, "{version:?}");
-        publisher(&gateway).deliver("t", b"for nobody", 1);
-        assert_eq!(until_pong(&mut client), []);
+        Client::connect(gateway.mqtt, Version::V5, "publisher").deliver("t", b"for nobody", 1);
+        assert_eq!(client.until_pong(), []);
     }
 }
 
@@ -716,8 +490,8 @@ fn nothing_is_acknowledged_before_the_database_has_it() {
     let (mut sleeper, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
     assert_eq!(sleeper.subscribe("cmd/#", 1), 1);
     sleeper.disconnect();
-    until_connected(&gateway, 0.0);
-    let mut operator = publisher(&gateway);
+    mqtt::until_connected(&gateway, 0.0);
+    let mut operator = Client::connect(gateway.mqtt, Version::V5, "publisher");
     let mut bystander = Client::connect(gateway.mqtt, Version::V5, "bystander");
     shim.hold_state();
     let pid = operator.publish("cmd/x", b"1", 1);
@@ -726,7 +500,7 @@ fn nothing_is_acknowledged_before_the_database_has_it() {
     for _ in 0..3 {
         bystander.ping();
         assert_eq!(bystander.receive(), Packet::Pingresp);
-        assert_eq!(until_pong(&mut operator), []);
+        assert_eq!(operator.until_pong(), []);
     }
     shim.release();
     assert_eq!(operator.receive(), Packet::Puback { pid, code: 0 });
@@ -742,29 +516,11 @@ fn a_session_is_there_before_its_client_is_told() {
     newcomer.send(&Connect::kept("newcomer").bytes(Version::V5));
     shim.until_held();
     for _ in 0..3 {
-        assert_eq!(until_pong(&mut bystander), []);
+        assert_eq!(bystander.until_pong(), []);
     }
     gateway.kill();
     assert_eq!(newcomer.until_closed(), []);
     shim.release();
-}
-
-#[test]
-fn a_stop_in_good_order_keeps_sessions_and_publishes_the_wills_of_connections_that_it_ends() {
-    let mut gateway = Gateway::start();
-    let (mut watcher, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
-    assert_eq!(watcher.subscribe("wills/#", 1), 1);
-    let will = |id: &str| Connect::clean(id).will(&format!("wills/{id}"), b"gone", 1, false, 0);
-    let (_with, _) = Client::with(gateway.mqtt, Version::V4, &will("with"));
-    let (polite, _) = Client::with(gateway.mqtt, Version::V4, &will("polite"));
-    polite.disconnect();
-    assert!(gateway.terminate().success(), "{}", gateway.stderr());
-    assert_eq!(gateway.payloads(), ["gone"], "recorded like any other message");
-    gateway.restart();
-    let (mut watcher, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("watcher"));
-    assert!(resumed);
-    assert_eq!(watcher.take().topic, "wills/with");
-    assert_eq!(until_pong(&mut watcher), []);
 }
 
 /// What a client that comes and goes has been acknowledged, and must find.
@@ -787,7 +543,7 @@ fn fifty_kills_lose_no_message_for_a_session_that_comes_and_goes() {
             assert!(resumed);
             subscriber
         });
-        let mut source = publisher(&gateway);
+        let mut source = Client::connect(gateway.mqtt, Version::V5, "publisher");
         for _ in 0..random.below(20) {
             let text = format!("n{number}");
             number += 1;
@@ -801,11 +557,11 @@ fn fifty_kills_lose_no_message_for_a_session_that_comes_and_goes() {
         }
         // One more that may or may not be acknowledged.
         source.publish("cmd/s", format!("maybe{number}").as_bytes(), 1);
-        crash(&mut gateway);
+        gateway.crash();
     }
     let (mut subscriber, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("s"));
     assert!(resumed);
-    publisher(&gateway).deliver("cmd/s", b"end", 1);
+    Client::connect(gateway.mqtt, Version::V5, "publisher").deliver("cmd/s", b"end", 1);
     loop {
         let message = subscriber.take().payload;
         if message == "end" {
@@ -828,7 +584,7 @@ fn a_session_without_expiry_leaves_no_trace_in_the_database() {
     client.deliver("a-filter-of-its-own/x", b"to itself", 2);
     assert_eq!(client.take().payload, "to itself");
     client.disconnect();
-    until_connected(&gateway, 0.0);
+    mqtt::until_connected(&gateway, 0.0);
     drop(gateway);
     let bytes = std::fs::read(database);
     if let Ok(bytes) = bytes {
