@@ -3,7 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tidegate_tests::mqtt::{Client, Connect, Packet, Version};
+use tidegate_tests::mqtt::{Client, Connect, Packet, Version, until_connected};
 use tidegate_tests::{Gateway, Setup, Shim, SmallDisk, until};
 
 #[test]
@@ -130,6 +130,35 @@ fn a_will_that_the_log_does_not_take_is_published_when_it_does() {
     });
     got.sort();
     assert_eq!(got, ["wills/1", "wills/2"], "QoS 0 is shed");
+}
+
+#[test]
+fn a_will_that_the_log_does_not_take_before_a_stop_is_the_next_starts() {
+    let mut disk = SmallDisk::mount(96 << 20);
+    let setup = Setup::new().data_dir(&disk.path().join("data")).set("log.low_water_bytes=32 MiB");
+    let mut gateway = setup.set("workers=1").start();
+    let (mut sleeper, _) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
+    assert_eq!(sleeper.subscribe("wills/#", 1), 1);
+    sleeper.disconnect();
+    let connect = Connect::kept("dying").will("wills/dying", b"gone", 1, false, 0);
+    let (mut dying, _) = Client::with(gateway.mqtt, Version::V5, &connect);
+    // What is answered after the CONNECT is stored after it.
+    assert_eq!(dying.subscribe("x", 1), 1);
+    let mut probe = Client::connect(gateway.mqtt, Version::V5, "probe");
+    disk.fill_up_to(16 << 20);
+    until("the log refuses", || {
+        let pid = probe.publish("t", b"?", 1);
+        (probe.receive() == Packet::Puback { pid, code: 0x97 }).then_some(())
+    });
+    drop(dying);
+    until_connected(&gateway, 1.0);
+    gateway.terminate();
+    assert!(!gateway.stderr().contains("wills are not published"), "{}", gateway.stderr());
+    disk.make_room();
+    gateway.restart();
+    let (mut sleeper, resumed) = Client::with(gateway.mqtt, Version::V5, &Connect::kept("sleeper"));
+    assert!(resumed);
+    assert_eq!(sleeper.take().topic, "wills/dying");
 }
 
 #[test]

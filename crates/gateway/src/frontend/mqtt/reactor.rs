@@ -625,9 +625,9 @@ impl Reactor {
         false
     }
 
-    /// Says what becomes of wills that the log has not taken by now.
+    /// Says what becomes of wills that the log has not taken by now. Those that have a row are the next start's.
     fn unpublished_wills(&mut self) {
-        let left = self.waiting_wills.len();
+        let left = self.waiting_wills.without_row();
         if left > 0 {
             self.shared.metrics.mqtt_wills.with_label_values(&["dropped"]).inc_by(left as u64);
             warn!(left, "wills are not published: the log does not take them");

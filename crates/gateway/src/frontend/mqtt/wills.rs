@@ -65,6 +65,11 @@ impl Waiting {
         self.wills.len()
     }
 
+    /// How many the next start does not know of.
+    pub(super) fn without_row(&self) -> usize {
+        self.wills.iter().filter(|due| due.row().is_none()).count()
+    }
+
     pub(super) fn push(&mut self, due: Due) {
         self.bytes += due.message.size();
         self.wills.push_back(due);
