@@ -517,7 +517,8 @@ impl Reactor {
         let Some(client) = self.clients.get_mut(slot) else { return };
         let full = client.unsent() >= self.shared.config.mqtt.max_outgoing_bytes;
         let deaf = client.connection.is_paused() || client.flags.paused || client.flags.verifying || full;
-        let wants_write = client.unsent() > 0;
+        // Of one that is dirty it is not known whether the kernel takes it all at once, as it mostly does.
+        let wants_write = client.unsent() > 0 && (client.flags.wants_write || !client.flags.dirty);
         if (deaf, wants_write) == (client.flags.deaf, client.flags.wants_write) {
             return;
         }
