@@ -2,8 +2,8 @@
 //!
 //! Imports DEVICES (1 million) devices with a pre-shared key and a token each, in parts of 100,000; opens the database again as after a
 //! crash, which reads all of it (up to two million devices: that takes a copy of the file, of a kilobyte a device); then looks random
-//! identities up, known and unknown, and verifies logins, right and wrong, on one thread. CACHE_MIB (64) is the memory for pages; what is not
-//! in it comes from the system's page cache. Files are in the target directory's file system, and removed afterwards. In DIR they stay, and
+//! identities up, known and unknown, and verifies logins, right and wrong, on one thread. CACHE_MIB (else as `state.cache_bytes = "auto"`) is the
+//! memory for pages; what is not in it comes from the system's page cache. Files are in the target directory's file system, and removed afterwards. In DIR they stay, and
 //! a second run with it looks up without importing again.
 
 use std::path::PathBuf;
@@ -58,14 +58,14 @@ fn each(what: &str, count: u64, mut lookup: impl FnMut(u64) -> Result<()>) -> Re
 fn main() -> Result<()> {
     let mut numbers = std::env::args().skip(1).filter_map(|arg| arg.parse::<u64>().ok());
     let devices = numbers.next().unwrap_or(1_000_000);
-    let cache = numbers.next().unwrap_or(64);
+    let cache = numbers.next();
     // Cargo adds options of its own.
     let kept = std::env::args().skip(1).find(|arg| !arg.starts_with('-') && arg.parse::<u64>().is_err());
     let temporary = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).context("a directory")?;
     let dir = kept.map_or_else(|| temporary.path().to_owned(), PathBuf::from);
     let config = Config {
         path: dir.join("state.redb"),
-        cache_bytes: usize::try_from(cache << 20)?,
+        cache_bytes: cache.map(|mib| usize::try_from(mib << 20)).transpose()?,
         pending_bytes: 1 << 30,
         low_water_bytes: 0,
     };

@@ -31,8 +31,8 @@ const FORMAT_KEY: &[u8] = b"format";
 pub struct Config {
     /// The file; its directory is made if need be.
     pub path: PathBuf,
-    /// Memory for pages of the file.
-    pub cache_bytes: usize,
+    /// Memory for pages of the file; `None` is 64 MiB, or a tenth of the file if that is more, and 1 GiB at most.
+    pub cache_bytes: Option<usize>,
     /// Bytes of changes that may wait for the disk.
     pub pending_bytes: usize,
     /// Free disk space below which nothing is accepted; 0 for no such mark.
@@ -212,6 +212,12 @@ impl Durable {
     }
 }
 
+/// Memory for pages of a file of `len` bytes unless it is given: enough for all of its trees but their leaves, so that a device is looked up with few
+/// reads, and little beside what as many devices take themselves.
+pub(crate) fn cache_for(len: u64) -> usize {
+    usize::try_from(len / 10).unwrap_or(usize::MAX).clamp(64 << 20, 1 << 30)
+}
+
 fn open_file(config: &Config) -> Result<Database, OpenError> {
     let path = &config.path;
     let io = |doing| move |source| OpenError::Io { doing, path: path.clone(), source };
@@ -230,7 +236,8 @@ fn open_file(config: &Config) -> Result<Database, OpenError> {
     let begin = Instant::now();
     let repaired = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let mut builder = Builder::new();
-    builder.set_cache_size(config.cache_bytes);
+    let len = fs::metadata(path).map_err(io("looking at"))?.len();
+    builder.set_cache_size(config.cache_bytes.unwrap_or_else(|| cache_for(len)));
     builder.set_repair_callback({
         let repaired = repaired.clone();
         move |_| repaired.store(true, std::sync::atomic::Ordering::Relaxed)

@@ -18,7 +18,12 @@ use crate::*;
 const LONG: Duration = Duration::from_secs(60);
 
 fn config(dir: &TempDir) -> Config {
-    Config { path: dir.path().join("sub/state.redb"), cache_bytes: 1 << 20, pending_bytes: 1 << 20, low_water_bytes: 0 }
+    Config {
+        path: dir.path().join("sub/state.redb"),
+        cache_bytes: Some(1 << 20),
+        pending_bytes: 1 << 20,
+        low_water_bytes: 0,
+    }
 }
 
 fn open(config: &Config) -> Store {
@@ -43,6 +48,14 @@ fn all(store: &Store, table: Table, prefix: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     };
     store.reader().scan(table, prefix, collect).unwrap();
     found
+}
+
+#[test]
+fn the_cache_grows_with_the_file_within_bounds() {
+    const MIB: u64 = 1 << 20;
+    for (file, cache) in [(0, 64), (640, 64), (650, 65), (10_240, 1024), (10_250, 1024), (1 << 40, 1024)] {
+        assert_eq!(store::cache_for(file * MIB) as u64, cache * MIB, "{file} MiB");
+    }
 }
 
 #[test]
@@ -165,7 +178,7 @@ impl StorageBackend for Faulty {
 fn faulty(pending_bytes: usize) -> (Store, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
     let database = Builder::new().create_with_backend(Faulty(InMemoryBackend::new(), faults.clone())).unwrap();
-    let config = Config { path: "/nonexistent".into(), cache_bytes: 1 << 20, pending_bytes, low_water_bytes: 0 };
+    let config = Config { path: "/nonexistent".into(), cache_bytes: Some(1 << 20), pending_bytes, low_water_bytes: 0 };
     let store = Store::start(database, config, Metrics::new(&Registry::new()).unwrap()).unwrap();
     (store, faults)
 }

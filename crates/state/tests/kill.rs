@@ -18,7 +18,7 @@ const WINDOW: u64 = 16;
 
 fn open(dir: &Path) -> Store {
     let config =
-        Config { path: dir.join("state.redb"), cache_bytes: 1 << 20, pending_bytes: 1 << 20, low_water_bytes: 0 };
+        Config { path: dir.join("state.redb"), cache_bytes: Some(1 << 20), pending_bytes: 1 << 20, low_water_bytes: 0 };
     Store::open(config, &Registry::new()).expect("the database opens after a kill")
 }
 

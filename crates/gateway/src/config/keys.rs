@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use super::filter::RecordFilter;
 use super::kind::{
-    Aliases, BlockSize, Choice, Directory, File, Filters, Flag, GIB, Given, Integer, KIB, Kind, Listen, MIB, Name,
-    Network, Networks, Segment, Size, Span, TIB, Topic, UrlPath, days, hours, millis, minutes, seconds,
+    Aliases, AutoSize, BlockSize, Choice, Directory, File, Filters, Flag, GIB, Given, Integer, KIB, Kind, Listen, MIB,
+    Name, Network, Networks, Segment, Size, Span, TIB, Topic, UrlPath, days, hours, millis, minutes, seconds,
 };
 
 /// Keys that share a table of the file.
@@ -465,9 +465,9 @@ section! {
 section! {
     /// The database of devices, sessions and associations, `state.redb` in `data_dir`.
     State "state" |c| c.state, {
-        /// Memory for pages of the database. What does not fit is read from the system's page cache: the key of one of ten million
-        /// devices is found in some 6 µs so, and in 3 with 1 GiB.
-        cache_bytes: usize = "64 MiB", Size { min: MIB, max: TIB };
+        /// Memory for pages of the database; what does not fit is read from the system's page cache. auto is 64 MiB, or a tenth of the
+        /// file if that is more, and 1 GiB at most, as the file is at the start.
+        cache_bytes: Option<usize> = "auto", AutoSize { min: MIB, max: TIB };
         /// Bytes of changes that may wait for the disk before more are refused.
         pending_bytes: usize = "64 MiB", Size { min: MIB, max: 4 * GIB };
     }

@@ -436,6 +436,47 @@ impl Kind for Size {
     }
 }
 
+/// A size, or `auto`: whoever uses it knows better.
+pub struct AutoSize {
+    /// Smallest.
+    pub min: u64,
+    /// Largest.
+    pub max: u64,
+}
+
+impl AutoSize {
+    fn size(&self) -> Size {
+        Size { min: self.min, max: self.max }
+    }
+
+    /// Reads a size of the type of its field; `None` is `auto`.
+    pub fn read<T: TryFrom<u64>>(&self, given: &Given) -> Result<Option<T>, String> {
+        if given.text() == Some("auto") { Ok(None) } else { self.size().read(given).map(Some) }
+    }
+}
+
+impl Kind for AutoSize {
+    fn allowed(&self) -> String {
+        format!("\"auto\", or {}", self.size().allowed())
+    }
+
+    fn bounds(&self) -> String {
+        format!("\"auto\", or {}", self.size().bounds())
+    }
+
+    fn toml(&self, word: &str) -> String {
+        self.size().toml(word)
+    }
+
+    #[cfg(test)]
+    fn edges(&self) -> Edges {
+        let Edges { mut good, mut bad } = self.size().edges();
+        good.push("auto".into());
+        bad.push("Auto".into());
+        Edges { good, bad }
+    }
+}
+
 /// A time span.
 pub struct Span {
     /// Shortest.

@@ -12,7 +12,7 @@ use crate::Config;
 pub(super) fn open(dir: &TempDir) -> (Store, Registry) {
     let config = Config {
         path: dir.path().join("state.redb"),
-        cache_bytes: 1 << 20,
+        cache_bytes: Some(1 << 20),
         pending_bytes: 8 << 20,
         low_water_bytes: 0,
     };

@@ -443,7 +443,7 @@ mod tests {
         let (log, _) = Log::open(config, &metrics).unwrap();
         let config = tidegate_state::Config {
             path: dir.join("state.redb"),
-            cache_bytes: 1 << 20,
+            cache_bytes: Some(1 << 20),
             pending_bytes: 1 << 20,
             low_water_bytes: 0,
         };
