@@ -4,8 +4,11 @@
 //! batch is as large as the limit of open files allows, begins 4,096 connections at once, and ends with the reset of all. Devices that reconnect are
 //! elsewhere; here their generator is on the gateway's own processors, so it gets only what the others leave (`SCHED_IDLE`), and what is compared is what the
 //! gateway does to its devices, not what the generators do to each other.
+//!
+//! A machine whose processors never rest serves its disk and its timers later, whatever it is that they do. So as to tell that from the storm's part, the
+//! devices also report beside loops that do nothing but keep every processor busy, with the same low priority.
 
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -40,11 +43,15 @@ pub(super) fn run(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<V
     let (devices, rate) = (DEVICES.to_string(), RATE.to_string());
     let seconds = args.duration.max(SECONDS).to_string();
     let load = ["mqtt", "-n", &devices, "-r", &rate, "--payload", "64", "-d", &seconds, "--max-late-millis", "100"];
-    let (mut quiet, mut stormy, mut admitted, mut lost) = (vec![], vec![], vec![], 0);
-    let mut medians = [vec![], vec![]];
+    let (mut admitted, mut lost) = (vec![], 0);
+    let mut medians = [vec![], vec![], vec![]];
+    let mut p99s = [vec![], vec![], vec![]];
     for round in 0..args.rounds {
         let server = Running::start(Kind::Tidegate, Protocol::Mqtt, rig, &["--set", ADMITTED])?;
         let before = rig.generate(&server, "Tidegate, quiet", round, &strings(&load), reports)?;
+        let loops = Loops::start()?;
+        let busy = rig.generate(&server, "Tidegate, busy", round, &strings(&load), reports)?;
+        drop(loops);
         let measured = AtomicBool::new(false);
         let (during, count) = thread::scope(|scope| {
             let storm = scope.spawn(|| blow(rig, &server, batch, &measured));
@@ -54,23 +61,48 @@ pub(super) fn run(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<V
             anyhow::Ok((during?, count?))
         })?;
         server.stop()?;
-        for (medians, report) in medians.iter_mut().zip([&before, &during]) {
-            medians.push(number(report, "/latency/p50"));
+        for (i, report) in [before, busy, during].iter().enumerate() {
+            medians[i].push(number(report, "/latency/p50"));
+            p99s[i].push(number(report, "/latency/p99"));
+            lost += broken(report);
         }
-        quiet.push(number(&before, "/latency/p99"));
-        stormy.push(number(&during, "/latency/p99"));
         admitted.push(count);
-        lost += broken(&before) + broken(&during);
     }
     let what = format!("{DEVICES} devices at {RATE} readings/s");
-    table.note(format!("{what}, quiet: p50 µs"), Spread::of(&medians[0]), 0);
-    table.note(format!("{what}, in a storm: p50 µs"), Spread::of(&medians[1]), 0);
-    table.note(format!("{what}, quiet: p99 µs"), Spread::of(&quiet), 0);
-    table.note(format!("{what}, in a storm: p99 µs"), Spread::of(&stormy), 0);
+    for (i, when) in ["quiet", "beside loops", "in a storm"].into_iter().enumerate() {
+        table.note(format!("{what}, {when}: p50 µs"), Spread::of(&medians[i]), 0);
+        table.note(format!("{what}, {when}: p99 µs"), Spread::of(&p99s[i]), 0);
+    }
+    let [quiet, busy, stormy] = p99s;
     table.at_least("… connections of the storm", Spread::of(&admitted), STORM);
     table.at_most("… p99 in the storm ÷ quiet", ratios(&stormy, &quiet), 2.0);
+    table.note("… p99 in the storm ÷ beside loops", ratios(&stormy, &busy), 2);
     table.none("… acknowledged messages missing, twice or damaged", lost);
     Ok(())
+}
+
+/// A loop for every processor, which gets what all others leave.
+struct Loops(Vec<Child>);
+
+impl Loops {
+    fn start() -> Result<Loops> {
+        let mut loops = Loops(vec![]);
+        for _ in 0..thread::available_parallelism()?.get() {
+            let mut command = Command::new("chrt");
+            command.args(["--idle", "0", "sh", "-c", "while :; do :; done"]).stdin(Stdio::null());
+            loops.0.push(command.spawn().context("cannot start a loop")?);
+        }
+        Ok(loops)
+    }
+}
+
+impl Drop for Loops {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }
 
 /// Connects batches until the devices have been `measured` and the storm was large enough; returns how many connected.
