@@ -18,7 +18,7 @@ use tidegate_durable::{guard, lock};
 use tidegate_record::peek_len;
 
 use crate::format::{FRAME_HEADER_LEN, finish_frame};
-use crate::segment::{self, Active, Sealed};
+use crate::segment::{self, AHEAD, Active, Sealed};
 use crate::shared::Shared;
 
 /// Commits of the largest size that a buffer has memory for at all times. More is kept only while it is used, so that a flood does not
@@ -44,12 +44,14 @@ struct Committer {
     active: Option<Active>,
     /// Sequence number of the next record to be written.
     next: u64,
+    /// [`AHEAD`] zeros.
+    zeros: Box<[u8]>,
 }
 
 /// Runs until the log is stopped or fails.
 pub(crate) fn run(shared: Arc<Shared>, active: Option<Active>) {
     let next = shared.durable().0 + 1;
-    let mut committer = Committer { shared: shared.clone(), active, next };
+    let mut committer = Committer { shared: shared.clone(), active, next, zeros: vec![0; AHEAD].into() };
     guard(
         || committer.run(),
         |cause| shared.fail("panic in the log thread", cause),
@@ -142,10 +144,18 @@ impl Committer {
         if let Err(error) = storage.write_at(&active.file, frame, active.offset) {
             return Err(self.fail("writing a commit", &error));
         }
+        let end = active.offset + frame.len() as u64;
+        let ahead = &self.zeros[..active.ahead(frame.len())];
+        if !ahead.is_empty()
+            && let Err(error) = storage.write_at(&active.file, ahead, end)
+        {
+            return Err(self.fail("writing ahead of commits", &error));
+        }
+        active.written = active.written.max(end + ahead.len() as u64);
         if let Err(error) = storage.sync_data(&active.file) {
             return Err(self.fail("syncing a commit", &error));
         }
-        active.offset += frame.len() as u64;
+        active.offset = end;
         *lock(&shared.written) = (active.first, active.offset);
         self.next += u64::from(records);
         let bytes = frame.len() - FRAME_HEADER_LEN;

@@ -197,7 +197,7 @@ impl Keeper {
             let path = self.spare_path(&segment.path);
             match fs::rename(&segment.path, &path) {
                 Ok(()) => {
-                    lock(&shared.files).spares.push(Spare { path, len: segment.len });
+                    lock(&shared.files).spares.push(Spare { path, len: segment.len, written: segment.len });
                     shared.metrics.segments_recycled.inc();
                     return;
                 }
@@ -228,7 +228,7 @@ impl Keeper {
             if let Some(spare) = spare {
                 match segment::allocate(&*config.storage, &spare.path, need) {
                     Ok(()) => {
-                        lock(&shared.files).next = Some(Spare { path: spare.path, len: need });
+                        lock(&shared.files).next = Some(Spare { len: need, ..spare });
                         return Ok(());
                     }
                     Err(error) => {
@@ -279,7 +279,7 @@ impl Keeper {
             let _ = fs::remove_file(&path);
             return Err(error);
         }
-        Ok(Spare { path, len })
+        Ok(Spare { path, len, written: 0 })
     }
 
     fn measure(&self) {

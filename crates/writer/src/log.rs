@@ -132,8 +132,8 @@ impl Log {
         };
         let recovered = report(epoch, &recovery, begin.elapsed(), &metrics);
 
-        let spares =
-            recovery.spares.into_iter().map(|path| Spare { len: fs::metadata(&path).map_or(0, |m| m.len()), path });
+        let spare = |path: PathBuf| Spare { len: fs::metadata(&path).map_or(0, |m| m.len()), path, written: 0 };
+        let spares = recovery.spares.into_iter().map(spare);
         let files = Files { sealed: recovery.sealed.into(), spares: spares.collect(), cursors, ..Files::default() };
         let shared = Arc::new(Shared::new(config, dir, epoch, metrics, recovery.next, files));
         let active = first_segment(&shared, recovery.next)?;

@@ -39,11 +39,20 @@ pub(crate) struct Sealed {
     pub(crate) ended: SystemTime,
 }
 
+/// Small frames are written over zeros that one of them had written behind itself, up to a multiple of this.
+///
+/// What was allocated and never written, the file system has to mark as written when it is. ext4 leaves that to a worker of the kernel and lets the sync
+/// wait for it: nothing while processors are idle, and many milliseconds for one sync in a hundred while they are not. So that is done once for many
+/// frames. A frame of more than a sixteenth is not followed by zeros: so much is written then that writing it twice costs more.
+pub(crate) const AHEAD: usize = 256 << 10;
+
 /// A file allocated for the next segment.
 #[derive(Debug)]
 pub(crate) struct Spare {
     pub(crate) path: PathBuf,
     pub(crate) len: u64,
+    /// How far it was written in an earlier use; 0 if that is not known.
+    pub(crate) written: u64,
 }
 
 /// The segment being written.
@@ -58,6 +67,8 @@ pub(crate) struct Active {
     pub(crate) offset: u64,
     /// Allocated bytes; `offset` never passes it.
     pub(crate) len: u64,
+    /// How far the file was written, whatever with; what is only allocated is behind.
+    pub(crate) written: u64,
 }
 
 /// Microseconds since the Unix epoch.
@@ -106,10 +117,28 @@ pub(crate) fn begin(
     let path = dir.join(header.file_name());
     fs::rename(&spare.path, &path)?;
     storage.sync_dir(dir)?;
-    Ok(Active { file, path, epoch, first, seed: header.seed(), offset: HEADER_LEN as u64, len: spare.len })
+    Ok(Active {
+        file,
+        path,
+        epoch,
+        first,
+        seed: header.seed(),
+        offset: HEADER_LEN as u64,
+        len: spare.len,
+        written: spare.written,
+    })
 }
 
 impl Active {
+    /// Number of zeros to be written behind a frame of `len` bytes that goes to `offset`: see [`AHEAD`].
+    pub(crate) fn ahead(&self, len: usize) -> usize {
+        let end = self.offset + len as u64;
+        if end <= self.written || len > AHEAD / 16 {
+            return 0;
+        }
+        (end.next_multiple_of(AHEAD as u64).min(self.len) - end) as usize
+    }
+
     /// Bytes that a frame may still take, a seal behind it included.
     pub(crate) fn room(&self) -> u64 {
         self.len - self.offset
@@ -131,4 +160,26 @@ pub(crate) fn truncate(storage: &dyn Storage, path: &Path, len: u64) -> io::Resu
     storage.sync_data(&file)?;
     file.set_len(len)?;
     storage.sync_data(&file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_written_where_nothing_was_behind_small_frames() {
+        let ahead = |offset, written: usize, len| {
+            let file = tempfile::tempfile().unwrap();
+            let (path, written) = (PathBuf::new(), written as u64);
+            Active { file, path, epoch: 1, first: 1, seed: 0, offset, len: 1_000_000, written }.ahead(len)
+        };
+        assert_eq!(ahead(4096, 0, 904), AHEAD - 5000);
+        assert_eq!(ahead(4096, AHEAD, 904), 0, "there are some");
+        assert_eq!(ahead(260_000, AHEAD, AHEAD - 260_000), 0, "the last frame that they suffice for");
+        assert_eq!(ahead(260_000, AHEAD, AHEAD - 260_000 + 1), AHEAD - 1);
+        assert_eq!(ahead(4096, 0, AHEAD / 16), AHEAD - 4096 - AHEAD / 16);
+        assert_eq!(ahead(4096, 0, AHEAD / 16 + 1), 0, "a large frame");
+        assert_eq!(ahead(900_000, 0, 1000), 1_000_000 - 901_000, "no further than the file");
+        assert_eq!(ahead(999_000, 0, 1000), 0);
+    }
 }

@@ -59,6 +59,8 @@ struct Faults {
     /// What opens a file fails for want of a descriptor.
     no_files: AtomicBool,
     syncs: AtomicU64,
+    /// What was written of segments behind their headers: where, and how many bytes.
+    writes: Mutex<Vec<(u64, usize)>>,
     /// While locked, no sync returns.
     gate: Mutex<()>,
 }
@@ -75,6 +77,7 @@ impl Default for Faults {
             no_space: AtomicBool::new(false),
             no_files: AtomicBool::new(false),
             syncs: AtomicU64::new(0),
+            writes: Mutex::default(),
             gate: Mutex::new(()),
         }
     }
@@ -88,6 +91,9 @@ impl Storage for Faults {
     fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         if self.down.load(Ordering::SeqCst) {
             return Err(eio());
+        }
+        if offset > 0 {
+            self.writes.lock().unwrap().push((offset, bytes.len()));
         }
         if self.torn_after.load(Ordering::SeqCst) == u64::MAX || self.torn_after.fetch_sub(1, Ordering::SeqCst) > 0 {
             return FileStorage.write_at(file, bytes, offset);

@@ -1,6 +1,7 @@
 //! What is stored is there: across commits, rolls, restarts and recycling, for readers of any kind.
 
 use super::*;
+use crate::format::{FRAME_HEADER_LEN, HEADER_LEN};
 use crate::{Failure, OpenError, Refused};
 
 #[test]
@@ -144,6 +145,43 @@ fn what_arrives_during_a_sync_is_one_commit() {
     assert!(log.durable().wait(last, LONG));
     let commits = log.shared().metrics.commits.get() - before;
     assert!(commits <= 2, "{commits} commits");
+}
+
+#[test]
+fn small_frames_are_written_over_zeros() {
+    let mut rig = Rig::new();
+    rig.config.segment_bytes = 1 << 20;
+    let (log, _) = rig.open();
+    store_each(&log, 0..400, 10);
+    assert_eq!(rig.segments().len(), 1);
+    let writes = rig.faults.writes.lock().unwrap().clone();
+    let mut end = 0;
+    let mut extensions = 0;
+    for (offset, len) in &writes {
+        let reached = offset + *len as u64;
+        extensions += usize::from(reached > end);
+        end = end.max(reached);
+    }
+    // The first frame, the one that crosses 256 KiB, and zeros behind both.
+    assert_eq!((writes.len(), extensions, end), (402, 4, 512 << 10));
+    drop(log);
+    assert_eq!(read(rig.dir.path()).0, identity(1..4001));
+}
+
+#[test]
+fn large_frames_are_written_once() {
+    let mut rig = Rig::new();
+    rig.config.segment_bytes = 1 << 20;
+    rig.config.commit_bytes = 64 << 10;
+    rig.config.pending_bytes = 128 << 10;
+    let (log, _) = rig.open();
+    let mut batch = Batch::new();
+    (1..41).for_each(|n| push(&mut batch, n, 500));
+    let bytes = batch.bytes();
+    let last = log.appender().append(&mut batch).unwrap();
+    assert!(log.durable().wait(last, LONG));
+    let writes = rig.faults.writes.lock().unwrap().clone();
+    assert_eq!(writes, [(HEADER_LEN as u64, FRAME_HEADER_LEN + bytes)]);
 }
 
 #[test]
