@@ -467,7 +467,7 @@ section! {
     State "state" |c| c.state, {
         /// Memory for pages of the database; what does not fit is read from the system's page cache. auto is 64 MiB, or a tenth of the
         /// file if that is more, and 1 GiB at most, as the file is at the start.
-        cache_bytes: Option<usize> = "auto", AutoSize { min: MIB, max: TIB };
+        cache_bytes: Option<usize> = "auto", AutoSize(Size { min: MIB, max: TIB });
         /// Bytes of changes that may wait for the disk before more are refused.
         pending_bytes: usize = "64 MiB", Size { min: MIB, max: 4 * GIB };
     }

@@ -437,40 +437,31 @@ impl Kind for Size {
 }
 
 /// A size, or `auto`: whoever uses it knows better.
-pub struct AutoSize {
-    /// Smallest.
-    pub min: u64,
-    /// Largest.
-    pub max: u64,
-}
+pub struct AutoSize(pub Size);
 
 impl AutoSize {
-    fn size(&self) -> Size {
-        Size { min: self.min, max: self.max }
-    }
-
     /// Reads a size of the type of its field; `None` is `auto`.
     pub fn read<T: TryFrom<u64>>(&self, given: &Given) -> Result<Option<T>, String> {
-        if given.text() == Some("auto") { Ok(None) } else { self.size().read(given).map(Some) }
+        if given.text() == Some("auto") { Ok(None) } else { self.0.read(given).map(Some) }
     }
 }
 
 impl Kind for AutoSize {
     fn allowed(&self) -> String {
-        format!("\"auto\", or {}", self.size().allowed())
+        format!("\"auto\", or {}", self.0.allowed())
     }
 
     fn bounds(&self) -> String {
-        format!("\"auto\", or {}", self.size().bounds())
+        format!("\"auto\", or {}", self.0.bounds())
     }
 
     fn toml(&self, word: &str) -> String {
-        self.size().toml(word)
+        self.0.toml(word)
     }
 
     #[cfg(test)]
     fn edges(&self) -> Edges {
-        let Edges { mut good, mut bad } = self.size().edges();
+        let Edges { mut good, mut bad } = self.0.edges();
         good.push("auto".into());
         bad.push("Auto".into());
         Edges { good, bad }
