@@ -8,6 +8,7 @@
 //! A machine whose processors never rest serves its disk and its timers later, whatever it is that they do. So as to tell that from the storm's part, the
 //! devices also report beside loops that do nothing but keep every processor busy, with the same low priority.
 
+use std::ffi::OsStr;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -81,15 +82,22 @@ pub(super) fn run(rig: &Rig, args: &Args, table: &mut Table, reports: &mut Vec<V
     Ok(())
 }
 
-/// A loop for every processor, which gets what all others leave.
+/// A program that gets only what all others leave.
+fn idle(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("chrt");
+    command.args(["--idle", "0"]).arg(program).stdin(Stdio::null());
+    command
+}
+
+/// A loop for every processor, at that priority.
 struct Loops(Vec<Child>);
 
 impl Loops {
     fn start() -> Result<Loops> {
         let mut loops = Loops(vec![]);
         for _ in 0..thread::available_parallelism()?.get() {
-            let mut command = Command::new("chrt");
-            command.args(["--idle", "0", "sh", "-c", "while :; do :; done"]).stdin(Stdio::null());
+            let mut command = idle("sh");
+            command.args(["-c", "while :; do :; done"]);
             loops.0.push(command.spawn().context("cannot start a loop")?);
         }
         Ok(loops)
@@ -109,11 +117,10 @@ impl Drop for Loops {
 fn blow(rig: &Rig, server: &Running, batch: u64, measured: &AtomicBool) -> Result<f64> {
     let mut connected = 0.0;
     while !measured.load(Ordering::Relaxed) || connected < STORM {
-        let mut command = Command::new("chrt");
-        command.args(["--idle", "0"]).arg(rig.release.join("tidegate-bench"));
+        let mut command = idle(rig.release.join("tidegate-bench"));
         command.args(["mqtt", "--idle", "--abrupt", "-d", "0.1", "--quiet", "--device-prefix", "storm-"]);
         command.args(["-n", &batch.to_string(), "--connecting", "4096", "--target", &server.address.to_string()]);
-        let output = command.stdin(Stdio::null()).output().context("cannot start a storm")?;
+        let output = command.output().context("cannot start a storm")?;
         if !output.status.success() {
             bail!("the storm failed: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
