@@ -174,6 +174,7 @@ fn large_frames_are_written_once() {
     rig.config.segment_bytes = 1 << 20;
     rig.config.commit_bytes = 64 << 10;
     rig.config.commit_records = 1000;
+    rig.config.pending_bytes = 128 << 10;
     let (log, _) = rig.open();
     store(&log, 1..301);
     let bytes = log.shared().metrics.committed_bytes.get() as usize;
