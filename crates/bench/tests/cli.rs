@@ -37,7 +37,7 @@ fn a_ceiling_runs_by_itself_and_writes_a_report() {
 #[test]
 fn what_cannot_be_done_is_one_line_and_exit_code_2() {
     let nothing = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let cases: [(&[&str], &str); 19] = [
+    let cases: [(&[&str], &str); 20] = [
         (&["coap", "--target", &nothing], "nothing listens on udp"),
         (&["mqtt", "--target", &nothing], "nothing listens on tcp"),
         (&["coap", "--target", "nowhere"], "no HOST:PORT"),
@@ -56,6 +56,7 @@ fn what_cannot_be_done_is_one_line_and_exit_code_2() {
         (&["coap", "--html", "/nonexistent/page.html"], "--html: cannot write"),
         (&["mqtt", "--qos", "0"], "give a --rate"),
         (&["mqtt", "--window", "5000"], "--window 5000 must be 1 to 4096"),
+        (&["mqtt", "--idle", "--open", "0"], "--open 0 would hold nothing"),
         (&["mqtt", "--version", "4"], "give 3 or 5"),
     ];
     for (args, expected) in cases {

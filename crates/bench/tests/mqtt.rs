@@ -2,12 +2,13 @@
 
 mod toy;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tidegate_bench::audit::device_name;
 use tidegate_bench::meter::Counts;
 use tidegate_bench::mqtt::{Outcome, Version, Workload};
 use tidegate_bench::report::{self, Report};
@@ -348,6 +349,26 @@ fn idle_clients_ping_within_their_keep_alive() {
     assert_eq!(outcome.meter.counts, Counts::default());
     let pings = *pings.lock().unwrap();
     assert!(pings >= 40, "each of 20 pings every 750 ms, twice in 1.6 s: {pings}");
+}
+
+#[test]
+fn those_that_connect_take_the_places_of_the_oldest() {
+    let pinged = Arc::new(Mutex::new(BTreeSet::new()));
+    let keep = pinged.clone();
+    let target = broker(move |client, packet, _| {
+        if packet.first & 0xf0 == 0x10 {
+            return Some(vec![connack(Version::V5)]);
+        }
+        keep.lock().unwrap().insert(client.to_owned());
+        Some(vec![vec![0xd0, 0]])
+    });
+    let workload = Workload { publishes: false, abrupt: true, open: 3, keep_alive: 1, ..workload(target, 20) };
+    let plan = Plan { until: Until::Elapsed(Duration::from_millis(1_600)), ..plan(Drive::Window(1), 0) };
+    let outcome = run(&workload, plan);
+    assert_eq!((outcome.connect.connections, outcome.connect.refused), (20, 0));
+    assert_eq!(outcome.meter.counts, Counts::default());
+    let last = (17..20).map(|i| device_name("bench-", i));
+    assert_eq!(*pinged.lock().unwrap(), last.collect());
 }
 
 #[test]

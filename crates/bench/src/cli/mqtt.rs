@@ -37,6 +37,9 @@ pub(super) struct MqttCommand {
     /// Break all connections at the end instead of saying DISCONNECT, as devices do that lose their network.
     #[arg(long)]
     abrupt: bool,
+    /// Connections that are open at a time: while more connect, each new one breaks the oldest. The default is all.
+    #[arg(long, requires = "idle")]
+    open: Option<u32>,
     /// Topic; {device} stands for the client's name.
     #[arg(long, default_value = "telemetry/{device}")]
     topic: String,
@@ -116,6 +119,9 @@ impl MqttCommand {
         if self.connecting == 0 {
             bail!("--connecting 0 would connect nothing; give at least 1");
         }
+        if self.open == Some(0) {
+            bail!("--open 0 would hold nothing; give at least 1");
+        }
         if self.connect_rate.is_nan() || self.connect_rate < 0.0 {
             bail!("--connect-rate {} must be 0 or above", self.connect_rate);
         }
@@ -135,6 +141,7 @@ impl MqttCommand {
             window,
             publishes: !self.idle,
             abrupt: self.abrupt,
+            open: self.open.unwrap_or(self.connections),
             prefix: common.device_prefix.clone(),
             topic: self.topic.clone(),
             payload,

@@ -27,8 +27,9 @@ impl Crowd<'_> {
         let mut connected = Part::begin(self.clock.now());
         let share = self.connections.len() as f64 / f64::from(self.workload.connections);
         let rate = self.workload.connect_rate * share;
-        let under_way = self.workload.under_way();
-        let mut next = 0;
+        let (under_way, at_once) = (self.workload.under_way(), self.workload.open_at_once());
+        // Connections in the order in which they were begun: `oldest..next` are or were open.
+        let (mut oldest, mut next) = (0, 0);
         loop {
             if control.is_abandoned() {
                 bail!("called off");
@@ -40,6 +41,15 @@ impl Crowd<'_> {
                 usize::MAX
             };
             while next < self.connections.len() && self.lifecycle.opening < under_way && next < allowed {
+                if next - oldest == at_once {
+                    match self.connections[oldest].state {
+                        State::Live => self.hang_up(oldest, true, now),
+                        State::Over => {}
+                        // All that are open are under way.
+                        _ => break,
+                    }
+                    oldest += 1;
+                }
                 self.open(next)?;
                 next += 1;
             }

@@ -159,7 +159,7 @@ impl Crowd<'_> {
     }
 
     /// Ends a connection from our side. What was in flight on it is lost.
-    fn hang_up(&mut self, i: usize, abrupt: bool, now: u64) {
+    pub(super) fn hang_up(&mut self, i: usize, abrupt: bool, now: u64) {
         if !abrupt {
             self.output.extend_from_slice(&DISCONNECT);
             self.send(i);

@@ -88,6 +88,8 @@ pub struct Workload {
     pub publishers: Option<u32>,
     /// Connections end with a reset at last, not with DISCONNECT.
     pub abrupt: bool,
+    /// Connections that are open at a time, at least one a thread: while more are set up, each new one resets the oldest.
+    pub open: u32,
     /// The run's identifier.
     pub run: u64,
     /// Clients are called this and their index.
@@ -226,6 +228,7 @@ impl Workload {
             publishes: true,
             publishers: None,
             abrupt: false,
+            open: connections,
             run,
             prefix: "bench-".to_owned(),
             topic: "telemetry/{device}".to_owned(),
@@ -296,12 +299,12 @@ impl Workload {
     /// Raises the limit of open files as far as it goes, and sees whether it and the ports suffice.
     pub(crate) fn check_files(&self) -> anyhow::Result<()> {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
-        let wanted = u64::from(self.connections) + OTHER_FILES;
+        let wanted = u64::from(self.connections.min(self.open)) + OTHER_FILES;
         if wanted > hard {
             bail!(
                 "{} connections need {wanted} open files, the limit is {hard}; use at most {} (--connections, of a scenario --scale or \
                  --processes), or raise it (ulimit -Hn)",
-                self.connections,
+                self.connections.min(self.open),
                 hard.saturating_sub(OTHER_FILES)
             );
         }
@@ -338,6 +341,11 @@ impl Workload {
     /// Connections that one thread may have under way at a time.
     fn under_way(&self) -> usize {
         (self.connecting / self.threads).max(1)
+    }
+
+    /// Connections that one thread may have open at a time.
+    fn open_at_once(&self) -> usize {
+        (self.open as usize / self.threads).max(1)
     }
 
     /// Bytes of generator state a connection.
@@ -384,9 +392,13 @@ impl Workload {
                     _ => Ok(()),
                 }
             })?;
+            let mut connect = seen.report(&seen.stages[0]);
+            // Of those that came only so many are there.
+            let per_open = f64::from(self.connections) / f64::from(self.connections.min(self.open));
+            connect.server_rss_each = connect.server_rss_each.map(|each| each * per_open);
             let mut outcome = Outcome {
                 failure: None,
-                connect: seen.report(&seen.stages[0]),
+                connect,
                 meter: Meter::new(plan.measured()),
                 ledgers: Vec::new(),
                 received: None,
