@@ -146,12 +146,13 @@ impl Committer {
         }
         let end = active.offset + frame.len() as u64;
         let ahead = &self.zeros[..active.ahead(frame.len())];
-        if !ahead.is_empty()
-            && let Err(error) = storage.write_at(&active.file, ahead, end)
-        {
-            return Err(self.fail("writing ahead of commits", &error));
-        }
-        active.written = active.written.max(end + ahead.len() as u64);
+        let zeros = if ahead.is_empty() { Ok(()) } else { storage.write_at(&active.file, ahead, end) };
+        active.written = match zeros {
+            Ok(()) => active.written.max(end + ahead.len() as u64),
+            // A file system that copies what is written over may have none left; zeros are not worth the log, and not tried again.
+            Err(error) if is_out_of_space(&error) => active.len,
+            Err(error) => return Err(self.fail("writing ahead of commits", &error)),
+        };
         if let Err(error) = storage.sync_data(&active.file) {
             return Err(self.fail("syncing a commit", &error));
         }

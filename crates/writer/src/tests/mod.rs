@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -61,6 +62,10 @@ struct Faults {
     syncs: AtomicU64,
     /// What was written of segments behind their headers: where, and how many bytes.
     writes: Mutex<Vec<(u64, usize)>>,
+    /// Files that zeros were written to, each time.
+    zeros: Mutex<Vec<u64>>,
+    /// Writes of zeros fail for want of space, half-way.
+    no_zeros: AtomicBool,
     /// While locked, no sync returns.
     gate: Mutex<()>,
 }
@@ -78,6 +83,8 @@ impl Default for Faults {
             no_files: AtomicBool::new(false),
             syncs: AtomicU64::new(0),
             writes: Mutex::default(),
+            zeros: Mutex::default(),
+            no_zeros: AtomicBool::new(false),
             gate: Mutex::new(()),
         }
     }
@@ -94,6 +101,13 @@ impl Storage for Faults {
         }
         if offset > 0 {
             self.writes.lock().unwrap().push((offset, bytes.len()));
+        }
+        if bytes.iter().all(|byte| *byte == 0) {
+            self.zeros.lock().unwrap().push(file.metadata()?.ino());
+            if self.no_zeros.load(Ordering::SeqCst) {
+                FileStorage.write_at(file, &bytes[..bytes.len() / 2], offset)?;
+                return Err(io::Error::from_raw_os_error(nix::errno::Errno::ENOSPC as i32));
+            }
         }
         if self.torn_after.load(Ordering::SeqCst) == u64::MAX || self.torn_after.fetch_sub(1, Ordering::SeqCst) > 0 {
             return FileStorage.write_at(file, bytes, offset);

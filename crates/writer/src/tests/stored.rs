@@ -1,7 +1,11 @@
 //! What is stored is there: across commits, rolls, restarts and recycling, for readers of any kind.
 
+use std::fs::DirEntry;
+use std::time::Instant;
+
 use super::*;
 use crate::format::HEADER_LEN;
+use crate::segment::SPARE_EXTENSION;
 use crate::{Failure, OpenError, Refused};
 
 #[test]
@@ -180,6 +184,66 @@ fn large_frames_are_written_once() {
     let bytes = log.shared().metrics.committed_bytes.get() as usize;
     assert!(bytes > 16 << 10, "{bytes}");
     assert_eq!(*rig.faults.writes.lock().unwrap(), [(HEADER_LEN as u64, bytes)]);
+}
+
+#[test]
+fn files_get_zeros_in_their_first_use_alone() {
+    let mut rig = Rig::new();
+    rig.config.segment_bytes = 600_000;
+    rig.config.retain = Duration::ZERO;
+    let (log, _) = rig.open();
+    let recycled = log.shared().metrics.segments_recycled.clone();
+    let mut commits = 0;
+    while recycled.get() < 8 {
+        store_each(&log, commits..commits + 50, 20);
+        commits += 50;
+        assert!(commits < 10_000, "{} recycled", recycled.get());
+    }
+    let mut files = BTreeMap::new();
+    rig.faults.zeros.lock().unwrap().iter().for_each(|file| *files.entry(*file).or_insert(0) += 1);
+    // Three times 256 KiB are more than such a file has. The newest ones may not be full yet.
+    assert!(files.values().all(|zeros| *zeros <= 3), "{files:?}");
+    assert!(files.values().filter(|zeros| **zeros == 3).count() >= 2, "{files:?}");
+}
+
+#[test]
+fn spares_of_an_earlier_process_get_zeros() {
+    let mut rig = Rig::new();
+    rig.config.segment_bytes = 1 << 20;
+    let (log, _) = rig.open();
+    store(&log, 1..2);
+    let spares = || -> Vec<u64> {
+        let entries = std::fs::read_dir(rig.dir.path().join("log")).unwrap().map(Result::unwrap);
+        let spare = |entry: &DirEntry| entry.path().extension().is_some_and(|end| end == SPARE_EXTENSION);
+        entries.filter(spare).map(|entry| entry.metadata().unwrap().ino()).collect()
+    };
+    let begin = Instant::now();
+    while spares().is_empty() {
+        assert!(begin.elapsed() < LONG, "no file is allocated in advance");
+        std::thread::yield_now();
+    }
+    drop(log);
+    rig.faults.zeros.lock().unwrap().clear();
+    let spares = spares();
+    let (log, _) = rig.open();
+    store(&log, 2..3);
+    let zeros = rig.faults.zeros.lock().unwrap().clone();
+    assert!(zeros.len() == 1 && spares.contains(&zeros[0]), "{zeros:?} of {spares:?}");
+}
+
+#[test]
+fn no_space_for_zeros_is_no_failure() {
+    let mut rig = Rig::new();
+    rig.config.segment_bytes = 1 << 20;
+    let (log, _) = rig.open();
+    rig.faults.no_zeros.store(true, Ordering::SeqCst);
+    store_each(&log, 0..400, 10);
+    assert_eq!(rig.faults.zeros.lock().unwrap().len(), 1, "not tried again in this segment");
+    drop(log);
+    let (found, errors) = read(rig.dir.path());
+    assert!(errors.is_empty(), "{errors:?}");
+    assert_eq!(found, identity(1..4001));
+    assert_eq!(rig.open().1.last, Seq(4000));
 }
 
 #[test]
