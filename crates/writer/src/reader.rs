@@ -299,7 +299,6 @@ impl Reader {
         let listed = list(&self.dir).map_err(io_error("listing", &self.dir))?;
         let following = listed.iter().find(|(first, epoch, _)| (*first, *epoch) > key).map(|(first, ..)| *first);
         let durable = self.limit.as_ref().is_some_and(|shared| current.frames.next_seq() <= shared.durable().0);
-        let reading = io_error("reading", &current.path);
 
         if following == Some(current.frames.next_seq()) {
             // Its writer died before it sealed it, or is about to.
@@ -307,7 +306,8 @@ impl Reader {
             return Ok(true);
         }
         if following.is_none() && !durable {
-            let modified = current.frames.file().metadata().and_then(|m| m.modified()).map_err(reading)?;
+            let modified = current.frames.file().metadata().and_then(|m| m.modified());
+            let modified = modified.map_err(io_error("reading", &current.path))?;
             let seen = (current.path.clone(), current.frames.offset(), modified);
             let since = match self.stands {
                 Some((end, since)) if end == current.frames.next_seq() => since,
@@ -344,6 +344,11 @@ impl Reader {
                 }
                 self.looked = Some(seen);
             }
+        }
+        if !is_at(&current.path, current.inode) {
+            // It was removed meanwhile, and its file may have been used again before it was read.
+            self.current = None;
+            return Ok(true);
         }
         Err(ReadError::Damaged { segment: current.path.clone(), offset, problem: problem.into() })
     }

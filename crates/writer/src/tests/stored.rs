@@ -297,6 +297,25 @@ fn a_follower_goes_through_rolls_restarts_removal_and_recycling() {
 }
 
 #[test]
+fn what_was_removed_while_it_was_read_is_not_called_damaged() {
+    let mut rig = Rig::new();
+    rig.config.retain = Duration::ZERO;
+    let (log, _) = rig.open();
+    let mut external = Reader::open(rig.dir.path(), Seq::NONE).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                let (_, errors) = drain(&mut external);
+                assert!(errors.iter().all(|error| matches!(error, ReadError::Gap { .. })), "{errors:?}");
+            }
+        });
+        store_each(&log, 0..20_000, 20);
+        done.store(true, Ordering::SeqCst);
+    });
+}
+
+#[test]
 fn a_reader_that_was_overtaken_by_removal_is_told_so() {
     let mut rig = Rig::new();
     rig.config.retain = Duration::ZERO;
