@@ -270,7 +270,7 @@ impl Committer {
 }
 
 /// Bytes of records that a segment can still take in one frame.
-fn usable(active: &Active) -> u64 {
+pub(crate) fn usable(active: &Active) -> u64 {
     active.room().saturating_sub(2 * FRAME_HEADER_LEN as u64)
 }
 
