@@ -30,8 +30,10 @@ pub(crate) type SetUp = anyhow::Result<Part>;
 /// The first stage of one thread, or of all.
 #[derive(Debug)]
 pub(crate) struct Part {
-    /// Connections or associations that stand.
+    /// Connections or associations that stood.
     pub(crate) set_up: u32,
+    /// How many of them ended to make room for others.
+    pub(crate) replaced: u32,
     pub(crate) refused: u32,
     /// What the server said to one that it refused.
     pub(crate) reason: Option<String>,
@@ -44,7 +46,7 @@ pub(crate) struct Part {
 
 impl Part {
     pub(crate) fn begin(now: u64) -> Part {
-        Part { set_up: 0, refused: 0, reason: None, first: now, last: 0, latency: histogram() }
+        Part { set_up: 0, replaced: 0, refused: 0, reason: None, first: now, last: 0, latency: histogram() }
     }
 
     /// One that was begun at `since` stands.
@@ -56,6 +58,7 @@ impl Part {
 
     pub(crate) fn add(&mut self, other: &Part) {
         self.set_up += other.set_up;
+        self.replaced += other.replaced;
         self.refused += other.refused;
         self.reason = self.reason.take().or_else(|| other.reason.clone());
         self.first = self.first.min(other.first);
@@ -67,7 +70,7 @@ impl Part {
     /// What the report says of it.
     pub(crate) fn report(&self, before: Option<Sample>, after: Option<Sample>, settled: Option<Sample>) -> Connect {
         let seconds = self.last.saturating_sub(self.first).max(1) as f64 / SECOND as f64;
-        let each = f64::from(self.set_up);
+        let (each, open) = (f64::from(self.set_up), f64::from((self.set_up - self.replaced).max(1)));
         let cpu = before.zip(after).map(|(before, after)| after.cpu_millis.saturating_sub(before.cpu_millis) as f64);
         Connect {
             connections: self.set_up,
@@ -78,7 +81,7 @@ impl Part {
             server_cpu_micros_each: cpu.map(|millis| millis * 1_000.0 / each),
             server_rss_before: before.map(|sample| sample.rss),
             server_rss_after: settled.map(|sample| sample.rss),
-            server_rss_each: before.zip(settled).map(|(before, after)| (after.rss as f64 - before.rss as f64) / each),
+            server_rss_each: before.zip(settled).map(|(before, after)| (after.rss as f64 - before.rss as f64) / open),
         }
     }
 }
@@ -242,4 +245,18 @@ fn await_all(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_that_of_those_who_stayed() {
+        let part = Part { set_up: 20, replaced: 17, ..Part::begin(0) };
+        let sample = |rss, cpu_millis| Some(Sample { rss, cpu_millis, ..Sample::default() });
+        let report = part.report(sample(1_000, 0), sample(0, 1), sample(1_300, 0));
+        assert_eq!((report.connections, report.server_rss_each), (20, Some(100.0)));
+        assert_eq!(report.server_cpu_micros_each, Some(50.0), "all took their time");
+    }
 }

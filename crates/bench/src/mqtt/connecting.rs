@@ -43,7 +43,10 @@ impl Crowd<'_> {
             while next < self.connections.len() && self.lifecycle.opening < under_way && next < allowed {
                 if next - oldest == at_once {
                     match self.connections[oldest].state {
-                        State::Live => self.hang_up(oldest, true, now),
+                        State::Live => {
+                            self.hang_up(oldest, true, now);
+                            connected.replaced += 1;
+                        }
                         State::Over => {}
                         // All that are open are under way.
                         _ => break,

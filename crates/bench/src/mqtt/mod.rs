@@ -392,13 +392,9 @@ impl Workload {
                     _ => Ok(()),
                 }
             })?;
-            let mut connect = seen.report(&seen.stages[0]);
-            // Of those that came only so many are there.
-            let per_open = f64::from(self.connections) / f64::from(self.connections.min(self.open));
-            connect.server_rss_each = connect.server_rss_each.map(|each| each * per_open);
             let mut outcome = Outcome {
                 failure: None,
-                connect,
+                connect: seen.report(&seen.stages[0]),
                 meter: Meter::new(plan.measured()),
                 ledgers: Vec::new(),
                 received: None,
