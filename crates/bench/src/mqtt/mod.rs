@@ -299,12 +299,12 @@ impl Workload {
     /// Raises the limit of open files as far as it goes, and sees whether it and the ports suffice.
     pub(crate) fn check_files(&self) -> anyhow::Result<()> {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
-        let wanted = u64::from(self.connections.min(self.open)) + OTHER_FILES;
+        let open = self.connections.min(self.open);
+        let wanted = u64::from(open) + OTHER_FILES;
         if wanted > hard {
             bail!(
-                "{} connections need {wanted} open files, the limit is {hard}; use at most {} (--connections, of a scenario --scale or \
+                "{open} connections need {wanted} open files, the limit is {hard}; use at most {} (--connections, of a scenario --scale or \
                  --processes), or raise it (ulimit -Hn)",
-                self.connections.min(self.open),
                 hard.saturating_sub(OTHER_FILES)
             );
         }
@@ -312,11 +312,10 @@ impl Workload {
             setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files")?;
         }
         let ports = ephemeral_ports().saturating_sub(OTHER_PORTS);
-        if self.sources() == 1 && self.connections > ports {
+        if self.sources() == 1 && open > ports {
             bail!(
-                "{} connections to {} need more ports than the {ports} of one source address; use at most so many (--connections, of a \
+                "{open} connections to {} need more ports than the {ports} of one source address; use at most so many (--connections, of a \
                  scenario --scale), or widen net.ipv4.ip_local_port_range",
-                self.connections,
                 self.target
             );
         }
