@@ -117,7 +117,7 @@ impl Committer {
     /// segment can take, and one at least.
     fn cut(&self, buffer: &[u8], start: usize, count: u64) -> (usize, u32) {
         let config = &self.shared.config;
-        let room = self.active.as_ref().map_or(0, |active| usable(active) as usize);
+        let room = self.active.as_ref().map_or(0, |active| active.usable() as usize);
         let most_bytes = config.commit_bytes.min(room);
         if buffer.len() - start <= most_bytes && count <= u64::from(config.commit_records) {
             return (buffer.len(), count as u32);
@@ -163,7 +163,7 @@ impl Committer {
         {
             let mut queue = lock(&shared.queue);
             queue.pending -= bytes;
-            queue.room = usable(active);
+            queue.room = active.usable();
             shared.publish(&queue);
             shared.metrics.pending_bytes.set(queue.pending as i64);
             shared.metrics.next_seq.set(queue.next as i64);
@@ -197,7 +197,7 @@ impl Committer {
                 match segment::begin(&*config.storage, &shared.dir, &spare, &config.node, shared.epoch, self.next) {
                     Ok(active) => {
                         lock(&shared.files).active_len = active.len;
-                        lock(&shared.queue).room = usable(&active);
+                        lock(&shared.queue).room = active.usable();
                         self.active = Some(active);
                         shared.kick_keeper();
                         return Ok(());
@@ -267,11 +267,6 @@ impl Committer {
             tracing::warn!(segment = %path.display(), %error, "truncating the last segment");
         }
     }
-}
-
-/// Bytes of records that a segment can still take in one frame.
-pub(crate) fn usable(active: &Active) -> u64 {
-    active.room().saturating_sub(2 * FRAME_HEADER_LEN as u64)
 }
 
 /// Whether an error only says that the disk, or the owner's share of it, is full.

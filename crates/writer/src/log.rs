@@ -337,7 +337,7 @@ fn first_segment(shared: &Arc<Shared>, next: u64) -> Result<Option<segment::Acti
     let config = &shared.config;
     let active = segment::begin(&*config.storage, &shared.dir, &spare, &config.node, shared.epoch, next);
     let active = active.map_err(io_error("beginning a segment in", &shared.dir))?;
-    lock(&shared.queue).room = commit::usable(&active);
+    lock(&shared.queue).room = active.usable();
     let mut files = lock(&shared.files);
     files.active_len = active.len;
     files.sealed.retain(|segment| {

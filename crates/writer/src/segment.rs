@@ -12,7 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::format::{HEADER_LEN, Header, parse_file_name, seal_frame};
+use crate::format::{FRAME_HEADER_LEN, HEADER_LEN, Header, parse_file_name, seal_frame};
 use crate::storage::Storage;
 
 /// Directory of the segments in the data directory.
@@ -67,7 +67,7 @@ pub(crate) struct Active {
     pub(crate) offset: u64,
     /// Allocated bytes; `offset` never passes it.
     pub(crate) len: u64,
-    /// How far the file was written, whatever with; what is only allocated is behind.
+    /// How far the file was written, whatever with; what is only allocated is behind. All of it counts as written where there is no space for zeros.
     pub(crate) written: u64,
 }
 
@@ -142,6 +142,11 @@ impl Active {
     /// Bytes that a frame may still take, a seal behind it included.
     pub(crate) fn room(&self) -> u64 {
         self.len - self.offset
+    }
+
+    /// Bytes of records that it can still take in one frame.
+    pub(crate) fn usable(&self) -> u64 {
+        self.room().saturating_sub(2 * FRAME_HEADER_LEN as u64)
     }
 
     /// Writes the seal; `next` is the sequence number that the next segment begins with. It need not be durable: without it the
