@@ -3,15 +3,6 @@
 use super::*;
 use crate::{OpenError, Pressure, Refused};
 
-/// Waits until `condition` holds; the keeper looks by itself several times a second.
-fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = std::time::Instant::now() + LONG;
-    while !condition() {
-        assert!(std::time::Instant::now() < deadline, "{what} never came");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 /// Appends single records until one is refused for another reason than the disk's pace; returns the next number and the reason.
 fn fill(log: &Log, mut next: u64) -> (u64, Refused) {
     let (appender, durable) = (log.appender(), log.durable());

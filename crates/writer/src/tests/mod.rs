@@ -257,6 +257,15 @@ fn store_each(log: &Log, commits: std::ops::Range<u64>, size: u64) {
     }
 }
 
+/// Waits until `condition` holds; the keeper looks by itself several times a second.
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + LONG;
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "{what} never came");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// All that a reader of another process sees: number by sequence number, and the errors that it was told.
 fn read(dir: &Path) -> (BTreeMap<u64, u64>, Vec<ReadError>) {
     drain(&mut Reader::open(dir, Seq::NONE).unwrap())

@@ -1,7 +1,6 @@
 //! What is stored is there: across commits, rolls, restarts and recycling, for readers of any kind.
 
 use std::fs::DirEntry;
-use std::time::Instant;
 
 use super::*;
 use crate::format::HEADER_LEN;
@@ -217,11 +216,7 @@ fn spares_of_an_earlier_process_get_zeros() {
         let spare = |entry: &DirEntry| entry.path().extension().is_some_and(|end| end == SPARE_EXTENSION);
         entries.filter(spare).map(|entry| entry.metadata().unwrap().ino()).collect()
     };
-    let begin = Instant::now();
-    while spares().is_empty() {
-        assert!(begin.elapsed() < LONG, "no file is allocated in advance");
-        std::thread::yield_now();
-    }
+    until("a file that is allocated in advance", || !spares().is_empty());
     drop(log);
     rig.faults.zeros.lock().unwrap().clear();
     let spares = spares();
